@@ -1,0 +1,254 @@
+/* backend.h -- the waist: one table of operations, a backend for each kind of device.
+ *
+ * The engine (backend-independent, core/engine) asks for memory, loads weights and calls operations in order on one queue; it
+ * never dereferences a device pointer. An operation is one row of MOA_OP_MAP with one argument struct; adding a row
+ * makes the compiler name every backend that lacks it. The CPU backend has a plain double-accumulating reference of every
+ * operation (core/cpu/ref_*.c), which is what all others are tested against.
+ *
+ * All activations are float32, row-major, rows of tokens. Operations are asynchronous on the backend's queue and run in
+ * order; download() and sync() wait. Arguments passed by value are fixed in a recorded step; what changes from step to step
+ * (ids, positions, page tables, spans) is read from device memory, so that a decode step can be recorded once (a CUDA graph)
+ * and replayed without host work. */
+#ifndef MOA_ENGINE_BACKEND_H
+#define MOA_ENGINE_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/status.h"
+#include "core/engine/spans.h"
+#include "core/model/model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct moa_backend moa_backend;       /* a device, its queue and memory */
+typedef struct moa_dev_weight moa_dev_weight; /* a weight as the backend keeps it (packed its own way) */
+
+typedef enum moa_kv_type { MOA_KV_F16, MOA_KV_F32 } moa_kv_type;
+static inline size_t moa_kv_elem_bytes(moa_kv_type t) { return t == MOA_KV_F32 ? 4 : 2; }
+
+/* One layer's view of the KV cache. A page is [K: 64 x d_head][V: 64 x d_head] of kv elements, one KV head's 64 tokens. */
+typedef struct moa_kv_view {
+    void *pool;             /* device: pages, one after the other */
+    const int32_t *table;   /* device: (n_seq, n_head_kv, max_pages) page index in the pool, -1: freed or not yet there.
+                             * A sequence's block of this layer starts at table + seq * table_seq_stride */
+    int64_t table_seq_stride; /* elements from one sequence to the next */
+    int32_t n_head_kv, d_head, max_pages;
+    moa_kv_type type;
+} moa_kv_view;
+
+/* --- what attention can tell about itself, all from its own softmax ------------------------------------------------ */
+
+enum { MOA_STAT_ENTROPY, /* nats */
+       MOA_STAT_SINK,    /* mass on keys j < 64 */
+       MOA_STAT_WINDOW,  /* mass on keys j >= 64 inside the measured span: i - j < measure_span - 64 */
+       MOA_STAT_DISTANCE,/* mean of i - j over all visible keys, tokens */
+       MOA_STAT_LSE,     /* log of the sum of exp(score), nats */
+       MOA_N_STAT };
+enum { MOA_HIST_BUCKETS = 8 }; /* the run's N tokens in 8 equal ranges of query position */
+
+/* NULL pointers: not wanted. All device memory. Off must cost nothing. */
+typedef struct moa_probe {
+    float *stat;                 /* (n_tok, n_head, MOA_N_STAT), written */
+    const int32_t *measure_span; /* (n_head) span that WINDOW is measured with; NULL: the span attended with */
+    float *hist;                 /* (n_head, MOA_HIST_BUCKETS, 1 + n_bin), ADDED to: [0] sink mass, [1+d] mass on keys j >= 64
+                                  * with (i-j)/64 == d; distances beyond the last bin go to the last */
+    int32_t n_bin;
+    int32_t bucket_tok; /* query i counts in bucket min(i / bucket_tok, 7) */
+} moa_probe;
+
+/* --- operations: name, what it does -------------------------------------------------------------------------------- */
+
+#define MOA_OP_MAP(X)                                                                                        \
+    X(embed, "rows of the embedding table, dequantised")                                                     \
+    X(rmsnorm, "y = x / sqrt(mean(x^2) + eps) * w")                                                          \
+    X(matmul, "y = x W^T (+ bias) (+ y)")                                                                    \
+    X(rope, "rotary position embedding, in place")                                                           \
+    X(kv_store, "append new K and V rows to their pages")                                                    \
+    X(attn_prefill, "attention of consecutive queries of one sequence over its pages, per-head spans")       \
+    X(attn_decode, "attention of one query each of several sequences over their pages, per-head spans")      \
+    X(silu_mul, "y = silu(gate) * up")                                                                       \
+    X(add, "y += x")                                                                                         \
+    X(capture, "copy q and k rows of a layer to the capture buffers, for maps")                              \
+    X(attn_map, "attention of one head over a region, summed into cells")
+
+typedef struct moa_args_embed {
+    const moa_dev_weight *w; /* (n_vocab, d_model) */
+    const int32_t *ids;      /* device (n_tok), in range */
+    float *y;                /* (n_tok, d_model) */
+    int32_t n_tok;
+} moa_args_embed;
+
+typedef struct moa_args_rmsnorm {
+    const float *x; /* (n_tok, n) */
+    const moa_dev_weight *w; /* (n) */
+    float *y;       /* (n_tok, n), may be x */
+    int32_t n_tok, n;
+    float eps;
+} moa_args_rmsnorm;
+
+typedef struct moa_args_matmul {
+    const float *x; /* (n_tok, n_in) */
+    const moa_dev_weight *w;    /* (n_out, n_in) */
+    const moa_dev_weight *bias; /* (n_out) or NULL */
+    float *y;        /* (n_tok, n_out) */
+    int32_t n_tok;
+    bool accumulate; /* add to y instead of overwriting it: the residual */
+} moa_args_matmul;
+
+typedef struct moa_args_rope {
+    float *x;           /* (n_tok, n_head, d_head) */
+    const int32_t *pos; /* device (n_tok) */
+    const moa_dev_weight *freq_factors; /* (rope_dim/2), divide the frequencies; or NULL */
+    int32_t n_tok, n_head, d_head, rope_dim;
+    moa_rope_kind kind;
+    float theta, scale;
+} moa_args_rope;
+
+typedef struct moa_args_kv_store {
+    const float *k, *v; /* (n_tok, n_head_kv, d_head) */
+    moa_kv_view kv;
+    const int32_t *seq; /* device (n_tok): which sequence each row belongs to; NULL: all sequence 0 */
+    const int32_t *pos; /* device (n_tok) */
+    int32_t n_tok;
+} moa_args_kv_store;
+
+typedef struct moa_args_attn_prefill {
+    const float *q; /* (n_tok, n_head, d_head): positions pos0 .. pos0 + n_tok - 1 of sequence seq, already stored in kv */
+    float *o;       /* (n_tok, n_head, d_head) */
+    moa_kv_view kv;
+    const int32_t *span; /* device (n_head) */
+    const int32_t *span_host; /* the same on the host, for planning the work */
+    int32_t seq, pos0, n_tok, n_head;
+    float scale; /* of q.k: 1/sqrt(d_head) */
+    moa_probe probe;
+} moa_args_attn_prefill;
+
+typedef struct moa_args_attn_decode {
+    const float *q; /* (n_seq, n_head, d_head): row s is the newest token of sequence s, already stored in kv */
+    float *o;       /* (n_seq, n_head, d_head) */
+    moa_kv_view kv;
+    const int32_t *pos;  /* device (n_seq): position of each query; < 0: idle row, o is zero */
+    const int32_t *span; /* device (n_seq, n_head); sequence s starts at span + s * span_seq_stride */
+    int64_t span_seq_stride;
+    int32_t n_seq, n_head;
+    float scale;
+    moa_probe probe; /* stat is (n_seq, n_head, MOA_N_STAT); hist sums over sequences */
+} moa_args_attn_decode;
+
+typedef struct moa_args_silu_mul {
+    const float *gate, *up; /* (n) */
+    float *y;               /* (n), may be gate or up */
+    int64_t n;
+} moa_args_silu_mul;
+
+typedef struct moa_args_add {
+    const float *x; /* (n) */
+    float *y;       /* (n) */
+    int64_t n;
+} moa_args_add;
+
+/* Captured q and k of one layer of one sequence, after RoPE: what maps are computed from, long after the pages are freed. */
+typedef struct moa_args_capture {
+    const float *q, *k; /* (n_tok, n_head, d_head), (n_tok, n_head_kv, d_head) */
+    float *cap_q;       /* (n_head, max_tok, d_head) float32 */
+    float *cap_k;       /* (n_head_kv, max_tok, d_head) float32, rounded to the KV type first so that maps match the run */
+    const int32_t *pos; /* device (n_tok): rows to write */
+    int32_t n_tok, n_head, n_head_kv, d_head, max_tok;
+    moa_kv_type type;
+} moa_args_capture;
+
+/* Attention of one head under a span, as cells: rows x cols equal-ish ranges of queries [q0,q1) and keys [k0,k1).
+ * Row r covers queries q0 + r*(q1-q0)/rows .. q0 + (r+1)*(q1-q0)/rows - 1 (integer division), columns alike. rows <= q1-q0. */
+typedef struct moa_args_attn_map {
+    const float *q; /* (max_tok, d_head) of the head, from a capture */
+    const float *k; /* (max_tok, d_head) of its KV head */
+    int32_t d_head, span;
+    int32_t q0, q1, k0, k1, rows, cols;
+    float scale;
+    float *mass; /* (rows, cols): sum of A over the cell's queries and keys */
+    float *max;  /* (rows, cols): largest single A of the cell, 0 where nothing is visible; or NULL */
+    float *stat; /* (rows, MOA_N_STAT): means over the row's queries (WINDOW by measure_span); or NULL */
+    int32_t measure_span;
+} moa_args_attn_map;
+
+/* --- the driver part ------------------------------------------------------------------------------------------------- */
+
+typedef struct moa_device_info {
+    char name[96];        /* "NVIDIA H100 80GB HBM3", "CPU AMD EPYC, 2 threads, AVX-512" */
+    uint64_t memory_bytes, free_bytes; /* 0: not known */
+    int32_t sm;           /* compute capability * 10; 0 on the CPU */
+} moa_device_info;
+
+typedef struct moa_backend_config {
+    int32_t device;    /* ordinal */
+    int32_t n_threads; /* CPU: 0 = all cores this process may use */
+    bool reference;    /* CPU: the double-accumulating reference for every operation */
+} moa_backend_config;
+
+typedef struct moa_backend_vtable {
+    uint32_t abi;     /* MOA_BACKEND_ABI */
+    const char *name; /* "cpu", "cuda" */
+    void (*close)(moa_backend *b); /* frees everything allocated from it */
+    moa_status (*info)(moa_backend *b, moa_device_info *out, moa_err *err);
+
+    moa_status (*alloc)(moa_backend *b, size_t bytes, void **out, moa_err *err); /* 256-byte aligned, content undefined */
+    void (*free)(moa_backend *b, void *memory);                                  /* NULL is fine */
+    moa_status (*upload)(moa_backend *b, void *dst, const void *host, size_t bytes, moa_err *err);   /* in queue order; host
+                                                                                         may be reused on return */
+    moa_status (*download)(moa_backend *b, void *host, const void *src, size_t bytes, moa_err *err); /* waits */
+    moa_status (*zero)(moa_backend *b, void *dst, size_t bytes, moa_err *err);
+    moa_status (*sync)(moa_backend *b, moa_err *err);
+
+    /* Takes a weight as stored and keeps its own form of it; the host data may go afterwards. keep_host: the host data outlives
+     * the backend, so that the CPU may use it in place. */
+    moa_status (*weight_load)(moa_backend *b, const moa_weight *w, bool keep_host, moa_dev_weight **out, moa_err *err);
+    void (*weight_free)(moa_backend *b, moa_dev_weight *w); /* NULL is fine */
+
+    /* Recording of a fixed sequence of operations (a decode step). record_begin .. operations .. record_end gives a handle that
+     * replay() runs. NULL members: the backend cannot, the engine then calls the operations each step. */
+    moa_status (*record_begin)(moa_backend *b, moa_err *err);
+    moa_status (*record_end)(moa_backend *b, void **recording, moa_err *err);
+    moa_status (*replay)(moa_backend *b, void *recording, moa_err *err);
+    void (*recording_free)(moa_backend *b, void *recording);
+
+#define X(name, text) moa_status (*name)(moa_backend * b, const struct moa_args_##name *args, moa_err *err);
+    MOA_OP_MAP(X)
+#undef X
+} moa_backend_vtable;
+
+/* Every backend's struct begins with this. */
+struct moa_backend {
+    const moa_backend_vtable *vt;
+};
+
+enum { MOA_BACKEND_ABI = 1 };
+
+/* What a loadable backend module (libmoascope-cuda.so) exports under the name "moa_backend_module". */
+typedef struct moa_backend_module {
+    uint32_t abi;
+    const char *built_for; /* "sm_80, sm_90a, PTX 9.0" */
+    /* number of devices; 0 with the reason in err when there is none to use */
+    int32_t (*n_devices)(moa_err *err);
+    moa_status (*device_info)(int32_t device, moa_device_info *out, moa_err *err);
+    moa_status (*open)(moa_backend **out, const moa_backend_config *config, moa_err *err);
+} moa_backend_module;
+
+moa_status moa_cpu_open(moa_backend **out, const moa_backend_config *config, moa_err *err);
+
+/* Loads the CUDA module once (beside the executable, in ../lib/moascope of it, or $MOASCOPE_CUDA_MODULE); NULL and why it is not there. */
+const moa_backend_module *moa_cuda_module(moa_err *err);
+
+/* Opens by the command line's words: "auto", "cpu", "cuda", "cuda:1". why (bytes why_bytes): one clause that says which device
+ * was taken and why ("no NVIDIA driver: continuing on the CPU"). */
+moa_status moa_backend_open(moa_backend **out, const char *device, const moa_backend_config *config, char *why,
+                            size_t why_bytes, moa_err *err);
+void moa_backend_close(moa_backend **b);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

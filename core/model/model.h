@@ -1,0 +1,95 @@
+/* model.h -- a language model as read from a file: shapes, weights still packed as stored, tokenizer.
+ *
+ *   x = embed[id]                                                     (n_tok, d_model)
+ *   for each layer:  x += Wo attn(rope(Wq n), rope(Wk n), Wv n)       n = rmsnorm(x, attn_norm)
+ *                    x += Wdown (silu(Wgate m) * (Wup m))             m = rmsnorm(x, ffn_norm)
+ *   logits = Wout rmsnorm(x, out_norm)                                (n_tok, n_vocab)
+ *
+ * A family (core/model/arch/NAME.c) says how its file spells the hyper-parameters and tensors. */
+#ifndef MOA_MODEL_MODEL_H
+#define MOA_MODEL_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/status.h"
+#include "core/model/dtype.h"
+#include "core/model/tokenizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum moa_rope_kind {
+    MOA_ROPE_PAIRS,  /* rotates (x[2i], x[2i+1]): llama files */
+    MOA_ROPE_HALVES, /* rotates (x[i], x[i + rope_dim/2]): qwen2 files ("NEOX") */
+} moa_rope_kind;
+
+typedef struct moa_shape {
+    int32_t n_layer, n_head, n_head_kv; /* n_head a multiple of n_head_kv */
+    int32_t d_head;                     /* elements of one head's q, k, v */
+    int32_t d_model, d_ff, n_vocab;
+    int32_t n_ctx;    /* tokens the model was trained for */
+    int32_t rope_dim; /* elements of a head that rotate, even, <= d_head */
+    moa_rope_kind rope_kind;
+    float rope_theta;
+    float rope_scale; /* positions are multiplied by this (linear scaling); 1 = none */
+    float rms_eps;
+} moa_shape;
+
+/* A matrix or vector as stored: n_out rows of n_in elements, rows packed one after the other.
+ * data is borrowed from the model; NULL means the model has no such tensor (a bias, say). */
+typedef struct moa_weight {
+    const char *name; /* "blk.3.attn_q.weight" */
+    moa_dtype type;
+    int32_t n_out, n_in; /* a vector: n_out = 1 */
+    const void *data;
+    size_t bytes;
+} moa_weight;
+
+typedef struct moa_layer {
+    moa_weight attn_norm;     /* (d_model) */
+    moa_weight wq, wk, wv;    /* (n_head*d_head, d_model), (n_head_kv*d_head, d_model) twice */
+    moa_weight bq, bk, bv;    /* vectors, or absent */
+    moa_weight wo;            /* (d_model, n_head*d_head) */
+    moa_weight ffn_norm;      /* (d_model) */
+    moa_weight gate, up;      /* (d_ff, d_model) */
+    moa_weight down;          /* (d_model, d_ff) */
+} moa_layer;
+
+typedef struct moa_model {
+    char *path;        /* owned, as given */
+    char *name;        /* general.name, or the file's stem; owned; untrusted text */
+    char *arch;        /* "llama", "qwen2"; owned */
+    char *quant;       /* most used weight type by bytes, "Q4_1"; owned */
+    char fingerprint[65]; /* SHA-256 of the file's header (metadata and tensor table), hex */
+    uint64_t weight_bytes; /* bytes of all tensors as stored */
+    uint64_t n_param;
+    moa_shape shape;
+    moa_weight embed;      /* (n_vocab, d_model) */
+    moa_weight rope_freqs; /* (rope_dim/2) float factors that divide the frequencies, or absent */
+    moa_layer *layers;     /* n_layer, owned */
+    moa_weight out_norm;   /* (d_model) */
+    moa_weight output;     /* (n_vocab, d_model); the same data as embed when tied */
+    bool tied;
+    char *chat_template;   /* Jinja text of the file or NULL; owned; untrusted */
+    moa_tokenizer *tokenizer; /* owned */
+    void *store;           /* owned: the memory the weights lie in */
+} moa_model;
+
+/* Called during long loading; return false to cancel. done and total in bytes. */
+typedef bool (*moa_progress_fn)(void *user, uint64_t done, uint64_t total);
+
+/* Opens a GGUF file (v2/v3). Refuses what is not supported and says what: the architecture, the tensor, the type.
+ * header_only: everything but the weights' data (weights have name, type, shape; data NULL, bytes set). */
+moa_status moa_model_open(moa_model **out, const char *path, bool header_only, moa_progress_fn progress, void *user,
+                          moa_err *err);
+void moa_model_close(moa_model **model); /* accepts NULL and half-built; nulls the pointer */
+
+/* MODEL of the command line -> path: a file, or a name in the usual folders (./models, the program's cache, ~/models, ...) */
+moa_status moa_model_find(const char *name_or_path, char *out, size_t out_bytes, moa_err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
