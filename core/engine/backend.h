@@ -201,6 +201,7 @@ typedef struct moa_backend_vtable {
                                                                                          may be reused on return */
     moa_status (*download)(moa_backend *b, void *host, const void *src, size_t bytes, moa_err *err); /* waits */
     moa_status (*zero)(moa_backend *b, void *dst, size_t bytes, moa_err *err);
+    moa_status (*copy)(moa_backend *b, void *dst, const void *src, size_t bytes, moa_err *err); /* device to device, no overlap */
     moa_status (*sync)(moa_backend *b, moa_err *err);
 
     /* Takes a weight as stored and keeps its own form of it; the host data may go afterwards. keep_host: the host data outlives

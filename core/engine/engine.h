@@ -1,0 +1,138 @@
+/* engine.h -- runs a model on a backend: sequences of tokens whose KV cache keeps, per KV head, just what its rules may still see.
+ *
+ *   engine   one model on one device: weights, workspace, the page pool
+ *   seq      one conversation: its tokens, spans, page tables, what the probe gathered, what maps are made from
+ *
+ * A forward call takes n tokens: for each chunk and layer it stores the chunk's K and V, attends, then frees the pages no head
+ * of the group can see again. Prefill and decode are the same call; one token takes the decode operations.
+ * One thread at a time per engine. Everything here is backend-independent. */
+#ifndef MOA_ENGINE_ENGINE_H
+#define MOA_ENGINE_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/status.h"
+#include "core/engine/backend.h"
+#include "core/engine/spans.h"
+#include "core/model/model.h"
+
+typedef struct moa_engine moa_engine;
+typedef struct moa_seq moa_seq;
+
+typedef struct moa_engine_config {
+    moa_kv_type kv_type;          /* default MOA_KV_F16 */
+    int32_t chunk;                /* tokens a prefill step takes at most; 0: 512 */
+    uint64_t capture_limit_bytes; /* most memory the captured q and k of a sequence may take; 0: 1 GiB */
+} moa_engine_config;
+
+/* model is borrowed until the engine is closed; backend is moved in: closed with the engine, also when open fails. */
+moa_status moa_engine_open(moa_engine **out, const moa_model *model, moa_backend *backend, const moa_engine_config *config,
+                           moa_progress_fn progress, void *user, moa_err *err);
+void moa_engine_close(moa_engine **e); /* its sequences must be closed before */
+const moa_model *moa_engine_model(const moa_engine *e);
+moa_backend *moa_engine_backend(const moa_engine *e);
+
+/* Device memory this engine would take for a run, before taking it: weights, workspace, KV at its peak. Bytes. */
+typedef struct moa_memory_need {
+    uint64_t weights, workspace, kv, capture;
+} moa_memory_need;
+moa_status moa_engine_need(const moa_engine *e, const moa_rule *rules, int32_t n_reserved, int32_t n_prompt, bool capture,
+                           moa_memory_need *out, moa_err *err);
+
+/* --- KV memory by formula: the same figures for the screen, the batch output and the tests ------------------------------ */
+
+typedef struct moa_kv_bytes {
+    uint64_t plan;  /* grouped: each KV head keeps the widest span of its group */
+    uint64_t dense; /* dense with GQA */
+    uint64_t mha;   /* dense expanded to one KV head per query head */
+} moa_kv_bytes;
+/* after n_past tokens of a run that reserved n_reserved; rules (n_layer, n_head) or NULL: dense. In whole pages. */
+moa_kv_bytes moa_kv_formula(const moa_shape *shape, moa_kv_type type, const moa_rule *rules, int32_t n_reserved, int32_t n_past);
+
+/* --- a sequence --------------------------------------------------------------------------------------------------------- */
+
+enum { MOA_WATCH_STATS = 1,   /* per-head statistics and distance histograms */
+       MOA_WATCH_CAPTURE = 2, /* keep q and k so that any map can be made later */ };
+
+moa_status moa_seq_open(moa_seq **out, moa_engine *e, moa_err *err);
+void moa_seq_close(moa_seq **s);
+
+/* Forgets all tokens; pages go back to the pool. */
+void moa_seq_reset(moa_seq *s);
+
+/* Rules (n_layer, n_head; NULL: dense) and N for what comes next; spans = moa_span(rule, n_reserved). n_reserved must not be
+ * smaller than the tokens already there and not above the model's context (E_INVALID with the numbers).
+ * Narrowing frees pages at once; widening takes effect as tokens come (keys that are gone stay gone until a new prefill:
+ * moa_seq_lost() tells how many). measure: rules that the probe's WINDOW is measured with, NULL: the same rules.
+ * watch: MOA_WATCH_* bits. What capture would take beyond the limit is switched off and said in note (may be NULL). */
+moa_status moa_seq_plan(moa_seq *s, const moa_rule *rules, const moa_rule *measure, int32_t n_reserved, int watch,
+                        char *note, size_t note_bytes, moa_err *err);
+
+typedef struct moa_forward {
+    const int32_t *ids; /* n tokens to append */
+    int32_t n;
+    int32_t chunk;     /* 0: the engine's; any value >= 1 gives the same result within rounding */
+    float *logits;     /* host (n_vocab) of the last token, or NULL */
+    /* every token's logits in order (host, n_vocab, borrowed during the call), or NULL; return false to stop */
+    bool (*each_logits)(void *user, int32_t pos, const float *logits);
+    /* asked between layers and chunks, or NULL: true cancels (E_CANCELLED); the sequence then holds the chunks done so far */
+    bool (*cancelled)(void *user);
+    /* after each chunk, or NULL */
+    void (*progress)(void *user, int32_t done, int32_t total);
+    void *user;
+} moa_forward;
+moa_status moa_seq_forward(moa_seq *s, const moa_forward *f, moa_err *err);
+
+int32_t moa_seq_n_past(const moa_seq *s);
+int32_t moa_seq_n_reserved(const moa_seq *s);
+const int32_t *moa_seq_ids(const moa_seq *s);           /* (n_past), borrowed until the next call that changes it */
+const int32_t *moa_seq_spans(const moa_seq *s);         /* (n_layer, n_head) tokens */
+int64_t moa_seq_lost(const moa_seq *s);                 /* tokens x KV heads inside the current spans whose keys are gone */
+
+/* --- pages -------------------------------------------------------------------------------------------------------------- */
+
+typedef struct moa_pages {
+    int32_t n_layer, n_head_kv, max_pages; /* max_pages: of N tokens */
+    int64_t used, free, peak;              /* pages of the pool: in use now, free, most ever in use */
+    uint64_t page_bytes;
+    uint64_t used_bytes, pool_bytes;
+} moa_pages;
+void moa_seq_pages(const moa_seq *s, moa_pages *out);
+/* held (n_layer, n_head_kv, max_pages): 1 where a page is held; caller's */
+void moa_seq_page_map(const moa_seq *s, uint8_t *held);
+
+/* --- what the probe saw (MOA_WATCH_STATS) ------------------------------------------------------------------------------ */
+
+typedef struct moa_head_stats {
+    int64_t n_query;
+    /* means over queries */
+    float entropy;  /* nats */
+    float sink;     /* mass on the first 64 tokens */
+    float window;   /* mass inside the measured window (sink not counted) */
+    float distance; /* tokens */
+    /* the query whose sink + window was smallest */
+    float worst_cover;
+    int32_t worst_query; /* its position, -1: none */
+} moa_head_stats;
+/* stats (n_layer, n_head), caller's. E_FAILED when nothing was watched. */
+moa_status moa_seq_stats(moa_seq *s, moa_head_stats *stats, moa_err *err);
+
+/* Distance histogram of one layer: (n_head, MOA_HIST_BUCKETS, 1 + n_bin) sums of mass, and queries per bucket
+ * (MOA_HIST_BUCKETS). *hist is malloc'ed, the caller's. */
+moa_status moa_seq_hist(moa_seq *s, int32_t layer, float **hist, int32_t *n_bin, int32_t *bucket_tok,
+                        int64_t queries[MOA_HIST_BUCKETS], moa_err *err);
+
+/* --- maps (MOA_WATCH_CAPTURE) ------------------------------------------------------------------------------------------- */
+
+typedef struct moa_map_request {
+    int32_t layer, head;
+    int32_t span;         /* tokens to mask with; 0: the span of the run; MOA_N_MAX: dense. From captured q and k: not a rerun */
+    int32_t measure_span; /* for the window statistics; 0: the run's */
+    int32_t q0, q1, k0, k1; /* half-open ranges of positions, inside [0, n_past) */
+    int32_t rows, cols;     /* 1 <= rows <= q1-q0, 1 <= cols <= k1-k0 */
+} moa_map_request;
+/* mass (rows, cols) sums, max (rows, cols) or NULL, stat (rows, MOA_N_STAT) or NULL: host, the caller's */
+moa_status moa_seq_map(moa_seq *s, const moa_map_request *r, float *mass, float *max, float *stat, moa_err *err);
+
+#endif

@@ -1,0 +1,38 @@
+/* sampler.h -- from logits to the next token: greedy, or temperature after top-k, top-p, min-p, with a seed.
+ *
+ * Names and defaults as llama.cpp users know them; the order is top-k, top-p, min-p, temperature. Same seed, same logits, same
+ * choices on every machine: the generator is our own (PCG32), the sort is by logit then by id. */
+#ifndef MOA_ENGINE_SAMPLER_H
+#define MOA_ENGINE_SAMPLER_H
+
+#include <stdint.h>
+
+#include "core/base/status.h"
+
+typedef struct moa_sampling {
+    float temp;    /* 0: greedy. Default 0.8 */
+    int32_t top_k; /* 0: off. Default 40 */
+    float top_p;   /* 1: off. Default 0.95 */
+    float min_p;   /* 0: off. Default 0.05 */
+    uint64_t seed;
+} moa_sampling;
+moa_sampling moa_sampling_default(void);
+moa_status moa_sampling_check(const moa_sampling *s, moa_err *err); /* E_USAGE with the value that is out of range */
+
+typedef struct moa_sampler moa_sampler;
+moa_status moa_sampler_open(moa_sampler **out, const moa_sampling *s, int32_t n_vocab, moa_err *err);
+void moa_sampler_close(moa_sampler **s);
+int32_t moa_sampler_next(moa_sampler *s, const float *logits); /* logits (n_vocab) finite or -inf; ties: the smaller id */
+
+enum { MOA_TOP_MAX = 8 };
+typedef struct moa_top {
+    int32_t id;
+    float logprob; /* of the plain softmax, nats */
+} moa_top;
+/* log-probability of id, entropy (nats) of the plain softmax, and its n <= MOA_TOP_MAX best tokens */
+void moa_logits_describe(const float *logits, int32_t n_vocab, int32_t id, int32_t n, moa_top *top, float *logprob,
+                         float *entropy);
+/* KL(p || q) of the softmaxes of two rows of logits, nats, in double */
+double moa_logits_kl(const float *p_logits, const float *q_logits, int32_t n_vocab);
+
+#endif
