@@ -63,9 +63,11 @@ def blocks(rng, rows, cols, t, std):
     if t == T.Q6_K:  # ... ql 128, qh 64, scales 16 x i8, d f16: value = d * scale * (q - 32), q 0..63, scale +-15
         raw[:, 192:208] = rng.integers(-15, 16, (n, 16), dtype=np.int8).view(np.uint8)
         raw[:, 208:210] = np.full((n, 1), std / 9 / 18.5, np.float16).view(np.uint8)
-    else:  # d f16, dmin f16, scales 12: value = d * scale * q - dmin * min, scale and min 0..63, q 0..15 or 31
+    else:  # d f16, dmin f16, scales 12: value = d * scale * q - dmin * min, scale = min 0..63 (no common offset), q 0..top
         top = 15 if t == T.Q4_K else 31
-        d = std / 17.5 / top
+        raw[:, 8:12] = raw[:, 4:8]
+        raw[:, 12:16] = (raw[:, 12:16] & 15) * 17
+        d = std / 36.7 / (top * 0.3)
         raw[:, 0:2] = np.full((n, 1), d, np.float16).view(np.uint8)
         raw[:, 2:4] = np.full((n, 1), d * top / 2, np.float16).view(np.uint8)
     return raw.reshape(rows, -1)
