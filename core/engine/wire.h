@@ -1,6 +1,6 @@
 /* wire.h -- the messages between the screen and the engine process. This table is the whole protocol.
  *
- *   frame   u32 payload bytes | u16 type | u16 zero | u32 job | payload        little-endian, at most MOA_WIRE_MAX payload bytes
+ *   frame   u32 payload bytes | u16 type | u16 zero | u32 job | u32 zero | payload    little-endian, <= MOA_WIRE_MAX payload bytes
  *   payload the fields of the message's row below, in order; arrays and strings: u32 count, padding to 8, elements, padding to 8
  *
  * Each row makes a struct, an encoder and a decoder. Sizes and indices only, never pointers. Decoded strings and arrays are
@@ -18,7 +18,7 @@
 #include "core/base/buf.h"
 #include "core/base/status.h"
 
-enum { MOA_WIRE_VERSION = 1, MOA_WIRE_MAX = 16 << 20, MOA_WIRE_HEADER = 12 };
+enum { MOA_WIRE_VERSION = 1, MOA_WIRE_MAX = 16 << 20, MOA_WIRE_HEADER = 16 };
 
 /* a borrowed string (not NUL-terminated, any bytes) and borrowed arrays */
 typedef struct moa_wire_str { const char *data; uint32_t n; } moa_wire_str;
