@@ -101,7 +101,7 @@ typedef struct moa_args_matmul {
 
 typedef struct moa_args_rope {
     float *x;           /* (n_tok, n_head, d_head) */
-    const int32_t *pos; /* device (n_tok) */
+    const int32_t *pos; /* device (n_tok); < 0: an idle row, its x becomes anything finite */
     const moa_dev_weight *freq_factors; /* (rope_dim/2), divide the frequencies; or NULL */
     int32_t n_tok, n_head, d_head, rope_dim;
     moa_rope_kind kind;
@@ -112,7 +112,7 @@ typedef struct moa_args_kv_store {
     const float *k, *v; /* (n_tok, n_head_kv, d_head) */
     moa_kv_view kv;
     const int32_t *seq; /* device (n_tok): which sequence each row belongs to; NULL: all sequence 0 */
-    const int32_t *pos; /* device (n_tok) */
+    const int32_t *pos; /* device (n_tok); < 0: an idle row, not stored */
     int32_t n_tok;
 } moa_args_kv_store;
 
@@ -136,7 +136,7 @@ typedef struct moa_args_attn_decode {
     int64_t span_seq_stride;
     int32_t n_seq, n_head;
     float scale;
-    moa_probe probe; /* stat is (n_seq, n_head, MOA_N_STAT); hist sums over sequences */
+    moa_probe probe; /* stat is (n_seq, n_head, MOA_N_STAT), 0 in idle rows; hist sums over sequences, without idle ones */
 } moa_args_attn_decode;
 
 typedef struct moa_args_silu_mul {
@@ -156,7 +156,7 @@ typedef struct moa_args_capture {
     const float *q, *k; /* (n_tok, n_head, d_head), (n_tok, n_head_kv, d_head) */
     float *cap_q;       /* (n_head, max_tok, d_head) float32 */
     float *cap_k;       /* (n_head_kv, max_tok, d_head) float32, rounded to the KV type first so that maps match the run */
-    const int32_t *pos; /* device (n_tok): rows to write */
+    const int32_t *pos; /* device (n_tok): rows to write; outside 0 .. max_tok - 1: not written */
     int32_t n_tok, n_head, n_head_kv, d_head, max_tok;
     moa_kv_type type;
 } moa_args_capture;
