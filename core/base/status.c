@@ -2,6 +2,9 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
+
+#include "core/base/text.h"
 
 static const struct {
     int exit_code;
@@ -12,15 +15,35 @@ static const struct {
 #undef X
 };
 
+/* Copies text of any bytes as UTF-8 that is safe to show: control bytes become ?, what else is unsafe <U+202E>; cut at
+ * a whole character when it does not fit. No memory is asked for: it must work when there is none. */
+static void copy_safe(const char *text, char *out, size_t out_bytes) {
+    size_t at = 0;
+    const size_t n = strlen(text);
+    for (size_t i = 0; i < n;) {
+        int32_t cp;
+        char one[16];
+        i += moa_utf8_next(text + i, n - i, &cp, NULL);
+        size_t k = 1;
+        if (cp < 0x20 || (cp >= 0x7f && cp < 0xa0)) one[0] = '?';
+        else if (moa_text_unsafe(cp)) k = (size_t)snprintf(one, sizeof one, "<U+%04X>", (unsigned)cp);
+        else k = moa_utf8_put(cp, one);
+        if (at + k >= out_bytes) break;
+        memcpy(out + at, one, k);
+        at += k;
+    }
+    out[at] = 0;
+}
+
 moa_status moa_fail(moa_err *err, moa_status status, const char *format, ...) {
     if (!err) return status;
     err->status = status;
+    char raw[sizeof err->text];
     va_list args;
     va_start(args, format);
-    (void)vsnprintf(err->text, sizeof err->text, format, args);
+    (void)vsnprintf(raw, sizeof raw, format, args);
     va_end(args);
-    for (char *c = err->text; *c; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
+    copy_safe(raw, err->text, sizeof err->text);
     return status;
 }
 

@@ -348,6 +348,7 @@ size_t moa_text_prefix(const char *s, size_t n, int cells, int *used) {
         taken += wide;
         i += k;
     }
+    if (i < n && i >= 3 && memcmp(s + i - 3, "\xE2\x80\x8D", 3) == 0) i -= 3; /* no joiner without its second emoji */
     if (used) *used = taken;
     return i;
 }
