@@ -15,11 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#ifdef __CUDACC__
-#define MOA_HD __host__ __device__
-#else
-#define MOA_HD
-#endif
+#include "core/base/hd.h"
 
 enum {
     MOA_PAGE_TOK = 64,  /* tokens of a KV page, and of a block in plans and maps */

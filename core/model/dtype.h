@@ -5,6 +5,7 @@
 #ifndef MOA_MODEL_DTYPE_H
 #define MOA_MODEL_DTYPE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -46,6 +47,9 @@ const moa_dtype_info *moa_dtype_find(uint32_t gguf_id);
 
 /* GGUF's own name of any type id, also of those not supported ("IQ2_XS"), "?" if unknown: for messages */
 const char *moa_dtype_gguf_name(uint32_t gguf_id);
+
+/* elements and bytes of a block of any type GGUF knows, also of those not supported; false for an unknown id */
+bool moa_dtype_gguf_block(uint32_t gguf_id, uint32_t *block_len, uint32_t *block_bytes);
 
 #ifdef __cplusplus
 }
