@@ -21,7 +21,8 @@ typedef struct moa_plan {
     /* of the superset; 0 or "" where the file does not say */
     int32_t n_head_kv;
     char model[256], arch[64], fingerprint[65];
-    void *extra; /* cJSON of keys we do not know, owned, written back as they were; or NULL */
+    /* members we do not know, as they stood in the file ("note": "...", "provenance": {...}), owned; or NULL */
+    char *extra, *model_extra;
 } moa_plan;
 
 static inline moa_rule *moa_plan_at(const moa_plan *p, int32_t layer, int32_t head) {
@@ -37,9 +38,12 @@ bool moa_plan_equal(const moa_plan *a, const moa_plan *b); /* same shape, bit-eq
 /* Strict: duplicate keys, trailing bytes, invalid UTF-8, non-finite values, ragged rows are refused with place and reason. */
 moa_status moa_plan_parse(moa_plan **out, const char *text, size_t n, moa_err *err);
 moa_status moa_plan_load(moa_plan **out, const char *path, moa_err *err);
-/* superset: with format, version, model, sink, block; else the two keys (and what the file brought along) */
+/* superset: with format, version, model, sink, block and what the file brought along; else the two interchange keys alone */
 moa_status moa_plan_print(const moa_plan *p, bool superset, moa_buf *out, moa_err *err);
 moa_status moa_plan_save(const moa_plan *p, const char *path, bool superset, moa_err *err); /* atomic, keeps path~ */
+
+/* E_INVALID with both counts when the plan is for another shape of model */
+moa_status moa_plan_fits(const moa_plan *p, int32_t n_layer, int32_t n_head, moa_err *err);
 
 /* "full", "uniform:0.5", "sink" (every head the minimum), or a file; for a model of this shape. Says which head or layer count differs. */
 moa_status moa_plan_open(moa_plan **out, const char *spec, int32_t n_layer, int32_t n_head, moa_err *err);
