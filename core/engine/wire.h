@@ -1,7 +1,8 @@
 /* wire.h -- the messages between the screen and the engine process. This table is the whole protocol.
  *
  *   frame   u32 payload bytes | u16 type | u16 zero | u32 job | u32 zero | payload    little-endian, <= MOA_WIRE_MAX payload bytes
- *   payload the fields of the message's row below, in order; arrays and strings: u32 count, padding to 8, elements, padding to 8
+ *   payload the fields of the message's row below, in order; arrays and strings: u32 count, padding to 8, elements, padding to 8;
+ *           zeros up to a multiple of 8 at the end. Scalars are not padded. Padding is counted from the frame's start.
  *
  * Each row makes a struct, an encoder and a decoder. Sizes and indices only, never pointers. Decoded strings and arrays are
  * borrowed from the frame's buffer (8-byte aligned) until it is reused. A decoder takes any bytes: it checks every count
