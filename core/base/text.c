@@ -327,6 +327,9 @@ const moa_clean_mark *moa_clean_marks(const moa_clean *c, size_t *n) {
 
 int moa_cp_cells(int32_t cp) {
     if (cp >= 0x20 && cp < 0x7F) return 1;
+    /* two corrections towards what terminals and libc do: spacing marks take a cell, trailing Hangul jamo take none */
+    if (utf8proc_category(cp) == UTF8PROC_CATEGORY_MC) return 1;
+    if ((cp >= 0x1160 && cp <= 0x11FF) || (cp >= 0xD7B0 && cp <= 0xD7FF)) return 0;
     const int cells = utf8proc_charwidth(cp);
     return cells < 0 ? 0 : cells > 2 ? 2 : cells;
 }
