@@ -55,7 +55,8 @@ static moa_status attend(query *s, moa_err *err) {
     return MOA_OK;
 }
 
-static void probe(const moa_probe *p, const query *s, int64_t row, int32_t head, int32_t n_head) {
+/* sums (n_head, MOA_HIST_BUCKETS, 1 + n_bin): the histogram in double, added to the probe's when the operation ends */
+static void probe(const moa_probe *p, const query *s, int64_t row, int32_t head, int32_t n_head, double *sums) {
     if (p->stat) {
         const int32_t measure = p->measure_span ? p->measure_span[head] : s->span;
         double entropy = 0, sink = 0, window = 0, distance = 0;
@@ -75,22 +76,38 @@ static void probe(const moa_probe *p, const query *s, int64_t row, int32_t head,
     }
     if (p->hist) {
         const int32_t bucket = s->pos / p->bucket_tok < MOA_HIST_BUCKETS ? s->pos / p->bucket_tok : MOA_HIST_BUCKETS - 1;
-        float *hist = p->hist + ((int64_t)head * MOA_HIST_BUCKETS + bucket) * (1 + p->n_bin);
+        double *hist = sums + ((int64_t)head * MOA_HIST_BUCKETS + bucket) * (1 + p->n_bin);
         for (int32_t j = 0; j <= s->pos; j++) {
             const int32_t bin = (s->pos - j) / MOA_PAGE_TOK < p->n_bin ? (s->pos - j) / MOA_PAGE_TOK : p->n_bin - 1;
-            hist[j < MOA_SINK_TOK ? 0 : 1 + bin] += (float)s->a[j];
+            hist[j < MOA_SINK_TOK ? 0 : 1 + bin] += s->a[j];
         }
     }
+}
+
+/* all scratch of an operation; s and sums are NULL or malloc'ed afterwards */
+static moa_status scratch(query *s, double **sums, const moa_probe *p, int32_t n_head, size_t n_key, moa_err *err) {
+    const size_t n_sum = p->hist ? (size_t)n_head * MOA_HIST_BUCKETS * (size_t)(1 + p->n_bin) : 0;
+    s->a = moa_cpu_scratch(n_key, sizeof *s->a, err);
+    s->acc = moa_cpu_scratch((size_t)s->kv->d_head, sizeof *s->acc, err);
+    *sums = moa_cpu_scratch(n_sum, sizeof **sums, err);
+    for (size_t i = 0; *sums && i < n_sum; i++) (*sums)[i] = 0;
+    return s->a && s->acc && *sums ? MOA_OK : MOA_E_MEMORY;
+}
+
+static void finish(query *s, double *sums, const moa_probe *p, int32_t n_head) {
+    const size_t n_sum = p->hist ? (size_t)n_head * MOA_HIST_BUCKETS * (size_t)(1 + p->n_bin) : 0;
+    for (size_t i = 0; sums && i < n_sum; i++) p->hist[i] += (float)sums[i];
+    free(s->a);
+    free(s->acc);
+    free(sums);
 }
 
 moa_status moa_ref_attn_prefill(moa_backend *b, const moa_args_attn_prefill *a, moa_err *err) {
     (void)b;
     const int32_t d_head = a->kv.d_head, group = a->n_head / a->kv.n_head_kv;
     query s = {.kv = &a->kv, .seq = a->seq, .scale = a->scale};
-    moa_status status = MOA_OK;
-    s.a = moa_cpu_scratch((size_t)a->pos0 + (size_t)a->n_tok, sizeof *s.a, err);
-    s.acc = moa_cpu_scratch((size_t)d_head, sizeof *s.acc, err);
-    if (!s.a || !s.acc) status = MOA_E_MEMORY;
+    double *sums = NULL;
+    moa_status status = scratch(&s, &sums, &a->probe, a->n_head, (size_t)a->pos0 + (size_t)a->n_tok, err);
     for (int32_t t = 0; t < a->n_tok; t++)
         for (int32_t h = 0; h < a->n_head && status == MOA_OK; h++) {
             const int64_t row = ((int64_t)t * a->n_head + h) * d_head;
@@ -100,10 +117,9 @@ moa_status moa_ref_attn_prefill(moa_backend *b, const moa_args_attn_prefill *a, 
             s.head_kv = h / group;
             s.span = a->span[h];
             status = attend(&s, err);
-            if (status == MOA_OK) probe(&a->probe, &s, t, h, a->n_head);
+            if (status == MOA_OK) probe(&a->probe, &s, t, h, a->n_head, sums);
         }
-    free(s.a);
-    free(s.acc);
+    finish(&s, sums, &a->probe, a->n_head);
     return status;
 }
 
@@ -117,10 +133,8 @@ moa_status moa_ref_attn_decode(moa_backend *b, const moa_args_attn_decode *a, mo
     (void)b;
     const int32_t d_head = a->kv.d_head, group = a->n_head / a->kv.n_head_kv;
     query s = {.kv = &a->kv, .scale = a->scale};
-    moa_status status = MOA_OK;
-    s.a = moa_cpu_scratch((size_t)a->kv.max_pages * MOA_PAGE_TOK, sizeof *s.a, err);
-    s.acc = moa_cpu_scratch((size_t)d_head, sizeof *s.acc, err);
-    if (!s.a || !s.acc) status = MOA_E_MEMORY;
+    double *sums = NULL;
+    moa_status status = scratch(&s, &sums, &a->probe, a->n_head, (size_t)a->kv.max_pages * MOA_PAGE_TOK, err);
     for (s.seq = 0; s.seq < a->n_seq && status == MOA_OK; s.seq++) {
         s.pos = a->pos[s.seq];
         if (s.pos < 0) {
@@ -134,10 +148,9 @@ moa_status moa_ref_attn_decode(moa_backend *b, const moa_args_attn_decode *a, mo
             s.head_kv = h / group;
             s.span = a->span[s.seq * a->span_seq_stride + h];
             status = attend(&s, err);
-            if (status == MOA_OK) probe(&a->probe, &s, s.seq, h, a->n_head);
+            if (status == MOA_OK) probe(&a->probe, &s, s.seq, h, a->n_head, sums);
         }
     }
-    free(s.a);
-    free(s.acc);
+    finish(&s, sums, &a->probe, a->n_head);
     return status;
 }
