@@ -1,0 +1,15 @@
+#!/bin/sh
+# From a fresh clone to the workbench: packages, build, demo model, and a demo prompt running in it.
+#   scripts/start.sh            everything; on the GPU if there is one, else on the CPU
+#   scripts/start.sh ARGS...    the same, then moascope ARGS (another model, a subcommand ...)
+# Each step is skipped when it is done already, so this is also the way to start it again.
+set -eu
+cd "$(dirname "$0")/.."
+
+sh scripts/packages.sh run
+[ -f build/release/build.ninja ] || cmake --preset release
+cmake --build --preset release
+model=$(python3 scripts/fetch_model.py smollm2 | tail -n 1)
+
+if [ $# -gt 0 ]; then exec build/release/moascope "$@"; fi
+exec build/release/moascope "$model" --prompt-file tests/data/prompt_600.txt --chat -n 96 --temp 0 --run
