@@ -13,13 +13,15 @@ static const uint32_t k[64] = {
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
-static uint32_t rotate(uint32_t x, int n) { return x >> n | x << (32 - n); }
+static uint32_t rotate(uint32_t x, int n) {
+    return x >> n | x << (32 - n);
+}
 
 static void compress(uint32_t state[8], const uint8_t *block) {
     uint32_t w[64], v[8];
     for (int i = 0; i < 16; i++)
-        w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 | (uint32_t)block[4 * i + 2] << 8 |
-               block[4 * i + 3];
+        w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 |
+               (uint32_t)block[4 * i + 2] << 8 | block[4 * i + 3];
     for (int i = 16; i < 64; i++) {
         const uint32_t a = w[i - 15], b = w[i - 2];
         w[i] = w[i - 16] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + w[i - 7] +
@@ -36,7 +38,8 @@ static void compress(uint32_t state[8], const uint8_t *block) {
         v[4] += t1;
         v[0] = t1 + s0 + majority;
     }
-    for (int i = 0; i < 8; i++) state[i] += v[i];
+    for (int i = 0; i < 8; i++)
+        state[i] += v[i];
 }
 
 void moa_sha256_init(moa_sha256 *h) {
@@ -61,7 +64,8 @@ void moa_sha256_add(moa_sha256 *h, const void *bytes, size_t n) {
         at += 64 - held;
         n -= 64 - held;
     }
-    for (; n >= 64; at += 64, n -= 64) compress(h->state, at);
+    for (; n >= 64; at += 64, n -= 64)
+        compress(h->state, at);
     if (n) memcpy(h->block, at, n);
 }
 
@@ -69,9 +73,11 @@ void moa_sha256_hex(moa_sha256 *h, char out[65]) {
     const uint64_t n_bits = h->n_bytes * 8;
     uint8_t tail[72] = {0x80}, digest[32];
     const size_t pad = 1 + (119 - h->n_bytes % 64) % 64; /* up to 56 modulo 64 */
-    for (int i = 0; i < 8; i++) tail[pad + (size_t)i] = (uint8_t)(n_bits >> (56 - 8 * i));
+    for (int i = 0; i < 8; i++)
+        tail[pad + (size_t)i] = (uint8_t)(n_bits >> (56 - 8 * i));
     moa_sha256_add(h, tail, pad + 8);
-    for (int i = 0; i < 32; i++) digest[i] = (uint8_t)(h->state[i / 4] >> (24 - 8 * (i % 4)));
+    for (int i = 0; i < 32; i++)
+        digest[i] = (uint8_t)(h->state[i / 4] >> (24 - 8 * (i % 4)));
     for (int i = 0; i < 32; i++) {
         out[2 * i] = "0123456789abcdef"[digest[i] >> 4];
         out[2 * i + 1] = "0123456789abcdef"[digest[i] & 15];

@@ -37,8 +37,8 @@ typedef struct moa_shape {
     float rms_eps;
 } moa_shape;
 
-/* A matrix or vector as stored: n_out rows of n_in elements, rows packed one after the other.
- * data is borrowed from the model; NULL means the model has no such tensor (a bias, say). */
+/* A matrix or vector as stored: n_out rows of n_in elements, rows packed one after the other. Vectors are always F32.
+ * data is borrowed from the model, 64-byte aligned; NULL means the model has no such tensor (a bias, say): name is NULL too. */
 typedef struct moa_weight {
     const char *name; /* "blk.3.attn_q.weight" */
     moa_dtype type;
@@ -84,7 +84,13 @@ typedef bool (*moa_progress_fn)(void *user, uint64_t done, uint64_t total);
  * header_only: everything but the weights' data (weights have name, type, shape; data NULL, bytes set). */
 moa_status moa_model_open(moa_model **out, const char *path, bool header_only, moa_progress_fn progress, void *user,
                           moa_err *err);
+/* The same from a whole file in memory (tests, fuzzing); bytes may go when it returns. */
+moa_status moa_model_open_memory(moa_model **out, const void *bytes, size_t n, bool header_only, moa_err *err);
 void moa_model_close(moa_model **model); /* accepts NULL and half-built; nulls the pointer */
+
+/* Calls fn with every model file in the usual folders, in the order they are searched, until it returns false. */
+typedef bool (*moa_model_file_fn)(void *user, const char *path);
+void moa_model_each_file(moa_model_file_fn fn, void *user);
 
 /* MODEL of the command line -> path: a file, or a name in the usual folders (./models, the program's cache, ~/models, ...) */
 moa_status moa_model_find(const char *name_or_path, char *out, size_t out_bytes, moa_err *err);

@@ -3,8 +3,8 @@
  *   15 14    10 9         0      exponent 0: subnormal, mantissa * 2^-24; 31: infinity or NaN;
  *    s  eeeee  mmmmmmmmmm        else (1 + mantissa/1024) * 2^(exponent - 15)
  *
- * Bits are moved, not computed: exact for all 65536 patterns (NaN payloads included), and the same on host and device
- * without asking for hardware support. */
+ * Bits are moved, not computed: exact for all 65536 patterns (NaN payloads included), and the same on host
+ * and device without asking for hardware support. */
 #ifndef MOA_QUANT_F16_H
 #define MOA_QUANT_F16_H
 
@@ -31,8 +31,12 @@ static inline MOA_HD float moa_f16_to_f32(uint16_t h) {
 }
 
 /* a half stored little-endian at any address */
-static inline MOA_HD float moa_f16_load(const uint8_t *at) { return moa_f16_to_f32((uint16_t)(at[0] | at[1] << 8)); }
+static inline MOA_HD float moa_f16_load(const uint8_t *at) {
+    return moa_f16_to_f32((uint16_t)(at[0] | at[1] << 8));
+}
 
-static inline MOA_HD void moa_decode_f16(const void *block, float *out) { *out = moa_f16_load((const uint8_t *)block); }
+static inline MOA_HD void moa_decode_f16(const void *block, float *out) {
+    *out = moa_f16_load((const uint8_t *)block);
+}
 
 #endif

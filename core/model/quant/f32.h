@@ -21,6 +21,8 @@ static inline MOA_HD float moa_f32_from_bits(uint32_t bits) {
     return f;
 }
 
-static inline MOA_HD void moa_decode_f32(const void *block, float *out) { memcpy(out, block, 4); }
+static inline MOA_HD void moa_decode_f32(const void *block, float *out) {
+    memcpy(out, block, 4);
+}
 
 #endif

@@ -1,12 +1,13 @@
-/* q4_k.h -- 256 weights in 8 sub-blocks of 32: 4-bit codes, a 6-bit scale and minimum each: 4.5 bits a weight.
+/* q4_k.h -- 256 weights in 8 sub-blocks of 32: 4-bit codes, a 6-bit scale and minimum each: 4.5 bits a
+ * weight.
  *
  *   byte  0   2      4            16                            144
  *        | d | dmin | s0 .. s11  | q0  q1  ...           q127  |       d, dmin: half
  *
  *   w = (d * scale_j) * q - dmin * min_j      weight 32 j + i, q in 0..15, scale and min in 0..63
  *
- *   q: 32 bytes serve two sub-blocks: low nibbles of q[32 k + i] are sub-block 2k, high nibbles sub-block 2k + 1.
- *   s: sixteen 6-bit numbers in 12 bytes; the first four of each kind lie whole, the last four are split
+ *   q: 32 bytes serve two sub-blocks: low nibbles of q[32 k + i] are sub-block 2k, high nibbles sub-block 2k
+ * + 1. s: sixteen 6-bit numbers in 12 bytes; the first four of each kind lie whole, the last four are split
  *
  *          bits 7 6 | 5..0                    bits 7..4     | 3..0
  *      s[j]   sc_{j+4} high 2 | sc_j      s[j+8]  m_{j+4} low 4 | sc_{j+4} low 4      j = 0..3
@@ -48,7 +49,8 @@ static inline MOA_HD void moa_decode_q4_k(const void *block, float *out) {
         const float step = d * (float)scale, low = dmin * (float)min;
         const uint8_t *q = b->q + 32 * (j / 2);
         const int shift = 4 * (j % 2);
-        for (int i = 0; i < 32; i++) out[32 * j + i] = step * (float)((q[i] >> shift) & 15) - low;
+        for (int i = 0; i < 32; i++)
+            out[32 * j + i] = step * (float)((q[i] >> shift) & 15) - low;
     }
 }
 

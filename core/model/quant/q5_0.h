@@ -1,8 +1,8 @@
 /* q5_0.h -- 32 weights as 5-bit codes around zero, one scale: 5.5 bits a weight. The fifth bits lie apart.
  *
  *   byte  0   2          6                        22
- *        | d | h0 .. h3 | q0  q1  ...        q15 |       d: half; bit i of h (little-endian 32): fifth bit of weight i
- *                         low nibbles: weights 0..15, high nibbles: weights 16..31
+ *        | d | h0 .. h3 | q0  q1  ...        q15 |       d: half; bit i of h (little-endian 32): fifth bit of
+ * weight i low nibbles: weights 0..15, high nibbles: weights 16..31
  *
  *   w = d * (q - 16)                                     q in 0..31 */
 #ifndef MOA_QUANT_Q5_0_H

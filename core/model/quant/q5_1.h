@@ -1,8 +1,8 @@
 /* q5_1.h -- 32 weights as 5-bit codes above a minimum, one scale: 6 bits a weight. The fifth bits lie apart.
  *
  *   byte  0   2   4          8                        24
- *        | d | m | h0 .. h3 | q0  q1  ...        q15 |       d, m: half; bit i of h (little-endian 32): fifth bit of weight i
- *                             low nibbles: weights 0..15, high nibbles: weights 16..31
+ *        | d | m | h0 .. h3 | q0  q1  ...        q15 |       d, m: half; bit i of h (little-endian 32): fifth
+ * bit of weight i low nibbles: weights 0..15, high nibbles: weights 16..31
  *
  *   w = d * q + m                                            q in 0..31 */
 #ifndef MOA_QUANT_Q5_1_H

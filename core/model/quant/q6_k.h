@@ -1,13 +1,14 @@
-/* q6_k.h -- 256 weights in 16 sub-blocks of 16: 6-bit codes around zero, a signed 8-bit scale each: 6.56 bits a weight.
+/* q6_k.h -- 256 weights in 16 sub-blocks of 16: 6-bit codes around zero, a signed 8-bit scale each: 6.56 bits
+ * a weight.
  *
  *   byte  0                128             192           208  210
  *        | l0  ...   l127 | h0  ...   h63 | s0 ... s15  | d |       d: half; s: int8
  *
  *   w = (d * s[n / 16]) * (q - 32)            weight n, q in 0..63
  *
- *   The block is two halves of 128 weights; half k has 64 bytes of l and 32 bytes of h. Within a half, weight 32 r + i
- *   (r = 0..3, i = 0..31) takes its low four bits from l[32 (r % 2) + i] (low nibble for r < 2, high nibble else) and its
- *   high two bits from bits 2r, 2r + 1 of h[i]. */
+ *   The block is two halves of 128 weights; half k has 64 bytes of l and 32 bytes of h. Within a half, weight
+ * 32 r + i (r = 0..3, i = 0..31) takes its low four bits from l[32 (r % 2) + i] (low nibble for r < 2, high
+ * nibble else) and its high two bits from bits 2r, 2r + 1 of h[i]. */
 #ifndef MOA_QUANT_Q6_K_H
 #define MOA_QUANT_Q6_K_H
 

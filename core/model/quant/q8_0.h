@@ -23,7 +23,8 @@ MOA_STATIC_ASSERT(sizeof(moa_block_q8_0) == 34, "a Q8_0 block is 34 bytes");
 static inline MOA_HD void moa_decode_q8_0(const void *block, float *out) {
     const moa_block_q8_0 *b = (const moa_block_q8_0 *)block;
     const float d = moa_f16_load(b->d);
-    for (int i = 0; i < 32; i++) out[i] = d * (float)b->q[i];
+    for (int i = 0; i < 32; i++)
+        out[i] = d * (float)b->q[i];
 }
 
 #endif
