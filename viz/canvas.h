@@ -84,7 +84,7 @@ typedef enum viz_role {
 
 enum { VIZ_A_BOLD = 1, VIZ_A_DIM = 2, VIZ_A_UNDERLINE = 4, VIZ_A_REVERSE = 8, VIZ_A_ITALIC = 16 };
 
-/* role: 0x00000000 | role    heat: 0x01000000 | dim << 16 | ramp << 8 | level    24 bits: 0x02RRGGBB >> .. see below */
+/* kind << 24, then: role | dim << 16, ramp << 8, level 0..63 | 0xRRGGBB */
 typedef uint32_t viz_color;
 enum { VIZ_KIND_ROLE = 0, VIZ_KIND_HEAT = 1, VIZ_KIND_RGB = 2, VIZ_HEAT_LEVELS = 64 };
 static inline viz_color viz_rgb(uint32_t rgb) { return (uint32_t)VIZ_KIND_RGB << 24 | (rgb & 0xffffffu); }
@@ -162,8 +162,8 @@ int viz_printf(viz_pane p, int y, int x, viz_style s, const char *format, ...) _
 /* exactly w cells: cut with `~` or padded; viz_text_right pads on the left */
 int viz_text_cut(viz_pane p, int y, int x, int w, viz_style s, const char *utf8);
 int viz_text_right(viz_pane p, int y, int x, int w, viz_style s, const char *utf8);
-/* clean text, its replaced parts dim; wraps at w and at \n from row y on, rows skip..skip+h of the wrapped text; returns its rows */
-int viz_clean(viz_pane p, int y, int x, int w, viz_style s, const moa_clean *text); /* one line, cut */
+/* one line of clean text, its replaced parts dim, cut with `~` at w cells; NULL: nothing. Returns the cells taken. */
+int viz_clean(viz_pane p, int y, int x, int w, viz_style s, const moa_clean *text);
 void viz_fill(viz_pane p, int y, int x, int h, int w, viz_style s, const char *glyph);
 /* only the style of cells that are there: a selected row */
 void viz_restyle(viz_pane p, int y, int x, int h, int w, viz_color bg, uint8_t attr);
@@ -181,7 +181,7 @@ void viz_bar(viz_pane p, int y, int x, int w, double share, viz_color fg);
 void viz_spark(viz_pane p, int y, int x, int w, viz_style s, const float *values, int n, float lo, float hi);
 /* a column chart of h rows with eighth blocks */
 void viz_columns(viz_pane p, int y, int x, int h, int w, viz_style s, const float *values, int n, float lo, float hi);
-/* `[` `]` around cells x..x+w-1 (mono focus), reverse on them, and the terminal's cursor there */
+/* the terminal's cursor goes there (screen magnifiers follow it); nothing if clipped away */
 void viz_cursor(viz_pane p, int y, int x);
 
 /* --- numbers as people read them (out ends with NUL; returns out) --------------------------------------------------------- */

@@ -33,7 +33,7 @@ uint32_t viz_ramp_rgb(viz_ramp ramp, int level, bool dimmed);
 int viz_ramp_256(viz_ramp ramp, int level, bool dimmed);
 /* how many different 256-colour entries the ramp has */
 int viz_ramp_256_count(viz_ramp ramp);
-/* one of " .:-=+*#%@" ("@%#*+ -=o0O" style signs for DIVERGE: `=` large negative .. ` ` none .. `#` large positive) */
+/* one of " .:-=+*#%@"; DIVERGE: "O0o-, .:+*#", from a large decrease over none to a large increase */
 char viz_ramp_glyph(viz_ramp ramp, double t);
 /* relative luminance 0..1 of 0xRRGGBB, for tests and for choosing text on a ground */
 double viz_luminance(uint32_t rgb);
