@@ -1,7 +1,9 @@
 /* tokenizer.h -- text to token ids and back: byte-level BPE as GGUF files describe it.
  *
- * Every byte string has a tokenisation and decode(encode(x)) == x. User text never yields control ids unless
- * MOA_TOK_SPECIAL is given (chat templates give it for their own markers only). */
+ * Every byte string has a tokenisation, with the ids that Hugging Face tokenizers gives. decode(encode(x)) is x, but for
+ * what the model's own tokenizer loses: invalid UTF-8 becomes U+FFFD, qwen2 normalises to NFC, and bytes that the
+ * vocabulary has no token for disappear (moa_tokenizer_has_byte; SmolLM2 lacks eight control and never-valid ones).
+ * User text never yields control ids unless MOA_TOK_SPECIAL is given. */
 #ifndef MOA_MODEL_TOKENIZER_H
 #define MOA_MODEL_TOKENIZER_H
 
@@ -39,7 +41,7 @@ moa_status moa_tokenizer_open(moa_tokenizer **out, const moa_tok_config *config,
 void moa_tokenizer_close(moa_tokenizer **t);
 
 enum {
-    MOA_TOK_SPECIAL = 1, /* text of control and user-defined tokens in the input becomes their ids */
+    MOA_TOK_SPECIAL = 1, /* text of control tokens in the input becomes their ids (of user-defined ones it always does) */
     MOA_TOK_BOS = 2,     /* put BOS in front if the model asks for it (add_bos) */
 };
 
@@ -57,6 +59,7 @@ bool moa_tokenizer_is_end(const moa_tokenizer *t, int32_t id); /* EOS, EOT and t
 int32_t moa_tokenizer_bos(const moa_tokenizer *t);             /* -1: none */
 int32_t moa_tokenizer_find(const moa_tokenizer *t, const char *text, size_t n); /* exact token text, -1: none */
 const char *moa_tokenizer_pre(const moa_tokenizer *t);
+bool moa_tokenizer_has_byte(const moa_tokenizer *t, unsigned char byte); /* false: that byte is left out of the ids */
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,157 @@
+#include "core/model/tokenizer_bpe.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/size.h"
+
+bool moa_bpe_init(moa_bpe *b, size_t n_merges, uint64_t seed) {
+    size_t want, slots = 16, bytes;
+    *b = (moa_bpe){.seed = seed};
+    if (!moa_size_add(n_merges, n_merges / 2 + 1, &want)) return false;
+    while (slots < want)
+        if (!moa_size_mul(slots, 2, &slots)) return false;
+    if (!moa_size_mul(slots, sizeof *b->slots, &bytes)) return false;
+    b->slots = calloc(1, bytes);
+    b->mask = slots - 1;
+    return b->slots != NULL;
+}
+
+void moa_bpe_free(moa_bpe *b) {
+    free(b->slots);
+    *b = (moa_bpe){0};
+}
+
+static size_t slot_of(const moa_bpe *b, uint64_t key) {
+    uint64_t h = (key ^ b->seed) * 0x9E3779B97F4A7C15u;
+    h ^= h >> 32;
+    h *= 0xD6E8FEB86659FD93u;
+    size_t i = (size_t)(h >> 20) & b->mask;
+    while (b->slots[i].key && b->slots[i].key != key) i = (i + 1) & b->mask;
+    return i;
+}
+
+static uint64_t key_of(int32_t left, int32_t right) {
+    return ((uint64_t)(uint32_t)left + 1) << 32 | (uint32_t)right;
+}
+
+void moa_bpe_add(moa_bpe *b, int32_t left, int32_t right, int32_t rank, int32_t id) {
+    const uint64_t key = key_of(left, right);
+    b->slots[slot_of(b, key)] = (moa_bpe_slot){key, rank, id};
+}
+
+bool moa_bpe_find(const moa_bpe *b, int32_t left, int32_t right, int32_t *rank, int32_t *id) {
+    const moa_bpe_slot *slot = &b->slots[slot_of(b, key_of(left, right))];
+    if (!slot->key) return false;
+    *rank = slot->rank;
+    *id = slot->id;
+    return true;
+}
+
+size_t moa_bpe_merge_short(const moa_bpe *b, int32_t *symbols, size_t n) {
+    int32_t rank[MOA_BPE_SHORT], id[MOA_BPE_SHORT]; /* of the pair that begins there */
+    assert(n <= MOA_BPE_SHORT);
+    for (size_t i = 0; i + 1 < n; i++)
+        if (!moa_bpe_find(b, symbols[i], symbols[i + 1], &rank[i], &id[i])) rank[i] = INT32_MAX;
+    while (n > 1) {
+        size_t best = 0;
+        for (size_t i = 1; i + 1 < n; i++)
+            if (rank[i] < rank[best]) best = i;
+        if (rank[best] == INT32_MAX) break;
+        symbols[best] = id[best];
+        n--;
+        memmove(symbols + best + 1, symbols + best + 2, (n - best - 1) * sizeof *symbols);
+        if (best + 1 < n) {
+            memmove(rank + best + 1, rank + best + 2, (n - best - 1) * sizeof *rank);
+            memmove(id + best + 1, id + best + 2, (n - best - 1) * sizeof *id);
+            if (!moa_bpe_find(b, symbols[best], symbols[best + 1], &rank[best], &id[best])) rank[best] = INT32_MAX;
+        }
+        if (best && !moa_bpe_find(b, symbols[best - 1], symbols[best], &rank[best - 1], &id[best - 1]))
+            rank[best - 1] = INT32_MAX;
+    }
+    return n;
+}
+
+/* --- long words: a doubly linked list of symbols and a heap of pairs that may merge --------------------------------------- */
+
+typedef struct node {
+    int32_t id, prev, next; /* positions, -1: none; id -1: merged away */
+} node;
+
+typedef struct pair {
+    int32_t rank, at, id; /* the pair that begins at position `at` makes id */
+} pair;
+
+typedef struct heap {
+    pair *pairs;
+    size_t n;
+} heap;
+
+static bool before(pair a, pair b) { return a.rank != b.rank ? a.rank < b.rank : a.at < b.at; }
+
+static void heap_push(heap *h, pair x) {
+    size_t i = h->n++;
+    for (; i && before(x, h->pairs[(i - 1) / 2]); i = (i - 1) / 2) h->pairs[i] = h->pairs[(i - 1) / 2];
+    h->pairs[i] = x;
+}
+
+static pair heap_pop(heap *h) {
+    const pair top = h->pairs[0], x = h->pairs[--h->n];
+    size_t i = 0;
+    for (size_t child; (child = 2 * i + 1) < h->n; i = child) {
+        if (child + 1 < h->n && before(h->pairs[child + 1], h->pairs[child])) child++;
+        if (!before(h->pairs[child], x)) break;
+        h->pairs[i] = h->pairs[child];
+    }
+    h->pairs[i] = x;
+    return top;
+}
+
+static void offer(const moa_bpe *b, const node *nodes, int32_t at, heap *h) {
+    pair x = {.at = at};
+    if (at < 0 || nodes[at].next < 0) return;
+    if (moa_bpe_find(b, nodes[at].id, nodes[nodes[at].next].id, &x.rank, &x.id)) heap_push(h, x);
+}
+
+/* Does the pair still stand as it was when it was pushed? */
+static bool holds(const moa_bpe *b, const node *nodes, pair x) {
+    int32_t rank, id;
+    const node *left = &nodes[x.at];
+    if (left->id < 0 || left->next < 0) return false;
+    return moa_bpe_find(b, left->id, nodes[left->next].id, &rank, &id) && id == x.id && rank == x.rank;
+}
+
+size_t moa_bpe_merge_long(const moa_bpe *b, int32_t *symbols, size_t n, moa_buf *work) {
+    size_t nodes_bytes, heap_bytes;
+    assert(n <= INT32_MAX / 4);
+    if (!moa_size_mul(n, sizeof(node), &nodes_bytes) || !moa_size_mul(2 * n, sizeof(pair), &heap_bytes)) return n;
+    moa_buf_clear(work);
+    /* every merge pops one pair and pushes two at most: never more than 2n in the heap */
+    char *memory = moa_buf_extend(work, nodes_bytes + heap_bytes);
+    if (!memory) return n;
+    node *nodes = (node *)(void *)memory;
+    heap h = {(pair *)(void *)(memory + nodes_bytes), 0};
+    for (size_t i = 0; i < n; i++)
+        nodes[i] = (node){symbols[i], (int32_t)i - 1, i + 1 < n ? (int32_t)i + 1 : -1};
+    for (size_t i = 0; i + 1 < n; i++) offer(b, nodes, (int32_t)i, &h);
+    while (h.n) {
+        const pair x = heap_pop(&h);
+        if (!holds(b, nodes, x)) continue;
+        node *left = &nodes[x.at], *right = &nodes[left->next];
+        left->id = x.id;
+        left->next = right->next;
+        if (left->next >= 0) nodes[left->next].prev = x.at;
+        right->id = -1;
+        offer(b, nodes, left->prev, &h);
+        offer(b, nodes, x.at, &h);
+    }
+    size_t k = 0;
+    for (int32_t i = 0; i >= 0; i = nodes[i].next) symbols[k++] = nodes[i].id;
+    return k;
+}
+
+size_t moa_bpe_merge(const moa_bpe *b, int32_t *symbols, size_t n, moa_buf *work) {
+    if (n < 2) return n;
+    return n <= MOA_BPE_SHORT ? moa_bpe_merge_short(b, symbols, n) : moa_bpe_merge_long(b, symbols, n, work);
+}
