@@ -7,7 +7,7 @@
 #include "tui/batch/batch.h"
 #include "version.h"
 
-#if __has_include("tui/app.h")
+#if __has_include("tui/app.c") /* its screens are written apart from the subcommands */
 #include "tui/app.h"
 #else
 static int tui_workbench(int argc, char **argv) {
