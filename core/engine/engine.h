@@ -32,8 +32,13 @@ moa_status moa_engine_open(moa_engine **out, const moa_model *model, moa_backend
 void moa_engine_close(moa_engine **e); /* its sequences must be closed before */
 const moa_model *moa_engine_model(const moa_engine *e);
 moa_backend *moa_engine_backend(const moa_engine *e);
+/* device memory taken by the engine and its sequences: now, and most so far. Bytes */
+uint64_t moa_engine_device_bytes(const moa_engine *e);
+uint64_t moa_engine_device_peak(const moa_engine *e);
 
-/* Device memory this engine would take for a run, before taking it: weights, workspace, KV at its peak. Bytes. */
+/* Device memory this engine would take for a run, before taking it. Bytes.
+ * workspace: activations, page tables, spans. kv: pages at the peak, with what a prefill chunk needs in passing.
+ * capture: what watching takes, captured q and k and the statistics (0 unless asked for). */
 typedef struct moa_memory_need {
     uint64_t weights, workspace, kv, capture;
 } moa_memory_need;
@@ -58,30 +63,35 @@ enum { MOA_WATCH_STATS = 1,   /* per-head statistics and distance histograms */
 moa_status moa_seq_open(moa_seq **out, moa_engine *e, moa_err *err);
 void moa_seq_close(moa_seq **s);
 
-/* Forgets all tokens; pages go back to the pool. */
+/* Forgets all tokens; pages go back to the pool. The plan stays, statistics begin anew. */
 void moa_seq_reset(moa_seq *s);
 
 /* Rules (n_layer, n_head; NULL: dense) and N for what comes next; spans = moa_span(rule, n_reserved). n_reserved must not be
  * smaller than the tokens already there and not above the model's context (E_INVALID with the numbers).
  * Narrowing frees pages at once; widening takes effect as tokens come (keys that are gone stay gone until a new prefill:
  * moa_seq_lost() tells how many). measure: rules that the probe's WINDOW is measured with, NULL: the same rules.
- * watch: MOA_WATCH_* bits. What capture would take beyond the limit is switched off and said in note (may be NULL). */
+ * watch: MOA_WATCH_* bits. Statistics and histograms begin anew here, since their buckets follow N. What capture would take
+ * beyond the limit is switched off and said in note (may be NULL), likewise a capture that would lack the first tokens.
+ * On failure the sequence goes on under the plan it had (statistics and captures may be gone). */
 moa_status moa_seq_plan(moa_seq *s, const moa_rule *rules, const moa_rule *measure, int32_t n_reserved, int watch,
                         char *note, size_t note_bytes, moa_err *err);
 
 typedef struct moa_forward {
     const int32_t *ids; /* n tokens to append */
     int32_t n;
-    int32_t chunk;     /* 0: the engine's; any value >= 1 gives the same result within rounding */
+    int32_t chunk;     /* 0: the engine's, which is also the most; any value >= 1 gives the same result within rounding */
     float *logits;     /* host (n_vocab) of the last token, or NULL */
-    /* every token's logits in order (host, n_vocab, borrowed during the call), or NULL; return false to stop */
+    /* every token's logits in order (host, n_vocab, borrowed during the call), or NULL; return false to stop: E_CANCELLED
+     * after the chunk under way */
     bool (*each_logits)(void *user, int32_t pos, const float *logits);
-    /* asked between layers and chunks, or NULL: true cancels (E_CANCELLED); the sequence then holds the chunks done so far */
+    /* asked between layers and chunks, or NULL: true cancels (E_CANCELLED); the sequence then holds the chunks done so far.
+     * Pages that only they needed and that the abandoned chunk has already reused count as lost. */
     bool (*cancelled)(void *user);
     /* after each chunk, or NULL */
     void (*progress)(void *user, int32_t done, int32_t total);
     void *user;
 } moa_forward;
+/* E_INVALID (nothing done) for ids out of range or more tokens than are reserved. On any failure the sequence holds whole chunks. */
 moa_status moa_seq_forward(moa_seq *s, const moa_forward *f, moa_err *err);
 
 int32_t moa_seq_n_past(const moa_seq *s);
@@ -89,12 +99,14 @@ int32_t moa_seq_n_reserved(const moa_seq *s);
 const int32_t *moa_seq_ids(const moa_seq *s);           /* (n_past), borrowed until the next call that changes it */
 const int32_t *moa_seq_spans(const moa_seq *s);         /* (n_layer, n_head) tokens */
 int64_t moa_seq_lost(const moa_seq *s);                 /* tokens x KV heads inside the current spans whose keys are gone */
+double moa_seq_kv_density(const moa_seq *s); /* mean over KV heads of keys the newest token could see / tokens; NAN: no tokens */
+moa_engine *moa_seq_engine(const moa_seq *s);
 
 /* --- pages -------------------------------------------------------------------------------------------------------------- */
 
 typedef struct moa_pages {
     int32_t n_layer, n_head_kv, max_pages; /* max_pages: of N tokens */
-    int64_t used, free, peak;              /* pages of the pool: in use now, free, most ever in use */
+    int64_t used, free, peak;              /* pages of the pool: in use now, free, most in use since the last moa_seq_plan */
     uint64_t page_bytes;
     uint64_t used_bytes, pool_bytes;
 } moa_pages;
@@ -134,5 +146,6 @@ typedef struct moa_map_request {
 } moa_map_request;
 /* mass (rows, cols) sums, max (rows, cols) or NULL, stat (rows, MOA_N_STAT) or NULL: host, the caller's */
 moa_status moa_seq_map(moa_seq *s, const moa_map_request *r, float *mass, float *max, float *stat, moa_err *err);
+uint64_t moa_seq_capture_bytes(const moa_seq *s); /* device memory of the captured q and k; 0: capture is off */
 
 #endif

@@ -27,12 +27,13 @@ void moa_run_reference_free(moa_run_reference *r);
 typedef struct moa_run_config {
     const int32_t *ids; /* tokens to append to the sequence */
     int32_t n_ids;
-    int32_t n_gen;          /* generation limit; N = tokens of the sequence + n_ids + n_gen */
+    int32_t n_gen;          /* generation limit, 0: prefill only; N = tokens of the sequence + n_ids + n_gen, at most n_ctx */
     const moa_rule *rules;  /* (n_layer, n_head); NULL: dense */
     const moa_rule *measure; /* rules the window statistics are measured with; NULL: rules */
     int watch;              /* MOA_WATCH_* */
     moa_sampling sampling;
-    const int32_t *force; /* teacher-forced continuation instead of sampling (n_force <= n_gen), or NULL */
+    const int32_t *force; /* teacher-forced continuation instead of sampling (n_force <= n_gen), or NULL; it is given whole,
+                           * end tokens do not stop it, and what follows is sampled */
     int32_t n_force;
     bool ignore_end;      /* go on after an end-of-text token */
     int32_t chunk;        /* 0: the engine's */
@@ -42,7 +43,7 @@ typedef struct moa_run_config {
     void (*planned)(void *user, const moa_seq *s, const char *note); /* spans are set, prefill is about to start */
     void (*progress)(void *user, int32_t done, int32_t total);   /* prefill, tokens */
     bool (*each_logits)(void *user, int32_t pos, const float *logits); /* prompt positions, teacher-forced */
-    bool (*token)(void *user, const moa_run_token *t); /* false stops (counts as cancelled) */
+    bool (*token)(void *user, const moa_run_token *t); /* false stops (counts as cancelled); the token stays */
     bool (*cancelled)(void *user);
     void *user;
 } moa_run_config;
@@ -69,7 +70,8 @@ typedef struct moa_run_result {
     double kv_density;       /* mean over KV heads of tokens kept / tokens */
     int32_t span_min, span_max;
     double span_mean;
-    uint64_t device_bytes;   /* device memory taken by engine and sequence, 0: unknown */
+    uint64_t device_bytes;   /* device memory taken by engine and sequences at the end */
+    uint64_t device_peak_bytes; /* most of it since the engine was opened */
 } moa_run_result;
 
 /* E_CANCELLED is not an error here: the result says stop = CANCELLED and what was made stays in the sequence. */

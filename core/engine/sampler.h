@@ -19,6 +19,13 @@ typedef struct moa_sampling {
 moa_sampling moa_sampling_default(void);
 moa_status moa_sampling_check(const moa_sampling *s, moa_err *err); /* E_USAGE with the value that is out of range */
 
+/* PCG32 (O'Neill 2014, pcg-random.org): XSH-RR output of a 64-bit linear congruential generator */
+typedef struct moa_pcg32 {
+    uint64_t state, inc; /* inc is odd: it selects one of 2^63 streams */
+} moa_pcg32;
+moa_pcg32 moa_pcg32_seed(uint64_t seed, uint64_t stream);
+uint32_t moa_pcg32_next(moa_pcg32 *g);
+
 typedef struct moa_sampler moa_sampler;
 moa_status moa_sampler_open(moa_sampler **out, const moa_sampling *s, int32_t n_vocab, moa_err *err);
 void moa_sampler_close(moa_sampler **s);

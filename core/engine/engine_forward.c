@@ -1,0 +1,355 @@
+/* Tokens through the layers.
+ *
+ *   n > 1   a chunk:  for each layer: take pages, store K and V, attend, free what the chunk has made invisible
+ *   n == 1  a step:   take pages for all layers, one upload of what changed, the layers, free
+ *
+ * A layer's pages are taken just before it runs and freed just after, so that only one layer at a time holds the chunk
+ * beside its old window. Freed pages may be handed to the next layer at once: operations run in queue order.
+ *
+ * A step reads all that changes (id, position, page tables, spans) from device memory, so its operations are recorded the
+ * second time they run (the first lets the backend allocate what it wants) and replayed from then on, until a buffer moves.
+ *
+ * Only a chunk that has passed all layers counts: then the ids are appended, the statistics added, the retired pages free.
+ * Any failure or cancelling before that rolls back to the tokens there were (seq.c). */
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/engine/engine_impl.h"
+
+typedef struct pass {
+    moa_seq *s;
+    const moa_forward *f;
+    int32_t n, pos0;
+    const int32_t *ids, *pos; /* device */
+    float *last;              /* host, for the last token's logits; or NULL */
+    float *rows;              /* host scratch (n_logits, n_vocab) for each_logits; or NULL */
+    bool stopped;             /* by each_logits */
+} pass;
+
+static const moa_shape *shape_of(const pass *p) { return &p->s->engine->model->shape; }
+
+/* --- one layer ------------------------------------------------------------------------------------------------------------ */
+
+static moa_status multiply(const pass *p, const float *x, const moa_dev_weight *w, const moa_dev_weight *bias, float *y,
+                           moa_err *err) {
+    moa_engine *e = p->s->engine;
+    return e->vt->matmul(e->backend, &(moa_args_matmul){.x = x, .w = w, .bias = bias, .y = y, .n_tok = p->n}, err);
+}
+
+/* x += y W^T: back onto the residual stream */
+static moa_status add_back(const pass *p, const float *y, const moa_dev_weight *w, moa_err *err) {
+    moa_engine *e = p->s->engine;
+    return e->vt->matmul(e->backend, &(moa_args_matmul){.x = y, .w = w, .y = e->ws.x, .n_tok = p->n, .accumulate = true}, err);
+}
+
+static moa_status normalise(const pass *p, const float *x, const moa_dev_weight *w, float *y, int32_t n, moa_err *err) {
+    moa_engine *e = p->s->engine;
+    const moa_shape *shape = shape_of(p);
+    return e->vt->rmsnorm(
+        e->backend, &(moa_args_rmsnorm){.x = x, .w = w, .y = y, .n_tok = n, .n = shape->d_model, .eps = shape->rms_eps}, err);
+}
+
+static moa_status rotate(const pass *p, float *x, int32_t n_head, moa_err *err) {
+    moa_engine *e = p->s->engine;
+    const moa_shape *shape = shape_of(p);
+    return e->vt->rope(e->backend,
+                       &(moa_args_rope){.x = x,
+                                        .pos = p->pos,
+                                        .freq_factors = e->rope_freqs,
+                                        .n_tok = p->n,
+                                        .n_head = n_head,
+                                        .d_head = shape->d_head,
+                                        .rope_dim = shape->rope_dim,
+                                        .kind = shape->rope_kind,
+                                        .theta = shape->rope_theta,
+                                        .scale = shape->rope_scale},
+                       err);
+}
+
+static moa_kv_view view(const pass *p, int32_t layer) {
+    const moa_seq *s = p->s;
+    const moa_shape *shape = shape_of(p);
+    return (moa_kv_view){.pool = s->engine->pool.data,
+                         .table = s->d_table + moa_seq_at(s, layer, 0),
+                         .table_seq_stride = (int64_t)shape->n_head_kv * s->max_pages,
+                         .n_head_kv = shape->n_head_kv,
+                         .d_head = shape->d_head,
+                         .max_pages = s->max_pages,
+                         .type = s->engine->kv_type};
+}
+
+static moa_status attend(const pass *p, int32_t layer, moa_err *err) {
+    moa_seq *s = p->s;
+    moa_engine *e = s->engine;
+    const moa_shape *shape = shape_of(p);
+    const int64_t at = (int64_t)layer * shape->n_head;
+    if (p->n == 1)
+        return e->vt->attn_decode(e->backend,
+                                  &(moa_args_attn_decode){.q = e->ws.q,
+                                                          .o = e->ws.o,
+                                                          .kv = view(p, layer),
+                                                          .pos = p->pos,
+                                                          .span = s->d_shown + at,
+                                                          .span_seq_stride = shape->n_head,
+                                                          .n_seq = 1,
+                                                          .n_head = shape->n_head,
+                                                          .scale = moa_attn_scale(shape),
+                                                          .probe = moa_probe_args(s, layer, 1)},
+                                  err);
+    return e->vt->attn_prefill(e->backend,
+                               &(moa_args_attn_prefill){.q = e->ws.q,
+                                                        .o = e->ws.o,
+                                                        .kv = view(p, layer),
+                                                        .span = s->d_shown + at,
+                                                        .span_host = s->shown + at,
+                                                        .pos0 = p->pos0,
+                                                        .n_tok = p->n,
+                                                        .n_head = shape->n_head,
+                                                        .scale = moa_attn_scale(shape),
+                                                        .probe = moa_probe_args(s, layer, p->n)},
+                               err);
+}
+
+static moa_status attention_half(const pass *p, int32_t layer, moa_err *err) {
+    moa_engine *e = p->s->engine;
+    const moa_shape *shape = shape_of(p);
+    const moa_engine_layer *w = &e->layers[layer];
+    moa_workspace *ws = &e->ws;
+    moa_status s = MOA_OK;
+    MOA_TRY(normalise(p, ws->x, w->attn_norm, ws->h, p->n, err));
+    MOA_TRY(multiply(p, ws->h, w->wq, w->bq, ws->q, err));
+    MOA_TRY(multiply(p, ws->h, w->wk, w->bk, ws->k, err));
+    MOA_TRY(multiply(p, ws->h, w->wv, w->bv, ws->v, err));
+    MOA_TRY(rotate(p, ws->q, shape->n_head, err));
+    MOA_TRY(rotate(p, ws->k, shape->n_head_kv, err));
+    MOA_TRY(e->vt->kv_store(e->backend,
+                            &(moa_args_kv_store){.k = ws->k, .v = ws->v, .kv = view(p, layer), .pos = p->pos, .n_tok = p->n}, err));
+    MOA_TRY(moa_capture_rows(p->s, layer, ws->q, ws->k, p->pos, p->n, err));
+    MOA_TRY(attend(p, layer, err));
+    MOA_TRY(add_back(p, ws->o, w->wo, err));
+out:
+    return s;
+}
+
+static moa_status feed_forward_half(const pass *p, int32_t layer, moa_err *err) {
+    moa_engine *e = p->s->engine;
+    const moa_engine_layer *w = &e->layers[layer];
+    moa_workspace *ws = &e->ws;
+    moa_status s = MOA_OK;
+    MOA_TRY(normalise(p, ws->x, w->ffn_norm, ws->h, p->n, err));
+    MOA_TRY(multiply(p, ws->h, w->gate, NULL, ws->gate, err));
+    MOA_TRY(multiply(p, ws->h, w->up, NULL, ws->up, err));
+    MOA_TRY(e->vt->silu_mul(
+        e->backend,
+        &(moa_args_silu_mul){.gate = ws->gate, .up = ws->up, .y = ws->gate, .n = (int64_t)p->n * shape_of(p)->d_ff}, err));
+    MOA_TRY(add_back(p, ws->gate, w->down, err));
+out:
+    return s;
+}
+
+static moa_status run_layer(const pass *p, int32_t layer, moa_err *err) {
+    const moa_status s = attention_half(p, layer, err);
+    return s == MOA_OK ? feed_forward_half(p, layer, err) : s;
+}
+
+static moa_status embed(const pass *p, moa_err *err) {
+    moa_engine *e = p->s->engine;
+    return e->vt->embed(e->backend, &(moa_args_embed){.w = e->embed, .ids = p->ids, .y = e->ws.x, .n_tok = p->n}, err);
+}
+
+/* logits of n tokens of the chunk from row `first` on, into ws.logits */
+static moa_status project(const pass *p, int32_t first, int32_t n, moa_err *err) {
+    moa_engine *e = p->s->engine;
+    const int32_t d_model = shape_of(p)->d_model;
+    const moa_status s = normalise(p, e->ws.x + (int64_t)first * d_model, e->out_norm, e->ws.h, n, err);
+    if (s != MOA_OK) return s;
+    return e->vt->matmul(e->backend, &(moa_args_matmul){.x = e->ws.h, .w = e->output, .y = e->ws.logits, .n_tok = n}, err);
+}
+
+static moa_status download_logits(const pass *p, float *host, int32_t n, moa_err *err) {
+    moa_engine *e = p->s->engine;
+    return e->vt->download(e->backend, host, e->ws.logits, (size_t)n * (size_t)shape_of(p)->n_vocab * sizeof *host, err);
+}
+
+/* --- a step: one token ------------------------------------------------------------------------------------------------------ */
+
+static moa_status step_operations(const pass *p, bool logits, moa_err *err) {
+    moa_status s = embed(p, err);
+    for (int32_t l = 0; l < shape_of(p)->n_layer && s == MOA_OK; l++) s = run_layer(p, l, err);
+    return s == MOA_OK && logits ? project(p, 0, 1, err) : s;
+}
+
+/* A recording that cannot be made is no error: the operations are then called one by one. */
+static void *record_step(const pass *p, bool logits) {
+    moa_engine *e = p->s->engine;
+    void *recording = NULL;
+    if (e->vt->record_begin(e->backend, NULL) != MOA_OK) return NULL;
+    const moa_status operations = step_operations(p, logits, NULL);
+    const moa_status end = e->vt->record_end(e->backend, &recording, NULL);
+    if (operations == MOA_OK && end == MOA_OK) return recording;
+    if (end == MOA_OK) e->vt->recording_free(e->backend, recording);
+    return NULL;
+}
+
+static moa_status play_step(const pass *p, bool logits, moa_err *err) {
+    moa_seq *s = p->s;
+    moa_engine *e = s->engine;
+    const bool can = e->vt->record_begin && e->vt->record_end && e->vt->replay && e->vt->recording_free && !s->no_recording;
+    if (can && !s->recording[logits] && s->step_done[logits]) {
+        s->recording[logits] = record_step(p, logits);
+        s->no_recording = !s->recording[logits];
+    }
+    if (s->recording[logits]) return e->vt->replay(e->backend, s->recording[logits], err);
+    const moa_status status = step_operations(p, logits, err);
+    s->step_done[logits] = status == MOA_OK;
+    return status;
+}
+
+static moa_status run_step(pass *p, moa_err *err) {
+    moa_seq *s = p->s;
+    moa_engine *e = s->engine;
+    const bool logits = p->last || p->rows;
+    moa_status status = MOA_OK;
+    for (int32_t l = 0; l < shape_of(p)->n_layer && status == MOA_OK; l++) status = moa_seq_extend(s, l, p->pos0 + 1, err);
+    if (status == MOA_OK) status = moa_seq_state_upload(s, err);
+    if (status == MOA_OK) status = play_step(p, logits, err);
+    if (status == MOA_OK) status = moa_probe_fetch(s, 1, err);
+    if (status != MOA_OK) return status;
+    if (!logits) return e->vt->sync(e->backend, err);
+    float *host = p->last ? p->last : p->rows;
+    status = download_logits(p, host, 1, err);
+    if (status == MOA_OK && p->rows) p->stopped = !p->f->each_logits(p->f->user, p->pos0, host);
+    return status;
+}
+
+/* --- a chunk ---------------------------------------------------------------------------------------------------------------- */
+
+static bool cancelled(const pass *p) { return p->f->cancelled && p->f->cancelled(p->f->user); }
+
+static moa_status every_logits(pass *p, moa_err *err) {
+    const int32_t n_vocab = shape_of(p)->n_vocab, block = p->s->engine->n_logits;
+    moa_status s = MOA_OK;
+    for (int32_t first = 0; first < p->n && !p->stopped; first += block) {
+        const int32_t n = p->n - first < block ? p->n - first : block;
+        MOA_TRY(project(p, first, n, err));
+        MOA_TRY(download_logits(p, p->rows, n, err));
+        for (int32_t i = 0; i < n && !p->stopped; i++)
+            p->stopped = !p->f->each_logits(p->f->user, p->pos0 + first + i, p->rows + (int64_t)i * n_vocab);
+        if (p->last && first + n == p->n)
+            memcpy(p->last, p->rows + (int64_t)(n - 1) * n_vocab, (size_t)n_vocab * sizeof *p->last);
+    }
+out:
+    return s;
+}
+
+static moa_status run_chunk(pass *p, moa_err *err) {
+    moa_seq *seq = p->s;
+    const int32_t n_after = p->pos0 + p->n;
+    moa_status s = MOA_OK;
+    MOA_TRY(embed(p, err));
+    for (int32_t l = 0; l < shape_of(p)->n_layer; l++) {
+        if (cancelled(p)) MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted after %d tokens", seq->n_past));
+        MOA_TRY(moa_seq_extend(seq, l, n_after, err));
+        MOA_TRY(moa_seq_state_upload(seq, err));
+        MOA_TRY(run_layer(p, l, err));
+        moa_seq_trim(seq, l, n_after, true);
+    }
+    if (p->rows) MOA_TRY(every_logits(p, err));
+    else if (p->last) {
+        MOA_TRY(project(p, p->n - 1, 1, err));
+        MOA_TRY(download_logits(p, p->last, 1, err));
+    }
+    MOA_TRY(moa_probe_fetch(seq, p->n, err));
+    /* also what makes cancelling prompt: the host never runs more than a chunk ahead */
+    MOA_TRY(seq->engine->vt->sync(seq->engine->backend, err));
+out:
+    return s;
+}
+
+/* --- a call ----------------------------------------------------------------------------------------------------------------- */
+
+static moa_status upload_input(pass *p, const int32_t *ids, moa_err *err) {
+    moa_engine *e = p->s->engine;
+    for (int32_t i = 0; i < p->n; i++) {
+        e->in[i] = ids[i];
+        e->in[p->n + i] = p->pos0 + i;
+    }
+    p->ids = e->ws.in;
+    p->pos = e->ws.in + p->n;
+    return e->vt->upload(e->backend, e->ws.in, e->in, 2 * (size_t)p->n * sizeof *e->in, err);
+}
+
+static void commit(const pass *p, const int32_t *ids) {
+    moa_seq *s = p->s;
+    memcpy(s->ids + s->n_past, ids, (size_t)p->n * sizeof *ids);
+    moa_probe_commit(s, p->n);
+    s->n_past += p->n;
+    s->n_journal = 0;
+    moa_kv_pages_settle(&s->engine->pages);
+    for (int32_t l = 0; p->n == 1 && l < shape_of(p)->n_layer; l++) moa_seq_trim(s, l, s->n_past, false);
+    if (s->has_gaps) moa_seq_show_spans(s);
+}
+
+static moa_status run_pass(pass *p, const int32_t *ids, moa_err *err) {
+    moa_seq *s = p->s;
+    const moa_shape *shape = shape_of(p);
+    memcpy(s->from_before, s->from, (size_t)shape->n_layer * (size_t)shape->n_head_kv * sizeof *s->from);
+    moa_status status = moa_probe_begin(s, p->n, err);
+    if (status != MOA_OK) return status;
+    status = upload_input(p, ids, err);
+    if (status == MOA_OK) status = p->n == 1 ? run_step(p, err) : run_chunk(p, err);
+    if (status == MOA_OK) {
+        commit(p, ids);
+        return MOA_OK;
+    }
+    moa_probe_rollback(s, p->n);
+    moa_seq_rollback(s);
+    return status;
+}
+
+static moa_status check(const moa_seq *s, const moa_forward *f, moa_err *err) {
+    const int32_t n_vocab = s->engine->model->shape.n_vocab;
+    if (f->n < 1 || f->n > s->n_reserved - s->n_past)
+        return moa_fail(err, MOA_E_INVALID, "%d tokens to append to %d, but %d are reserved", f->n, s->n_past, s->n_reserved);
+    if (f->chunk < 0) return moa_fail(err, MOA_E_USAGE, "a chunk of %d tokens; at least 1", f->chunk);
+    for (int32_t i = 0; i < f->n; i++)
+        if (f->ids[i] < 0 || f->ids[i] >= n_vocab)
+            return moa_fail(err, MOA_E_INVALID, "token %d has id %d; the vocabulary has %d", i, f->ids[i], n_vocab);
+    return MOA_OK;
+}
+
+/* pages this call may need at most, with what other sequences hold */
+static moa_status reserve(moa_seq *s, int32_t n, int32_t chunk, moa_err *err) {
+    moa_engine *e = s->engine;
+    const moa_kv_course course = {.shape = &e->model->shape, .widest = s->widest, .n_past = s->n_past, .n = n,
+                                  .chunk = chunk, .n_reserved = s->n_reserved};
+    return moa_engine_reserve(e, moa_kv_pages_peak(&course) + e->pages.used - s->n_held, err);
+}
+
+moa_status moa_seq_forward(moa_seq *s, const moa_forward *f, moa_err *err) {
+    moa_engine *e = s->engine;
+    moa_status status = check(s, f, err);
+    if (status != MOA_OK) return status;
+    const int32_t chunk = f->chunk > 0 && f->chunk < e->chunk ? f->chunk : e->chunk;
+    pass p = {.s = s, .f = f};
+    if ((status = reserve(s, f->n, chunk, err)) != MOA_OK) return status;
+    if (f->each_logits) {
+        p.rows = malloc((size_t)e->n_logits * (size_t)e->model->shape.n_vocab * sizeof *p.rows);
+        if (!p.rows) return moa_fail(err, MOA_E_MEMORY, "no memory for %d rows of logits", e->n_logits);
+    }
+    for (int32_t done = 0; done < f->n && status == MOA_OK && !p.stopped; done += p.n) {
+        if (cancelled(&p)) {
+            status = moa_fail(err, MOA_E_CANCELLED, "interrupted after %d tokens", s->n_past);
+            break;
+        }
+        p.n = s->has_gaps ? 1 : f->n - done < chunk ? f->n - done : chunk;
+        p.pos0 = s->n_past;
+        p.last = done + p.n == f->n ? f->logits : NULL;
+        status = run_pass(&p, f->ids + done, err);
+        if (status == MOA_OK && f->progress) f->progress(f->user, done + p.n, f->n);
+    }
+    if (status == MOA_OK && p.stopped) status = moa_fail(err, MOA_E_CANCELLED, "stopped after %d tokens", s->n_past);
+    free(p.rows);
+    return status;
+}
