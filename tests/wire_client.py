@@ -37,7 +37,7 @@ FIELDS, NUMBERS = read_table()
 NAMES = {number: name for name, number in NUMBERS.items()}
 
 
-def encode(name, job=0, **values):
+def encode(name, job=0, /, **values):
     out = bytearray(HEADER)
     for kind, field in FIELDS[name]:
         v = values.pop(field, 0 if kind in SCALARS else b"")
@@ -101,7 +101,7 @@ class Engine:
         self.p.stdin.close()
         self.p.stdout.close()
 
-    def send(self, name, **values):
+    def send(self, name, /, **values):
         self.job += 1
         self.p.stdin.write(encode(name, self.job, **values))
         return self.job
@@ -137,7 +137,7 @@ class Engine:
         job = self.send("HELLO", version=1, client="test")
         return self.until("WELCOME", "FAILED", job=job)[-1][2]
 
-    def ask(self, name, timeout=60.0, **values):
+    def ask(self, name, /, timeout=60.0, **values):
         """Sends a job and returns (name, message) of what ends it."""
         job = self.send(name, **values)
         end = {"LOAD": "LOADED", "TOKENIZE": "TOKENS", "RUN": "DONE", "SELECT_MAP": "MAP"}[name]
