@@ -16,8 +16,8 @@
     X(ONE, 1, "1")                                                                                           \
     X(MODEL, shape->d_model, "d_model")                                                                      \
     X(FF, shape->d_ff, "d_ff")                                                                               \
-    X(HEADS, shape->n_head *shape->d_head, "n_head*d_head")                                                  \
-    X(KV, shape->n_head_kv *shape->d_head, "n_head_kv*d_head")                                               \
+    X(HEADS, shape->n_head * shape->d_head, "n_head*d_head")                                                 \
+    X(KV, shape->n_head_kv * shape->d_head, "n_head_kv*d_head")                                              \
     X(VOCAB, shape->n_vocab, "n_vocab")                                                                      \
     X(ROPE_HALF, shape->rope_dim / 2, "rope_dim/2")
 
@@ -43,24 +43,27 @@ typedef struct moa_arch {
 /* what a pre-norm decoder with grouped queries and a gated SiLU has; output is optional: without it the model is tied */
 #define MOA_ARCH_MODEL_TENSORS                                                                               \
     {"token_embd.weight", offsetof(moa_model, embed), MOA_DIM_VOCAB, MOA_DIM_MODEL, false},                  \
-    {"output_norm.weight", offsetof(moa_model, out_norm), MOA_DIM_ONE, MOA_DIM_MODEL, false},                \
-    {"output.weight", offsetof(moa_model, output), MOA_DIM_VOCAB, MOA_DIM_MODEL, true},                      \
-    {"rope_freqs.weight", offsetof(moa_model, rope_freqs), MOA_DIM_ONE, MOA_DIM_ROPE_HALF, true}
+        {"output_norm.weight", offsetof(moa_model, out_norm), MOA_DIM_ONE, MOA_DIM_MODEL, false},            \
+        {"output.weight", offsetof(moa_model, output), MOA_DIM_VOCAB, MOA_DIM_MODEL, true}, {                \
+        "rope_freqs.weight", offsetof(moa_model, rope_freqs), MOA_DIM_ONE, MOA_DIM_ROPE_HALF, true           \
+    }
 
 #define MOA_ARCH_LAYER_TENSORS                                                                               \
     {"attn_norm.weight", offsetof(moa_layer, attn_norm), MOA_DIM_ONE, MOA_DIM_MODEL, false},                 \
-    {"attn_q.weight", offsetof(moa_layer, wq), MOA_DIM_HEADS, MOA_DIM_MODEL, false},                         \
-    {"attn_k.weight", offsetof(moa_layer, wk), MOA_DIM_KV, MOA_DIM_MODEL, false},                            \
-    {"attn_v.weight", offsetof(moa_layer, wv), MOA_DIM_KV, MOA_DIM_MODEL, false},                            \
-    {"attn_output.weight", offsetof(moa_layer, wo), MOA_DIM_MODEL, MOA_DIM_HEADS, false},                    \
-    {"ffn_norm.weight", offsetof(moa_layer, ffn_norm), MOA_DIM_ONE, MOA_DIM_MODEL, false},                   \
-    {"ffn_gate.weight", offsetof(moa_layer, gate), MOA_DIM_FF, MOA_DIM_MODEL, false},                        \
-    {"ffn_up.weight", offsetof(moa_layer, up), MOA_DIM_FF, MOA_DIM_MODEL, false},                            \
-    {"ffn_down.weight", offsetof(moa_layer, down), MOA_DIM_MODEL, MOA_DIM_FF, false}
+        {"attn_q.weight", offsetof(moa_layer, wq), MOA_DIM_HEADS, MOA_DIM_MODEL, false},                     \
+        {"attn_k.weight", offsetof(moa_layer, wk), MOA_DIM_KV, MOA_DIM_MODEL, false},                        \
+        {"attn_v.weight", offsetof(moa_layer, wv), MOA_DIM_KV, MOA_DIM_MODEL, false},                        \
+        {"attn_output.weight", offsetof(moa_layer, wo), MOA_DIM_MODEL, MOA_DIM_HEADS, false},                \
+        {"ffn_norm.weight", offsetof(moa_layer, ffn_norm), MOA_DIM_ONE, MOA_DIM_MODEL, false},               \
+        {"ffn_gate.weight", offsetof(moa_layer, gate), MOA_DIM_FF, MOA_DIM_MODEL, false},                    \
+        {"ffn_up.weight", offsetof(moa_layer, up), MOA_DIM_FF, MOA_DIM_MODEL, false}, {                      \
+        "ffn_down.weight", offsetof(moa_layer, down), MOA_DIM_MODEL, MOA_DIM_FF, false                       \
+    }
 
 #define MOA_ARCH_QKV_BIAS(optional)                                                                          \
     {"attn_q.bias", offsetof(moa_layer, bq), MOA_DIM_ONE, MOA_DIM_HEADS, optional},                          \
-    {"attn_k.bias", offsetof(moa_layer, bk), MOA_DIM_ONE, MOA_DIM_KV, optional},                             \
-    {"attn_v.bias", offsetof(moa_layer, bv), MOA_DIM_ONE, MOA_DIM_KV, optional}
+        {"attn_k.bias", offsetof(moa_layer, bk), MOA_DIM_ONE, MOA_DIM_KV, optional}, {                       \
+        "attn_v.bias", offsetof(moa_layer, bv), MOA_DIM_ONE, MOA_DIM_KV, optional                            \
+    }
 
 #endif
