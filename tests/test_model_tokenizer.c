@@ -43,7 +43,7 @@ static moa_tokenizer *open_model(const char *file, const char *pre) {
     moa_tokenizer *t = NULL;
     moa_err err = {0};
     if (!model_in_cache(file, path)) return NULL;
-    if (tokenizer_from_gguf(&t, path, pre, NULL, &err) != MOA_OK) fail_msg("%s", err.text);
+    if (tokenizer_from_gguf(&t, path, &(changes){.pre = pre}, NULL, &err) != MOA_OK) fail_msg("%s", err.text);
     return t;
 }
 

@@ -26,9 +26,24 @@ static inline int32_t gguf_id(const moa_gguf *g, const char *key) {
     return (int32_t)id;
 }
 
-/* pre: NULL takes the file's own. template: malloc'ed text, or NULL when not asked for. */
-static inline moa_status tokenizer_from_gguf(moa_tokenizer **out, const char *path, const char *pre, char **template,
+/* a token whose text is another in this test than in the file */
+typedef struct renamed {
+    int32_t id;
+    const char *text;
+} renamed;
+
+/* changes to what the file says; zero: none */
+typedef struct changes {
+    const char *pre;
+    const renamed *rename;
+    size_t n_rename;
+    const int32_t *bos, *eos;
+} changes;
+
+/* template: malloc'ed text, or NULL when not asked for */
+static inline moa_status tokenizer_from_gguf(moa_tokenizer **out, const char *path, const changes *change, char **template,
                                              moa_err *err) {
+    const char *pre = change ? change->pre : NULL;
     moa_status s = MOA_OK;
     moa_gguf *g = NULL;
     moa_str *tokens = NULL, *merges = NULL, name = {0}, model = {0}, jinja = {0};
@@ -54,12 +69,18 @@ static inline moa_status tokenizer_from_gguf(moa_tokenizer **out, const char *pa
     for (size_t i = 0; i < n; i++)
         entries[i] = (moa_tok_entry){tokens[i].data, (uint32_t)tokens[i].size, (uint8_t)(i < n_types ? types[i] : 1)};
     for (size_t i = 0; i < n_merges; i++) pairs[i] = (moa_tok_entry){merges[i].data, (uint32_t)merges[i].size, 0};
+    for (size_t i = 0; change && i < change->n_rename; i++) {
+        entries[change->rename[i].id].text = change->rename[i].text;
+        entries[change->rename[i].id].bytes = (uint32_t)strlen(change->rename[i].text);
+    }
     bool add_bos = false;
     if (moa_gguf_has(g, "tokenizer.ggml.add_bos_token"))
         MOA_TRY(moa_gguf_get_bool(g, "tokenizer.ggml.add_bos_token", &add_bos, err));
     const moa_tok_config config = {
         .model = model_name, .pre = pre ? pre : pre_name, .entries = entries, .n_vocab = n, .merges = pairs,
-        .n_merges = n_merges, .bos = gguf_id(g, "tokenizer.ggml.bos_token_id"), .eos = gguf_id(g, "tokenizer.ggml.eos_token_id"),
+        .n_merges = n_merges,
+        .bos = change && change->bos ? *change->bos : gguf_id(g, "tokenizer.ggml.bos_token_id"),
+        .eos = change && change->eos ? *change->eos : gguf_id(g, "tokenizer.ggml.eos_token_id"),
         .eot = gguf_id(g, "tokenizer.ggml.eot_token_id"), .unk = gguf_id(g, "tokenizer.ggml.unknown_token_id"),
         .pad = gguf_id(g, "tokenizer.ggml.padding_token_id"), .add_bos = add_bos,
     };

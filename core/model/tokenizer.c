@@ -516,6 +516,7 @@ const char *moa_tokenizer_piece(const moa_tokenizer *t, int32_t id, size_t *n) {
 size_t moa_tokenizer_n_vocab(const moa_tokenizer *t) { return t->n_vocab; }
 bool moa_tokenizer_is_control(const moa_tokenizer *t, int32_t id) { return in_range(t, id) && is_marked(t->type[id]); }
 int32_t moa_tokenizer_bos(const moa_tokenizer *t) { return t->bos; }
+int32_t moa_tokenizer_eos(const moa_tokenizer *t) { return t->eos; }
 const char *moa_tokenizer_pre(const moa_tokenizer *t) { return t->pre_name; }
 bool moa_tokenizer_has_byte(const moa_tokenizer *t, unsigned char byte) { return t->byte_id[byte] >= 0; }
 

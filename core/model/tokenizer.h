@@ -57,6 +57,7 @@ size_t moa_tokenizer_n_vocab(const moa_tokenizer *t);
 bool moa_tokenizer_is_control(const moa_tokenizer *t, int32_t id);
 bool moa_tokenizer_is_end(const moa_tokenizer *t, int32_t id); /* EOS, EOT and their kin: generation stops here */
 int32_t moa_tokenizer_bos(const moa_tokenizer *t);             /* -1: none */
+int32_t moa_tokenizer_eos(const moa_tokenizer *t);             /* -1: none */
 int32_t moa_tokenizer_find(const moa_tokenizer *t, const char *text, size_t n); /* exact token text, -1: none */
 const char *moa_tokenizer_pre(const moa_tokenizer *t);
 bool moa_tokenizer_has_byte(const moa_tokenizer *t, unsigned char byte); /* false: that byte is left out of the ids */
