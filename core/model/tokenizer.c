@@ -25,7 +25,7 @@ enum {
     MERGES_MAX = 1 << 22,
     TOKEN_MAX = 64 << 10,   /* bytes of a token's text */
     SPECIAL_MAX = 256,      /* bytes of a token that is searched for in texts; longer ones are never found */
-    TEXT_MAX = 256 << 20,   /* bytes of one text */
+    TEXT_MAX = 64 << 20,    /* bytes of one text; replacing and normalising make at most three bytes of one: below 2^29 */
 };
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER = 4, TYPE_BYTE = 6 };
 

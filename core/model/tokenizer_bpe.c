@@ -73,78 +73,82 @@ size_t moa_bpe_merge_short(const moa_bpe *b, int32_t *symbols, size_t n) {
     return n;
 }
 
-/* --- long words: a doubly linked list of symbols and a heap of pairs that may merge --------------------------------------- */
+/* --- long words: a doubly linked list of symbols, and a heap of pairs that may merge ----------------------------------------
+ *
+ * A heap entry is rank << 32 | position of the left symbol, so that one comparison orders by rank, then from the left.
+ * Entries are never removed: one whose rank is no longer that of the pair at its position is skipped (a rank belongs to
+ * one pair of ids). Four children a node keep the heap shallow and a step within a cache line. */
 
 typedef struct node {
-    int32_t id, prev, next; /* positions, -1: none; id -1: merged away */
+    int32_t id, prev, next; /* positions, -1: none */
+    int32_t rank, made;     /* of the pair that begins here: -1: it does not merge (or the symbol was merged away) */
 } node;
 
-typedef struct pair {
-    int32_t rank, at, id; /* the pair that begins at position `at` makes id */
-} pair;
-
 typedef struct heap {
-    pair *pairs;
+    uint64_t *entries;
     size_t n;
 } heap;
 
-static bool before(pair a, pair b) { return a.rank != b.rank ? a.rank < b.rank : a.at < b.at; }
-
-static void heap_push(heap *h, pair x) {
+static void heap_push(heap *h, uint64_t x) {
     size_t i = h->n++;
-    for (; i && before(x, h->pairs[(i - 1) / 2]); i = (i - 1) / 2) h->pairs[i] = h->pairs[(i - 1) / 2];
-    h->pairs[i] = x;
+    for (; i && x < h->entries[(i - 1) / 4]; i = (i - 1) / 4) h->entries[i] = h->entries[(i - 1) / 4];
+    h->entries[i] = x;
 }
 
-static pair heap_pop(heap *h) {
-    const pair top = h->pairs[0], x = h->pairs[--h->n];
+static uint64_t heap_pop(heap *h) {
+    const uint64_t top = h->entries[0], x = h->entries[--h->n];
     size_t i = 0;
-    for (size_t child; (child = 2 * i + 1) < h->n; i = child) {
-        if (child + 1 < h->n && before(h->pairs[child + 1], h->pairs[child])) child++;
-        if (!before(h->pairs[child], x)) break;
-        h->pairs[i] = h->pairs[child];
+    for (size_t child; (child = 4 * i + 1) < h->n;) {
+        const size_t end = child + 4 < h->n ? child + 4 : h->n;
+        size_t least = child;
+        for (size_t k = child + 1; k < end; k++)
+            if (h->entries[k] < h->entries[least]) least = k;
+        if (x <= h->entries[least]) break;
+        h->entries[i] = h->entries[least];
+        i = least;
     }
-    h->pairs[i] = x;
+    h->entries[i] = x;
     return top;
 }
 
-static void offer(const moa_bpe *b, const node *nodes, int32_t at, heap *h) {
-    pair x = {.at = at};
-    if (at < 0 || nodes[at].next < 0) return;
-    if (moa_bpe_find(b, nodes[at].id, nodes[nodes[at].next].id, &x.rank, &x.id)) heap_push(h, x);
-}
-
-/* Does the pair still stand as it was when it was pushed? */
-static bool holds(const moa_bpe *b, const node *nodes, pair x) {
-    int32_t rank, id;
-    const node *left = &nodes[x.at];
-    if (left->id < 0 || left->next < 0) return false;
-    return moa_bpe_find(b, left->id, nodes[left->next].id, &rank, &id) && id == x.id && rank == x.rank;
+/* the pair that begins at `at` is new: looks it up, and puts it on the heap when it merges */
+static void offer(const moa_bpe *b, node *nodes, int32_t at, heap *h) {
+    if (at < 0) return;
+    node *left = &nodes[at];
+    left->rank = -1;
+    if (left->next < 0 || !moa_bpe_find(b, left->id, nodes[left->next].id, &left->rank, &left->made)) return;
+    heap_push(h, (uint64_t)(uint32_t)left->rank << 32 | (uint32_t)at);
 }
 
 size_t moa_bpe_merge_long(const moa_bpe *b, int32_t *symbols, size_t n, moa_buf *work) {
-    size_t nodes_bytes, heap_bytes;
+    size_t nodes_bytes, heap_bytes, bytes;
     assert(n <= INT32_MAX / 4);
-    if (!moa_size_mul(n, sizeof(node), &nodes_bytes) || !moa_size_mul(2 * n, sizeof(pair), &heap_bytes)) return n;
     moa_buf_clear(work);
-    /* every merge pops one pair and pushes two at most: never more than 2n in the heap */
-    char *memory = moa_buf_extend(work, nodes_bytes + heap_bytes);
+    /* every merge pops one entry and pushes two at most: never more than 2n in the heap */
+    if (!moa_size_mul(n, sizeof(node), &nodes_bytes) || !moa_size_pad(nodes_bytes, sizeof(uint64_t), &nodes_bytes) ||
+        !moa_size_mul(2 * n, sizeof(uint64_t), &heap_bytes) || !moa_size_add(nodes_bytes, heap_bytes, &bytes)) {
+        work->failed = true;
+        return n;
+    }
+    char *memory = moa_buf_extend(work, bytes);
     if (!memory) return n;
     node *nodes = (node *)(void *)memory;
-    heap h = {(pair *)(void *)(memory + nodes_bytes), 0};
+    heap h = {(uint64_t *)(void *)(memory + nodes_bytes), 0};
     for (size_t i = 0; i < n; i++)
-        nodes[i] = (node){symbols[i], (int32_t)i - 1, i + 1 < n ? (int32_t)i + 1 : -1};
-    for (size_t i = 0; i + 1 < n; i++) offer(b, nodes, (int32_t)i, &h);
+        nodes[i] = (node){symbols[i], (int32_t)i - 1, i + 1 < n ? (int32_t)i + 1 : -1, -1, -1};
+    for (size_t i = 0; i < n; i++) offer(b, nodes, (int32_t)i, &h);
     while (h.n) {
-        const pair x = heap_pop(&h);
-        if (!holds(b, nodes, x)) continue;
-        node *left = &nodes[x.at], *right = &nodes[left->next];
-        left->id = x.id;
+        const uint64_t x = heap_pop(&h);
+        const int32_t at = (int32_t)(x & INT32_MAX);
+        node *left = &nodes[at], *right;
+        if (left->rank != (int32_t)(x >> 32)) continue;
+        right = &nodes[left->next];
+        left->id = left->made;
         left->next = right->next;
-        if (left->next >= 0) nodes[left->next].prev = x.at;
-        right->id = -1;
+        right->rank = -1;
+        if (left->next >= 0) nodes[left->next].prev = at;
         offer(b, nodes, left->prev, &h);
-        offer(b, nodes, x.at, &h);
+        offer(b, nodes, at, &h);
     }
     size_t k = 0;
     for (int32_t i = 0; i >= 0; i = nodes[i].next) symbols[k++] = nodes[i].id;
