@@ -70,6 +70,10 @@ static moa_status cpu_zero(moa_backend *b, void *dst, size_t bytes, moa_err *err
     return MOA_OK;
 }
 
+static moa_status cpu_copy(moa_backend *b, void *dst, const void *src, size_t bytes, moa_err *err) {
+    return cpu_upload(b, dst, src, bytes, err);
+}
+
 static moa_status cpu_sync(moa_backend *b, moa_err *err) {
     (void)b, (void)err;
     return MOA_OK;
@@ -186,7 +190,7 @@ static void cpu_close(moa_backend *b) {
 
 #define DRIVER                                                                                                         \
     .abi = MOA_BACKEND_ABI, .name = "cpu", .close = cpu_close, .info = cpu_info, .alloc = cpu_alloc, .free = cpu_free,  \
-    .upload = cpu_upload, .download = cpu_download, .zero = cpu_zero, .sync = cpu_sync, .weight_load = cpu_weight_load, \
+    .upload = cpu_upload, .download = cpu_download, .zero = cpu_zero, .copy = cpu_copy, .sync = cpu_sync, .weight_load = cpu_weight_load, \
     .weight_free = cpu_weight_free
 
 static const moa_backend_vtable reference_table = {
