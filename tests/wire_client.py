@@ -102,6 +102,8 @@ class Engine:
         self.p.stdout.close()
 
     def send(self, name, /, **values):
+        if name == "RUN":
+            values.setdefault("top_p", 1.0)  # off; 0 would be no token at all
         self.job += 1
         self.p.stdin.write(encode(name, self.job, **values))
         return self.job

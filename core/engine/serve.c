@@ -108,7 +108,7 @@ static void device_line(moa_buf *out, const char *label, const moa_device_info *
 }
 
 static void cpu_line(moa_buf *out) {
-    const moa_backend_config config = {.n_threads = 1};
+    const moa_backend_config config = {0};
     moa_device_info info = {0};
     moa_backend *cpu = NULL;
     if (moa_cpu_open(&cpu, &config, NULL) == MOA_OK) (void)cpu->vt->info(cpu, &info, NULL);
