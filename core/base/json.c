@@ -49,7 +49,7 @@ static bool hex4(scan *s, unsigned *out) {
 
 static bool escape(scan *s) {
     const int c = peek(s);
-    if (c < 0 || !strchr("\"\\/bfnrtu", c)) return bad(s, "unknown escape in a string");
+    if (c <= 0 || !strchr("\"\\/bfnrtu", c)) return bad(s, "unknown escape in a string");
     s->pos++;
     if (c != 'u') return true;
     unsigned unit, low;

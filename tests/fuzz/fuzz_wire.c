@@ -13,7 +13,8 @@ static volatile uint64_t sink;
 static void touch(const void *data, size_t n) {
     const unsigned char *at = data;
     uint64_t sum = 0;
-    for (size_t i = 0; i < n; i++) sum += at[i];
+    for (size_t i = 0; i < n; i++)
+        sum += at[i];
     sink += sum;
 }
 #define TOUCH_SCALAR(v) touch(&(v), sizeof(v));
@@ -32,10 +33,10 @@ static void touch(const void *data, size_t n) {
 static void touch_msg(const moa_wire_msg *msg) {
     switch (msg->type) {
 #define FIELD(kind, field) TOUCH_##kind(m->field)
-#define X(NAME, name, number)                                                                                          \
-    case MOA_WIRE_##NAME: {                                                                                            \
-        const moa_msg_##name *m = &msg->u.name;                                                                        \
-        MOA_MSG_##NAME(FIELD) break;                                                                                   \
+#define X(NAME, name, number)                                                                                \
+    case MOA_WIRE_##NAME: {                                                                                  \
+        const moa_msg_##name *m = &msg->u.name;                                                              \
+        MOA_MSG_##NAME(FIELD) break;                                                                         \
     }
         MOA_WIRE_MAP(X)
 #undef X
@@ -55,9 +56,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (moa_wire_decode(copy, frame, &m, &err) == MOA_OK) {
             moa_buf back = {0};
             touch_msg(&m);
-            if (moa_wire_encode(&m, &back, &err) != MOA_OK || back.size != frame || memcmp(back.data, copy, frame) != 0) abort();
+            if (moa_wire_encode(&m, &back, &err) != MOA_OK || back.size != frame ||
+                memcmp(back.data, copy, frame) != 0)
+                abort();
             moa_buf_free(&back);
-        } else if (!err.text[0]) abort();
+        } else if (!err.text[0])
+            abort();
         free(copy);
         at += frame;
     }
