@@ -435,14 +435,16 @@ template <int DP, typename T> static void launch_by_group(moa_cuda *c, const dec
 template <typename T> static moa_status attend(moa_cuda *c, const moa_args_attn_decode *a, moa_err *err) {
     const int group = a->n_head / a->kv.n_head_kv, d_head = a->kv.d_head;
     const int n_part = moa_ceil_div(group, MAX_GROUP), n_item = a->n_seq * a->kv.n_head_kv * n_part;
-    const int64_t pages = (int64_t)n_item * (a->kv.max_pages > 0 ? a->kv.max_pages : 1), full = (int64_t)c->n_sm * 4;
+    const bool probe = a->probe.stat || a->probe.hist;
+    /* blocks a multiprocessor holds at once, by the registers of the kernel (96..128, ..168, ..232 of 65536) */
+    const int per_sm = group <= 4 && !probe ? 4 : group <= 4 || !probe ? 3 : 2;
+    const int64_t pages = (int64_t)n_item * (a->kv.max_pages > 0 ? a->kv.max_pages : 1), full = (int64_t)c->n_sm * per_sm;
     const int n_block = (int)(pages < full ? pages : full);
     const size_t slots = (size_t)n_block + (size_t)n_item, per = MAX_GROUP * sizeof(float);
     const size_t o_bytes = slots * per * (size_t)d_head, state_bytes = slots * per * PART_STATE;
     char *space = nullptr;
     MOA_RETURN(moa_cuda_scratch(c, o_bytes + state_bytes + sizeof(float) * (size_t)a->n_seq * (size_t)a->n_head,
                                 reinterpret_cast<void **>(&space), err));
-    const bool probe = a->probe.stat || a->probe.hist;
     const decode_job<T> j = {a->q,
                              a->o,
                              moa_kv_of<T>(&a->kv),
