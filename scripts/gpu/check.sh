@@ -1,0 +1,51 @@
+#!/bin/sh
+# Everything that wants a GPU, in one call: parity of every operation, the driver part, timings, and the four sanitizers.
+#
+#   scripts/gpu/check.sh [PACK [LOGS]]       PACK: the folder of pack.sh (default build/gpu), LOGS: default PACK/logs
+#
+# The sanitizers run side by side (they wait for the CPU reference most of the time), each for SECONDS_EACH at most (default 240), and only
+# when parity holds. Exits 1 if anything failed. A short summary comes last; the full output is in LOGS.
+set -u
+cd "$(dirname "$0")/../.."
+pack=${1:-build/gpu}
+logs=${2:-$pack/logs}
+each=${SECONDS_EACH:-240}
+mkdir -p "$logs"
+export CUDA_MODULE_LOADING=LAZY
+failed=0
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | tee "$logs/gpu.txt"
+
+run() { # run NAME LIMIT COMMAND...: says how it ended and how long it took
+    name=$1 limit=$2
+    shift 2
+    start=$(date +%s)
+    timeout "$limit" "$@" >"$logs/$name.txt" 2>&1
+    code=$?
+    echo "== $name: exit $code, $(($(date +%s) - start)) s"
+    return $code
+}
+
+run driver 120 "$pack/run" test_ops_cuda || failed=1
+tail -12 "$logs/driver.txt"
+run parity 240 "$pack/run" test_ops --device cuda || failed=1
+grep -v '^ *$' "$logs/parity.txt" | tail -40
+if [ "${BENCH:-1}" = 1 ]; then
+    run bench 120 "$pack/run" test_ops_cuda --bench || failed=1
+    cat "$logs/bench.txt"
+    for gemm in tf32 bf16; do
+        MOASCOPE_CUDA_GEMM=$gemm run "parity_matmul_$gemm" 60 "$pack/run" test_ops --device cuda --op matmul
+        grep -E "worst|FAILED" "$logs/parity_matmul_$gemm.txt" | tail -4
+    done
+fi
+[ $failed = 0 ] || tools=${TOOLS:-memcheck}
+for tool in ${tools:-${TOOLS:-memcheck racecheck initcheck synccheck}}; do
+    # the API errors of a full card are what test_ops_cuda is about: only test_ops runs here
+    (run "$tool" "$each" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$pack/run" test_ops --device cuda) &
+done
+wait
+for tool in memcheck racecheck initcheck synccheck; do
+    [ -f "$logs/$tool.txt" ] || continue
+    grep -E "ERROR SUMMARY|RACECHECK SUMMARY|comparisons, .* failed" "$logs/$tool.txt" | sed "s/^/$tool: /"
+    grep -qE "ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards" "$logs/$tool.txt" || failed=1
+done
+exit $failed
