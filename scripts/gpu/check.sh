@@ -40,7 +40,7 @@ fi
 [ $failed = 0 ] || tools=${TOOLS:-memcheck}
 for tool in ${tools:-${TOOLS:-memcheck racecheck initcheck synccheck}}; do
     # the API errors of a full card are what test_ops_cuda is about: only test_ops runs here
-    (run "$tool" "$each" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$pack/run" test_ops --device cuda) &
+    (run "$tool" "$each" compute-sanitizer --target-processes all --tool "$tool" --error-exitcode 9 --print-limit 20 "$pack/run" test_ops --device cuda) &
 done
 wait
 for tool in memcheck racecheck initcheck synccheck; do
