@@ -2,6 +2,7 @@
  *
  * Allocations carry a 256-byte head that links them, so close() frees what the engine left behind; weights are linked likewise.
  * Every operation has finished when its call returns: sync() has nothing to wait for. */
+#include <cblas.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdio.h>
@@ -25,6 +26,16 @@ void *moa_cpu_scratch(size_t count, size_t elem_bytes, moa_err *err) {
     void *p = moa_size_mul(count ? count : 1, elem_bytes, &bytes) ? malloc(bytes) : NULL;
     if (!p) (void)moa_fail(err, MOA_E_MEMORY, "no memory for %zu x %zu bytes of scratch", count, elem_bytes);
     return p;
+}
+
+void *moa_cpu_room(moa_cpu *cpu, size_t bytes, moa_err *err) {
+    size_t padded;
+    if (bytes <= cpu->room.bytes) return cpu->room.memory;
+    free(cpu->room.memory);
+    cpu->room.memory = moa_size_pad(bytes, 4096, &padded) ? aligned_alloc(64, padded) : NULL;
+    cpu->room.bytes = cpu->room.memory ? padded : 0;
+    if (!cpu->room.memory) (void)moa_fail(err, MOA_E_MEMORY, "no memory for %zu bytes of scratch", bytes);
+    return cpu->room.memory;
 }
 
 /* --- memory ---------------------------------------------------------------------------------------------------------- */
@@ -100,13 +111,46 @@ static moa_status weight_check(const moa_weight *w, const moa_dtype_info **type,
     return MOA_OK;
 }
 
+static void weight_drop(moa_dev_weight *w) {
+    if (!w) return;
+    moa_pack_close(&w->pack);
+    free(w->values);
+    free(w->owned);
+    free(w);
+}
+
 static void cpu_weight_free(moa_backend *b, moa_dev_weight *w) {
     if (!w) return;
     if (w->prev) w->prev->next = w->next;
     else if (self(b)->weights == w) self(b)->weights = w->next;
     if (w->next) w->next->prev = w->prev;
-    free(w->owned);
-    free(w);
+    moa_rope_table_forget(self(b)->rope, w);
+    weight_drop(w);
+}
+
+typedef struct pack_job {
+    const moa_dev_weight *w;
+} pack_job;
+
+static void pack_task(void *ctx, int32_t task, int32_t thread) {
+    (void)thread;
+    const moa_dev_weight *w = ((const pack_job *)ctx)->w;
+    moa_pack_fill(&w->pack, task, w->data, w->row_bytes, w->n_out);
+}
+
+/* the forms the fast path computes with */
+static moa_status weight_prepare(moa_cpu *cpu, moa_dev_weight *w, moa_err *err) {
+    if (w->n_out == 1) {
+        w->values = moa_cpu_scratch((size_t)w->n_in, sizeof *w->values, err);
+        if (!w->values) return MOA_E_MEMORY;
+        w->type->decode(w->data, w->values, (size_t)w->n_in);
+    }
+    if (!moa_pack_has(w->type->id)) return MOA_OK;
+    const moa_status s = moa_pack_open(&w->pack, w->type->id, w->n_out, w->n_in, err);
+    if (s != MOA_OK) return s;
+    pack_job j = {.w = w};
+    moa_pool_run(cpu->pool, pack_task, &j, w->pack.n_group);
+    return MOA_OK;
 }
 
 static moa_status cpu_weight_load(moa_backend *b, const moa_weight *w, bool keep_host, moa_dev_weight **out, moa_err *err) {
@@ -123,7 +167,9 @@ static moa_status cpu_weight_load(moa_backend *b, const moa_weight *w, bool keep
         goto out;
     }
     *d = (moa_dev_weight){.type = type, .n_out = w->n_out, .n_in = w->n_in, .row_bytes = row_bytes, .data = w->data};
-    if (!keep_host) {
+    /* rows of floats are read in place: they must lie where floats may */
+    const bool misplaced = type->block_len == 1 && (uintptr_t)w->data % type->block_bytes != 0;
+    if (!keep_host || misplaced) {
         d->owned = malloc(w->bytes);
         if (!d->owned) {
             s = moa_fail(err, MOA_E_MEMORY, "no memory for the %zu bytes of weight %s", w->bytes, w->name ? w->name : "?");
@@ -132,14 +178,14 @@ static moa_status cpu_weight_load(moa_backend *b, const moa_weight *w, bool keep
         memcpy(d->owned, w->data, w->bytes);
         d->data = d->owned;
     }
+    if (!cpu->reference) MOA_TRY(weight_prepare(cpu, d, err));
     d->next = cpu->weights;
     if (cpu->weights) cpu->weights->prev = d;
     cpu->weights = d;
     *out = d;
     d = NULL;
 out:
-    if (d) free(d->owned);
-    free(d);
+    weight_drop(d);
     return s;
 }
 
@@ -173,8 +219,8 @@ static moa_status cpu_info(moa_backend *b, moa_device_info *out, moa_err *err) {
     char name[64];
     cpu_name(name, sizeof name);
     *out = (moa_device_info){0};
-    (void)snprintf(out->name, sizeof out->name, "CPU %s, %d thread%s%s", name, cpu->n_threads, cpu->n_threads == 1 ? "" : "s",
-                   cpu->reference ? ", reference" : "");
+    (void)snprintf(out->name, sizeof out->name, "CPU %s, %d thread%s, %s", name, cpu->n_threads, cpu->n_threads == 1 ? "" : "s",
+                   cpu->reference ? "reference" : cpu->kern->name);
     const long page = sysconf(_SC_PAGESIZE), all = sysconf(_SC_PHYS_PAGES), unused = sysconf(_SC_AVPHYS_PAGES);
     if (page > 0 && all > 0) out->memory_bytes = (uint64_t)page * (uint64_t)all;
     if (page > 0 && unused > 0) out->free_bytes = (uint64_t)page * (uint64_t)unused;
@@ -185,6 +231,9 @@ static void cpu_close(moa_backend *b) {
     moa_cpu *cpu = self(b);
     while (cpu->weights) cpu_weight_free(b, cpu->weights);
     while (cpu->blocks) cpu_free(b, (char *)cpu->blocks + HEAD_BYTES);
+    moa_pool_close(&cpu->pool);
+    moa_rope_table_free(cpu->rope);
+    free(cpu->room.memory);
     free(cpu);
 }
 
@@ -200,13 +249,29 @@ static const moa_backend_vtable reference_table = {
 #undef X
 };
 
+static const moa_backend_vtable fast_table = {
+    DRIVER,
+#define X(name, text) .name = moa_fast_##name,
+    MOA_OP_MAP(X)
+#undef X
+};
+
 moa_status moa_cpu_open(moa_backend **out, const moa_backend_config *config, moa_err *err) {
+    moa_status s = MOA_OK;
     *out = NULL;
     moa_cpu *cpu = calloc(1, sizeof *cpu);
     if (!cpu) return moa_fail(err, MOA_E_MEMORY, "no memory for the CPU backend");
-    cpu->base.vt = &reference_table;
     cpu->reference = config && config->reference;
-    cpu->n_threads = config && config->n_threads > 0 ? config->n_threads : usable_cores();
+    cpu->base.vt = cpu->reference ? &reference_table : &fast_table;
+    cpu->n_threads = cpu->reference ? 1 : config && config->n_threads > 0 ? config->n_threads : usable_cores();
+    if (!cpu->reference) {
+        cpu->kern = moa_kern_choose();
+        openblas_set_num_threads(1); /* the pool is the only source of threads */
+        MOA_TRY(moa_pool_open(&cpu->pool, cpu->n_threads, err));
+    }
     *out = &cpu->base;
-    return MOA_OK;
+    cpu = NULL;
+out:
+    if (cpu) cpu_close(&cpu->base);
+    return s;
 }

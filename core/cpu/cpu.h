@@ -6,6 +6,8 @@
 #ifndef MOA_CPU_CPU_H
 #define MOA_CPU_CPU_H
 
+#include "core/cpu/kern.h"
+#include "core/cpu/pool.h"
 #include "core/engine/backend.h"
 
 typedef struct moa_cpu_block moa_cpu_block; /* head of an allocation */
@@ -16,6 +18,8 @@ struct moa_dev_weight {
     size_t row_bytes;
     const unsigned char *data; /* n_out rows as stored; borrowed when owned is NULL */
     void *owned;               /* our copy of them, or NULL */
+    moa_pack pack;             /* the fast path's form, memory NULL: none */
+    float *values;             /* a vector (n_out = 1) as float, or NULL */
     moa_dev_weight *prev, *next; /* the backend's list, so that close() can free what is left */
 };
 
@@ -25,6 +29,14 @@ typedef struct moa_cpu {
     moa_dev_weight *weights;
     int32_t n_threads;
     bool reference;
+    /* the fast path; NULL in the reference */
+    moa_pool *pool;
+    const moa_kern *kern;
+    struct {
+        void *memory;
+        size_t bytes;
+    } room; /* scratch of an operation, grows only; see moa_cpu_room() */
+    struct moa_rope_table *rope;
 } moa_cpu;
 
 /* row r of a weight as stored */
@@ -40,11 +52,20 @@ static inline int64_t moa_kv_row(const moa_kv_view *kv, int64_t seq, int32_t hea
     return ((int64_t)page * 2 * MOA_PAGE_TOK + t % MOA_PAGE_TOK) * kv->d_head;
 }
 
+/* Scratch that stays with the backend: 64-byte aligned, content undefined, valid until the next call. NULL: no memory. */
+void *moa_cpu_room(moa_cpu *cpu, size_t bytes, moa_err *err);
+
 /* malloc of count elements with checked size; NULL with the message in err */
 void *moa_cpu_scratch(size_t count, size_t elem_bytes, moa_err *err);
 
-#define X(name, text) moa_status moa_ref_##name(moa_backend *b, const struct moa_args_##name *a, moa_err *err);
+#define X(name, text)                                                                                        \
+    moa_status moa_ref_##name(moa_backend *b, const struct moa_args_##name *a, moa_err *err);                \
+    moa_status moa_fast_##name(moa_backend *b, const struct moa_args_##name *a, moa_err *err);
 MOA_OP_MAP(X)
 #undef X
+
+/* fast_rope.c: the angles of the last positions; forget: these factors go, and others may come to lie where they lay */
+void moa_rope_table_free(struct moa_rope_table *t);
+void moa_rope_table_forget(struct moa_rope_table *t, const moa_dev_weight *factors);
 
 #endif
