@@ -22,10 +22,10 @@ What is written
     --maps    mass float32 [n_layer][n_head][nb][nb]: sum of A over each 64x64 block; span int32 [n_layer][n_head]
     --stats   float32, each the mean over the prompt's queries; the entry README repeats this list
               entropy       [n_layer][n_head]      nats
-              sink_mass     [n_layer][n_head]      attention on keys j < 64
-              mean_distance [n_layer][n_head]      tokens, sum of A_ij (i - j)
-              window_mass   [n_layer][n_head]      attention on visible keys j >= 64 (= 1 - sink_mass)
-              distance_hist [n_layer][n_head][nb]  attention on keys j >= 64 by (i - j) / 64
+              sink          [n_layer][n_head]      attention on keys j < 64
+              distance      [n_layer][n_head]      tokens, sum of A_ij (i - j)
+              window        [n_layer][n_head]      attention on visible keys j >= 64 (= 1 - sink)
+              hist          [n_layer][n_head][nb]  attention on keys j >= 64 by (i - j) / 64
     --out     JSON array of the greedily chosen ids (--greedy)
 
 Memory: one layer's weights at a time (about 190 MB for 1.5B), the head in slices of the vocabulary, attention
@@ -48,10 +48,10 @@ VOCAB = 16384  # output rows per slice
 
 STATS_README = """per-head attention statistics of the prompt, each the mean over its queries
 entropy       [n_layer][n_head]      nats
-sink_mass     [n_layer][n_head]      share of attention on keys j < 64
-mean_distance [n_layer][n_head]      tokens, sum over j of A_ij (i - j)
-window_mass   [n_layer][n_head]      share of attention on visible keys j >= 64
-distance_hist [n_layer][n_head][nb]  share of attention on keys j >= 64 with (i - j) / 64 = bin"""
+sink          [n_layer][n_head]      share of attention on keys j < 64
+distance      [n_layer][n_head]      tokens, sum over j of A_ij (i - j)
+window        [n_layer][n_head]      share of attention on visible keys j >= 64
+hist          [n_layer][n_head][nb]  share of attention on keys j >= 64 with (i - j) / 64 = bin"""
 
 
 def die(text):
@@ -99,7 +99,6 @@ class Weights:
     def __init__(self, path, cache_bytes):
         self.reader = GGUFReader(path)
         self.tensors = {t.name: t for t in self.reader.tensors}
-        self.used = set()
         self.cache = {}
         self.room = cache_bytes
 
@@ -112,7 +111,6 @@ class Weights:
 
     def rows(self, name, index):
         """Some rows of a matrix: float32 [len(index)][n_in]. index: a slice or an array of ids."""
-        self.used.add(name)
         t = self.tensors[name]
         return dequantize(t.data[index], t.tensor_type).astype(np.float32, copy=False)
 
@@ -122,7 +120,6 @@ class Weights:
             return self.cache[name]
         if name not in self.tensors:
             return None
-        self.used.add(name)
         t = self.tensors[name]
         w = dequantize(t.data, t.tensor_type).astype(np.float32, copy=False)
         if w.nbytes <= self.room:
@@ -288,8 +285,8 @@ class Probe:
         return {"mass": self.mass.astype(np.float32), "span": spans}
 
     def stats(self):
-        s = {"entropy": self.entropy, "sink_mass": self.sink, "mean_distance": self.distance,
-             "window_mass": self.window, "distance_hist": self.hist}
+        s = {"entropy": self.entropy, "sink": self.sink, "distance": self.distance, "window": self.window,
+             "hist": self.hist}
         s = {k: (v / self.n).astype(np.float32) for k, v in s.items()}
         s["README"] = np.array(STATS_README)
         return s
@@ -313,17 +310,17 @@ def detokenize(weights, ids):
 
 
 def greedy(model, x_last, first, count, cache, spans, stop, progress):
-    """Ids that follow, and the smallest gap between the best two logits (how near another choice was)."""
-    out, gap = [], math.inf
+    """Ids that follow, and for each the gap between the best two logits (how near another choice was)."""
+    out, gaps = [], []
     row = np.empty((1, model.n_vocab), dtype=np.float32)
     while True:
         model.logits(x_last, row)
         second, best = np.partition(row[0], -2)[-2:]
-        gap = min(gap, float(best - second))
+        gaps.append(float(best - second))
         out.append(int(row[0].argmax()))
         progress("token %d/%d" % (len(out), count))
         if len(out) == count or out[-1] in stop:
-            return out, gap
+            return out, gaps
         x_last = model.forward(out[-1:], first, cache, spans)
         first += 1
 
@@ -340,6 +337,7 @@ def main():
     p.add_argument("--greedy", type=int, default=0, metavar="G", help="continue by up to G tokens")
     p.add_argument("--ignore-eos", action="store_true")
     p.add_argument("--out", help="where --greedy writes its ids")
+    p.add_argument("--gaps", help="where --greedy writes, per id, how far apart the best two logits were")
     p.add_argument("--cache-gib", type=float, default=4.0, help="weights kept between tokens of --greedy (default 4)")
     args = p.parse_args()
 
@@ -372,12 +370,16 @@ def main():
     progress("%d tokens, spans %d..%d at N = %d\n" % (len(ids), spans.min(), spans.max(), n))
     if args.greedy:
         stop = () if args.ignore_eos else (model.w.key("tokenizer.ggml.eos_token_id"),)
-        new, gap = greedy(model, x[-1:], len(ids), args.greedy, cache, spans, stop, progress)
-        progress("%d tokens, smallest gap between the best two logits %.4f\n" % (len(new), gap))
+        new, gaps = greedy(model, x[-1:], len(ids), args.greedy, cache, spans, stop, progress)
+        progress("%d tokens, smallest gap between the best two logits %.4f\n" % (len(new), min(gaps)))
         sys.stderr.write(detokenize(model.w, new) + "\n")
         if args.out:
             with open(args.out, "w") as f:
                 json.dump(new, f)
+                f.write("\n")
+        if args.gaps:
+            with open(args.gaps, "w") as f:
+                json.dump(gaps, f)
                 f.write("\n")
 
 
