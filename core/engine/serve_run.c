@@ -62,21 +62,16 @@ static void pieces_free(pieces *p) {
 
 /* --- from the message to ids ---------------------------------------------------------------------------------------------------- */
 
-/* What ends an assistant's turn in the model's template: an empty assistant message without what opens it. */
+/* what the template puts behind the reply that the conversation ends with */
 static moa_status append_closing(moa_serve_state *sv, moa_err *err) {
-    moa_status s = MOA_OK;
-    int32_t *whole = NULL, *opening = NULL;
-    size_t n_whole = 0, n_opening = 0;
-    MOA_TRY(moa_chat_append(sv->model, false, MOA_ROLE_ASSISTANT, "", 0, &whole, &n_whole, err));
-    MOA_TRY(moa_chat_append_reply(sv->model, &opening, &n_opening, err));
-    size_t at = 0;
-    while (at < n_opening && at < n_whole && whole[at] == opening[at]) at++;
-    /* the end marker is there already when the model itself ended its turn */
-    if (at < n_whole && sv->talk.n > 0 && sv->talk.data[sv->talk.n - 1] == whole[at]) at++;
-    if (!moa_ids_append(&sv->talk, whole + at, n_whole - at)) s = moa_fail(err, MOA_E_MEMORY, "no memory for %d tokens", sv->talk.n);
-out:
-    free(whole);
-    free(opening);
+    size_t n = (size_t)sv->talk.n;
+    int32_t *ids = malloc((n + 1) * sizeof *ids);
+    if (!ids) return moa_fail(err, MOA_E_MEMORY, "no memory for %zu tokens", n);
+    memcpy(ids, sv->talk.data, n * sizeof *ids);
+    moa_status s = moa_chat_append_end(sv->model, &ids, &n, err);
+    if (s == MOA_OK && !moa_ids_append(&sv->talk, ids + sv->talk.n, n - (size_t)sv->talk.n))
+        s = moa_fail(err, MOA_E_MEMORY, "no memory for %zu tokens", n);
+    free(ids);
     return s;
 }
 
