@@ -1,4 +1,5 @@
-# Fuzz targets: every tests/fuzz/fuzz_NAME.c defines LLVMFuzzerTestOneInput; its seeds lie in tests/fuzz/corpus/NAME/.
+# Fuzz targets: every tests/fuzz/fuzz_NAME.c defines LLVMFuzzerTestOneInput; its seeds lie in tests/fuzz/corpus/NAME/,
+# words worth trying (libFuzzer's format) in tests/fuzz/NAME.dict.
 #
 #   usual builds      fuzz_NAME is built with tests/fuzz/replay.c as its main: it runs the seeds and some thousand small mutations
 #                     of them, the same ones each time. A ctest labelled fuzz: `ctest -L fuzz`, best under MOA_SANITIZE.
@@ -34,7 +35,11 @@ foreach(file ${fuzzers})
     add_executable(${stem} ${file})
     target_link_options(${stem} PRIVATE -fsanitize=fuzzer)
     file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz-found/${name})
-    add_test(NAME ${stem} COMMAND ${stem} -max_total_time=${MOA_FUZZ_SECONDS} -timeout=10 -malloc_limit_mb=256 -rss_limit_mb=1024
+    set(dictionary "")
+    if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/fuzz/${name}.dict)
+      set(dictionary -dict=${CMAKE_CURRENT_SOURCE_DIR}/fuzz/${name}.dict)
+    endif()
+    add_test(NAME ${stem} COMMAND ${stem} ${dictionary} -max_total_time=${MOA_FUZZ_SECONDS} -timeout=10 -malloc_limit_mb=256 -rss_limit_mb=1024
       -artifact_prefix=${CMAKE_BINARY_DIR}/fuzz-found/${name}- ${CMAKE_BINARY_DIR}/fuzz-found/${name} ${corpus})
   else()
     add_executable(${stem} ${file} ${CMAKE_CURRENT_SOURCE_DIR}/fuzz/replay.c)

@@ -436,7 +436,7 @@ static moa_status check_all_placed(const opening *o) {
  * --------------------------------------------------------------------------------------------------------------
  */
 
-static bool reserve(size_t *total, size_t bytes, size_t align, size_t *at) {
+static bool make_room(size_t *total, size_t bytes, size_t align, size_t *at) {
     return moa_size_pad(*total, align, at) && moa_size_add(*at, bytes, total);
 }
 
@@ -445,11 +445,11 @@ static moa_status lay_out(opening *o) {
     const size_t n = moa_gguf_n_tensors(o->g);
     bool fits = true;
     for (size_t i = 0; i < n && !o->header_only; i++)
-        fits = fits && reserve(&o->store_bytes, moa_gguf_tensor_at(o->g, i).bytes, WEIGHT_ALIGN,
-                               &o->tensors[i].data_at);
+        fits = fits && make_room(&o->store_bytes, moa_gguf_tensor_at(o->g, i).bytes, WEIGHT_ALIGN,
+                                 &o->tensors[i].data_at);
     for (size_t i = 0; i < n; i++)
-        fits = fits &&
-               reserve(&o->store_bytes, moa_gguf_tensor_at(o->g, i).name.size + 1, 1, &o->tensors[i].name_at);
+        fits = fits && make_room(&o->store_bytes, moa_gguf_tensor_at(o->g, i).name.size + 1, 1,
+                                 &o->tensors[i].name_at);
     return fits ? MOA_OK : moa_fail(o->err, MOA_E_MEMORY, "the weights do not fit an address space");
 }
 

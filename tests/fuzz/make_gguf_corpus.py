@@ -262,6 +262,12 @@ def main():
         f.write(Micro().bytes())
     with open(os.path.join(FOLDER, "ok_empty"), "wb") as f:
         f.write(one([ARCH]))
+    with open(os.path.join(FOLDER, "ok_types"), "wb") as f:  # every value type, alone and as an array
+        scalars = {U8: 255, I8: -1, U16: 65535, I16: -2, U32: 2**32 - 1, I32: -3, F32: 0.5, BOOL: 1, STR: "text", U64: 2**64 - 1, I64: -4, F64: 0.25}
+        entries = [ARCH, kv("general.alignment", U32, 64)]
+        for t, v in scalars.items():
+            entries += [kv("scalar.%d" % t, t, v), kv("array.%d" % t, ARR, (t, [v] * 3)), kv("none.%d" % t, ARR, (t, []))]
+        f.write(one(entries, [tensor("t", [4, 3, 2, 1], 0, 0), tensor("u", [32, 2], 20, 128)], bytes(128 + 36), align=64))
     rows = []
     for name, data, words in bad_files():
         with open(os.path.join(FOLDER, "bad_" + name), "wb") as f:
