@@ -23,13 +23,15 @@ static bool in_forbidden_range(int32_t c) {
     static const struct {
         int32_t from, to;
     } ranges[] = {
-        {0x0000, 0x0008}, {0x000B, 0x001F}, {0x007F, 0x009F},                                      /* C0, DEL, C1 */
-        {0x061C, 0x061C}, {0x200E, 0x200F}, {0x202A, 0x202E}, {0x2066, 0x2069},                    /* bidi */
-        {0x00AD, 0x00AD}, {0x034F, 0x034F}, {0x180B, 0x180F}, {0x200B, 0x200C}, {0x2060, 0x2064}, /* zero width */
-        {0x206A, 0x206F}, {0xFEFF, 0xFEFF}, {0x115F, 0x1160}, {0x3164, 0x3164}, {0xFFA0, 0xFFA0}, /* and fillers */
-        {0x17B4, 0x17B5}, {0x1BCA0, 0x1BCA3}, {0x1D173, 0x1D17A},
-        {0x2028, 0x2029}, {0xFFF9, 0xFFFB}, {0xE0000, 0xE0FFF}, /* separators, interlinear, tags and selectors */
-        {0xD800, 0xDFFF}, {0xFDD0, 0xFDEF}, {0xFFFE, 0xFFFF},
+        {0x0000, 0x0008}, {0x000B, 0x001F},   {0x007F, 0x009F},                     /* C0, DEL, C1 */
+        {0x061C, 0x061C}, {0x200E, 0x200F},   {0x202A, 0x202E},   {0x2066, 0x2069}, /* bidi */
+        {0x00AD, 0x00AD}, {0x034F, 0x034F},   {0x180B, 0x180F},   {0x200B, 0x200C},
+        {0x2060, 0x2064}, /* zero width */
+        {0x206A, 0x206F}, {0xFEFF, 0xFEFF},   {0x115F, 0x1160},   {0x3164, 0x3164},
+        {0xFFA0, 0xFFA0}, /* and fillers */
+        {0x17B4, 0x17B5}, {0x1BCA0, 0x1BCA3}, {0x1D173, 0x1D17A}, {0x2028, 0x2029},
+        {0xFFF9, 0xFFFB}, {0xE0000, 0xE0FFF}, /* separators, interlinear, tags and selectors */
+        {0xD800, 0xDFFF}, {0xFDD0, 0xFDEF},   {0xFFFE, 0xFFFF},
     };
     for (size_t r = 0; r < sizeof ranges / sizeof *ranges; r++)
         if (c >= ranges[r].from && c <= ranges[r].to) return true;
@@ -38,7 +40,11 @@ static bool in_forbidden_range(int32_t c) {
 
 /* decoder by the arithmetic definition: decode, then reject what is not the shortest form of a scalar value */
 static int naive_decode(const unsigned char *s, size_t n, int32_t *cp) {
-    const int len = s[0] < 0x80 ? 1 : (s[0] >> 5) == 6 ? 2 : (s[0] >> 4) == 14 ? 3 : (s[0] >> 3) == 30 ? 4 : 0;
+    const int len = s[0] < 0x80         ? 1
+                    : (s[0] >> 5) == 6  ? 2
+                    : (s[0] >> 4) == 14 ? 3
+                    : (s[0] >> 3) == 30 ? 4
+                                        : 0;
     static const int32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
     if (len == 0 || (size_t)len > n) return 0;
     int32_t c = len == 1 ? s[0] : s[0] & (0x7F >> len);
@@ -58,11 +64,13 @@ static void assert_clean(const char *s, size_t n, int flags, const char *what) {
         const int k = naive_decode((const unsigned char *)s + i, n - i, &cp);
         if (k == 0) fail_msg("%s: output is not UTF-8 at byte %zu", what, i);
         if (in_forbidden_range(cp)) fail_msg("%s: U+%04X in the output", what, (unsigned)cp);
-        if ((flags & MOA_TEXT_ASCII) && cp >= 0x80) fail_msg("%s: U+%04X in ASCII output", what, (unsigned)cp);
+        if ((flags & MOA_TEXT_ASCII) && cp >= 0x80)
+            fail_msg("%s: U+%04X in ASCII output", what, (unsigned)cp);
         if ((flags & MOA_TEXT_LINE) && cp < 0x20) fail_msg("%s: control %d in a line", what, (int)cp);
         if (before == 0x200D && cp < 0x2190) fail_msg("%s: joiner before U+%04X", what, (unsigned)cp);
         if (cp == 0x200D && before < 0xA9) fail_msg("%s: joiner after U+%04X", what, (unsigned)before);
-        if (cp >= 0xFE00 && cp <= 0xFE0F && before >= 0xFE00 && before <= 0xFE0F) fail_msg("%s: two selectors", what);
+        if (cp >= 0xFE00 && cp <= 0xFE0F && before >= 0xFE00 && before <= 0xFE0F)
+            fail_msg("%s: two selectors", what);
         before = cp;
         i += (size_t)k;
     }
@@ -103,49 +111,131 @@ static void make_payloads(void) {
         const char *bytes;
         size_t n;
     } fixed[] = {
-        {LIT("\x1b[2J\x1b[H")}, {LIT("\x1b[31mred\x1b[0m")}, {LIT("\x1b]0;title\a")}, {LIT("\x1b]0;title\x1b\\")},
-        {LIT("\x1b]52;c;ZXZpbA==\a")}, {LIT("\x1b]52;c;ZXZpbA==\x1b\\")}, {LIT("\x1b]8;;http://x\x1b\\y\x1b]8;;\x1b\\")},
-        {LIT("\x1bP$q\"p\x1b\\")}, {LIT("\x1bPq#0;2;0;0;0~\x1b\\")}, {LIT("\x1b_Gf=24;AAAA\x1b\\")}, {LIT("\x1b^pm\x1b\\")},
-        {LIT("\x1bXsos\x1b\\")}, {LIT("\x1b" "c")}, {LIT("\x1b[?1049h")}, {LIT("\x1b[?1000h")}, {LIT("\x1b[6n")},
-        {LIT("\x1b[c")}, {LIT("\x1b[21t")}, {LIT("\x1b]4;1;?\a")}, {LIT("\x1b]10;?\a")}, {LIT("\x1b]1337;File=:AA\a")},
-        {LIT("\x1b#8")}, {LIT("\x1b(0lqk\x1b(B")}, {LIT("\x1bN")}, {LIT("\x1b[200~rm -rf\n\x1b[201~")}, {LIT("\x1b\x1b\x1b[A")},
-        {LIT("\xc2\x9b" "31m")}, {LIT("\xc2\x9d" "0;t\xc2\x9c")}, {LIT("\xc2\x90q\xc2\x9c")}, {LIT("\x9b" "31m")},
-        {LIT("\x9d" "0;t\x9c")}, {LIT("\x90q\x9c")}, {LIT("\xe0\x9b\x1b[m")}, {LIT("\xc1\x9b" "31m")}, {LIT("\xe0\x82\x9b" "31m")},
-        {LIT("\xf0\x80\x82\x9b" "31m")}, {LIT("\xc0\x9b")}, {LIT("\xc0\x80")}, {LIT("\xc0\xaf")}, {LIT("\xe0\x80\xaf")},
-        {LIT("\xf0\x80\x80\xaf")}, {LIT("\xf8\x80\x80\x80\xaf")}, {LIT("\xfc\x80\x80\x80\x80\xaf")}, {LIT("\xed\xa0\x80")},
-        {LIT("\xed\xbf\xbf")}, {LIT("\xed\xa0\xbd\xed\xb8\x80")}, {LIT("\xf4\x90\x80\x80")}, {LIT("\xf5\x80\x80\x80")},
-        {LIT("\xff\xfe")}, {LIT("\xfe\xff")}, {LIT("\xe2\x82")}, {LIT("\xf0\x9f\x98")}, {LIT("\xf0\x9f")}, {LIT("\xf0")},
-        {LIT("\xe2")}, {LIT("\xc2")}, {LIT("\x80")}, {LIT("\xbf\xbf\xbf\xbf")}, {LIT("\xe2\x82\xe2\x82\xac")}, {LIT("\xf0\x9f\xf0\x9f\x98\x80")},
-        {LIT("\xef\xbb\xbfhello")}, {LIT("a\r\nb\rc")}, {LIT("x\by\bz")}, {LIT("abc\rXYZ")}, {LIT("\v\f\a\0")}, {LIT("\x0e\x0f")},
-        {LIT("access \xe2\x80\xae\xe2\x81\xa6// check\xe2\x81\xa9 \xe2\x81\xa6")}, {LIT("exe.\xe2\x80\xaegpj")},
+        {LIT("\x1b[2J\x1b[H")},
+        {LIT("\x1b[31mred\x1b[0m")},
+        {LIT("\x1b]0;title\a")},
+        {LIT("\x1b]0;title\x1b\\")},
+        {LIT("\x1b]52;c;ZXZpbA==\a")},
+        {LIT("\x1b]52;c;ZXZpbA==\x1b\\")},
+        {LIT("\x1b]8;;http://x\x1b\\y\x1b]8;;\x1b\\")},
+        {LIT("\x1bP$q\"p\x1b\\")},
+        {LIT("\x1bPq#0;2;0;0;0~\x1b\\")},
+        {LIT("\x1b_Gf=24;AAAA\x1b\\")},
+        {LIT("\x1b^pm\x1b\\")},
+        {LIT("\x1bXsos\x1b\\")},
+        {LIT("\x1b"
+             "c")},
+        {LIT("\x1b[?1049h")},
+        {LIT("\x1b[?1000h")},
+        {LIT("\x1b[6n")},
+        {LIT("\x1b[c")},
+        {LIT("\x1b[21t")},
+        {LIT("\x1b]4;1;?\a")},
+        {LIT("\x1b]10;?\a")},
+        {LIT("\x1b]1337;File=:AA\a")},
+        {LIT("\x1b#8")},
+        {LIT("\x1b(0lqk\x1b(B")},
+        {LIT("\x1bN")},
+        {LIT("\x1b[200~rm -rf\n\x1b[201~")},
+        {LIT("\x1b\x1b\x1b[A")},
+        {LIT("\xc2\x9b"
+             "31m")},
+        {LIT("\xc2\x9d"
+             "0;t\xc2\x9c")},
+        {LIT("\xc2\x90q\xc2\x9c")},
+        {LIT("\x9b"
+             "31m")},
+        {LIT("\x9d"
+             "0;t\x9c")},
+        {LIT("\x90q\x9c")},
+        {LIT("\xe0\x9b\x1b[m")},
+        {LIT("\xc1\x9b"
+             "31m")},
+        {LIT("\xe0\x82\x9b"
+             "31m")},
+        {LIT("\xf0\x80\x82\x9b"
+             "31m")},
+        {LIT("\xc0\x9b")},
+        {LIT("\xc0\x80")},
+        {LIT("\xc0\xaf")},
+        {LIT("\xe0\x80\xaf")},
+        {LIT("\xf0\x80\x80\xaf")},
+        {LIT("\xf8\x80\x80\x80\xaf")},
+        {LIT("\xfc\x80\x80\x80\x80\xaf")},
+        {LIT("\xed\xa0\x80")},
+        {LIT("\xed\xbf\xbf")},
+        {LIT("\xed\xa0\xbd\xed\xb8\x80")},
+        {LIT("\xf4\x90\x80\x80")},
+        {LIT("\xf5\x80\x80\x80")},
+        {LIT("\xff\xfe")},
+        {LIT("\xfe\xff")},
+        {LIT("\xe2\x82")},
+        {LIT("\xf0\x9f\x98")},
+        {LIT("\xf0\x9f")},
+        {LIT("\xf0")},
+        {LIT("\xe2")},
+        {LIT("\xc2")},
+        {LIT("\x80")},
+        {LIT("\xbf\xbf\xbf\xbf")},
+        {LIT("\xe2\x82\xe2\x82\xac")},
+        {LIT("\xf0\x9f\xf0\x9f\x98\x80")},
+        {LIT("\xef\xbb\xbfhello")},
+        {LIT("a\r\nb\rc")},
+        {LIT("x\by\bz")},
+        {LIT("abc\rXYZ")},
+        {LIT("\v\f\a\0")},
+        {LIT("\x0e\x0f")},
+        {LIT("access \xe2\x80\xae\xe2\x81\xa6// check\xe2\x81\xa9 \xe2\x81\xa6")},
+        {LIT("exe.\xe2\x80\xaegpj")},
         {LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d\xf0\x9f\x91\xa9\xe2\x80\x8d\xf0\x9f\x91\xa7")}, /* family */
-        {LIT("\xf0\x9f\x91\xa9\xf0\x9f\x8f\xbd\xe2\x80\x8d\xf0\x9f\x9a\x80")},             /* skin tone, joiner */
-        {LIT("\xe2\x9d\xa4\xef\xb8\x8f\xe2\x80\x8d\xf0\x9f\x94\xa5")},                     /* selector, joiner */
-        {LIT("a\xe2\x80\x8d" "b")}, {LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d")}, {LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d\xe2\x80\x8d\xf0\x9f\x91\xa9")},
-        {LIT("\xe2\x80\x8d\xf0\x9f\x91\xa8")}, {LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d" "a")}, {LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d\n\xf0\x9f\x91\xa8")},
-        {LIT("\xe2\x9d\xa4\xef\xb8\x8f\xef\xb8\x8f")}, {LIT("\xef\xb8\x8f")}, {LIT("a\xef\xb8\x8e\xef\xb8\x8f")},
-        {LIT("\xcc\x81")}, {LIT("e\xcc\x81")}, {LIT("\n\xcc\x81")}, {LIT("\x1b\xcc\x81")},
+        {LIT("\xf0\x9f\x91\xa9\xf0\x9f\x8f\xbd\xe2\x80\x8d\xf0\x9f\x9a\x80")}, /* skin tone, joiner */
+        {LIT("\xe2\x9d\xa4\xef\xb8\x8f\xe2\x80\x8d\xf0\x9f\x94\xa5")},         /* selector, joiner */
+        {LIT("a\xe2\x80\x8d"
+             "b")},
+        {LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d")},
+        {LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d\xe2\x80\x8d\xf0\x9f\x91\xa9")},
+        {LIT("\xe2\x80\x8d\xf0\x9f\x91\xa8")},
+        {LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d"
+             "a")},
+        {LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d\n\xf0\x9f\x91\xa8")},
+        {LIT("\xe2\x9d\xa4\xef\xb8\x8f\xef\xb8\x8f")},
+        {LIT("\xef\xb8\x8f")},
+        {LIT("a\xef\xb8\x8e\xef\xb8\x8f")},
+        {LIT("\xcc\x81")},
+        {LIT("e\xcc\x81")},
+        {LIT("\n\xcc\x81")},
+        {LIT("\x1b\xcc\x81")},
         {LIT("a\xcc\x81\xcc\x82\xcc\x83\xcc\x84\xcc\x85\xcc\x86\xcc\x87\xcc\x88\xcc\x89\xcc\x8a\xcc\x8b z")},
-        {LIT("\xf0\x9f\x87\xa9\xf0\x9f\x87\xaa")}, {LIT("\xe4\xbd\x9c\xe8\x80\x85")}, {LIT("plain text, nothing else")},
-        {LIT("%s%n%x")}, {LIT("\"</script><svg onload=x>&amp;'")}, {LIT("")}, {LIT("\n\t\n")}, {LIT("<U+202E>")},
+        {LIT("\xf0\x9f\x87\xa9\xf0\x9f\x87\xaa")},
+        {LIT("\xe4\xbd\x9c\xe8\x80\x85")},
+        {LIT("plain text, nothing else")},
+        {LIT("%s%n%x")},
+        {LIT("\"</script><svg onload=x>&amp;'")},
+        {LIT("")},
+        {LIT("\n\t\n")},
+        {LIT("<U+202E>")},
     };
     n_payload = 0;
-    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) add(fixed[i].bytes, fixed[i].n);
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
+        add(fixed[i].bytes, fixed[i].n);
     for (int c = 0; c < 256; c++) { /* every byte, alone in text and after ESC */
         const char alone[] = {'a', (char)c, 'b'}, esc[] = {0x1b, (char)c, 'x'};
         add(alone, sizeof alone);
         add(esc, sizeof esc);
     }
-    for (int32_t c = 0x80; c < 0xA0; c++) add_cp("a", c, "31m");
-    static const int32_t odd[] = {0x061C, 0x200B, 0x200C, 0x200D, 0x200E, 0x200F, 0x2028, 0x2029, 0x202A, 0x202B, 0x202C, 0x202D,
-                                  0x202E, 0x2060, 0x2061, 0x2062, 0x2063, 0x2064, 0x2066, 0x2067, 0x2068, 0x2069, 0x206A, 0x206F,
-                                  0xFEFF, 0xFFF9, 0xFFFA, 0xFFFB, 0x00AD, 0x034F, 0x115F, 0x1160, 0x3164, 0xFFA0, 0x180B, 0x180E,
-                                  0x17B4, 0x1D173, 0xE000, 0xFDD0, 0xFFFE, 0xFFFF, 0x1FFFE, 0x10FFFF, 0xE0100, 0xE01EF, 0x0378};
+    for (int32_t c = 0x80; c < 0xA0; c++)
+        add_cp("a", c, "31m");
+    static const int32_t odd[] = {
+        0x061C, 0x200B,  0x200C, 0x200D, 0x200E, 0x200F, 0x2028,  0x2029,   0x202A,  0x202B,  0x202C, 0x202D,
+        0x202E, 0x2060,  0x2061, 0x2062, 0x2063, 0x2064, 0x2066,  0x2067,   0x2068,  0x2069,  0x206A, 0x206F,
+        0xFEFF, 0xFFF9,  0xFFFA, 0xFFFB, 0x00AD, 0x034F, 0x115F,  0x1160,   0x3164,  0xFFA0,  0x180B, 0x180E,
+        0x17B4, 0x1D173, 0xE000, 0xFDD0, 0xFFFE, 0xFFFF, 0x1FFFE, 0x10FFFF, 0xE0100, 0xE01EF, 0x0378};
     for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
         add_cp("a", odd[i], "b");
         add_cp("\xf0\x9f\x98\x80", odd[i], "\xf0\x9f\x98\x80");
     }
-    for (int32_t c = 0xE0000; c < 0xE0080; c++) add_cp("\xf0\x9f\x8f\xb4", c, "");
+    for (int32_t c = 0xE0000; c < 0xE0080; c++)
+        add_cp("\xf0\x9f\x8f\xb4", c, "");
 }
 
 static void feed(const char *s, size_t n, size_t cut, int flags, moa_buf *out) {
@@ -211,15 +301,32 @@ static void test_payloads_in_other_sinks(void **state) {
         moa_err err = {0};
         (void)moa_fail(&err, MOA_E_INVALID, "tensor %.*s", (int)x->n, x->bytes);
         assert_clean(err.text, strlen(err.text), MOA_TEXT_LINE, "error message");
-        moa_buf_free(&json), moa_buf_free(&xml), moa_buf_free(&tsv), moa_buf_free(&shell), moa_buf_free(&valid);
+        moa_buf_free(&json), moa_buf_free(&xml), moa_buf_free(&tsv), moa_buf_free(&shell),
+            moa_buf_free(&valid);
     }
 }
 
 static void test_random_streams(void **state) {
     (void)state;
     uint64_t seed = 7;
-    static const char *const bits[] = {"\x1b", "[", "31m", "\xe2\x80\x8d", "\xf0\x9f\x91\xa8", "\xef\xb8\x8f", "\xcc\x81", "a", "\n",
-                                       "\xc2", "\x9b", "\xf0\x9f", "\xe2\x80\xae", "\xed\xa0\x80", "\xf0\x9f\x8f\xbd", "\xff", "]52;", "\a"};
+    static const char *const bits[] = {"\x1b",
+                                       "[",
+                                       "31m",
+                                       "\xe2\x80\x8d",
+                                       "\xf0\x9f\x91\xa8",
+                                       "\xef\xb8\x8f",
+                                       "\xcc\x81",
+                                       "a",
+                                       "\n",
+                                       "\xc2",
+                                       "\x9b",
+                                       "\xf0\x9f",
+                                       "\xe2\x80\xae",
+                                       "\xed\xa0\x80",
+                                       "\xf0\x9f\x8f\xbd",
+                                       "\xff",
+                                       "]52;",
+                                       "\a"};
     for (int round = 0; round < 4000; round++) {
         char text[512];
         size_t n = 0;
@@ -258,23 +365,35 @@ static void test_what_is_shown(void **state) {
     (void)state;
     assert_cleaned(LIT("\x1b[2J"), 0, "\xe2\x90\x9b[2J");
     assert_cleaned(LIT("\x1b[2J\x7f"), MOA_TEXT_ASCII, "^[[2J^?");
-    assert_cleaned(LIT("a\0b"), 0, "a\xe2\x90\x80" "b");
+    assert_cleaned(LIT("a\0b"), 0,
+                   "a\xe2\x90\x80"
+                   "b");
     assert_cleaned(LIT("a\n\tb\r\n"), 0, "a\n\tb\xe2\x90\x8d\n");
-    assert_cleaned(LIT("a\n\tb"), MOA_TEXT_LINE, "a\xe2\x90\x8a\xe2\x90\x89" "b");
-    assert_cleaned(LIT("\xc2\x9b" "31m"), 0, "\xef\xbf\xbd" "31m");
+    assert_cleaned(LIT("a\n\tb"), MOA_TEXT_LINE,
+                   "a\xe2\x90\x8a\xe2\x90\x89"
+                   "b");
+    assert_cleaned(LIT("\xc2\x9b"
+                       "31m"),
+                   0,
+                   "\xef\xbf\xbd"
+                   "31m");
     assert_cleaned(LIT("exe\xe2\x80\xaegpj"), 0, "exe<U+202E>gpj");
     assert_cleaned(LIT("\xc3\xa9"), 0, "\xc3\xa9");
     assert_cleaned(LIT("\xc3\xa9"), MOA_TEXT_ASCII, "<U+00E9>");
     assert_cleaned(LIT("\xef\xbb\xbfx"), 0, "<U+FEFF>x");
     assert_cleaned(LIT("\xf3\xa0\x81\xa1"), 0, "<U+E0061>");
-    assert_cleaned(LIT("a\xe2\x80\x8d" "b"), 0, "a<U+200D>b");
-    assert_cleaned(LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d\xf0\x9f\x91\xa9"), 0, "\xf0\x9f\x91\xa8\xe2\x80\x8d\xf0\x9f\x91\xa9");
+    assert_cleaned(LIT("a\xe2\x80\x8d"
+                       "b"),
+                   0, "a<U+200D>b");
+    assert_cleaned(LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d\xf0\x9f\x91\xa9"), 0,
+                   "\xf0\x9f\x91\xa8\xe2\x80\x8d\xf0\x9f\x91\xa9");
     assert_cleaned(LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d"), 0, "\xf0\x9f\x91\xa8<U+200D>");
     assert_cleaned(LIT("\xe2\x9d\xa4\xef\xb8\x8f\xef\xb8\x8f"), 0, "\xe2\x9d\xa4\xef\xb8\x8f<U+FE0F>");
     assert_cleaned(LIT("\xcc\x81"), 0, "\xe2\x97\x8c\xcc\x81");
     moa_buf in = {0}, out = {0};
     moa_buf_str(&in, "a");
-    for (int i = 0; i < 1000; i++) moa_buf_str(&in, "\xcc\x81");
+    for (int i = 0; i < 1000; i++)
+        moa_buf_str(&in, "\xcc\x81");
     moa_buf_str(&in, "b");
     moa_text_clean(in.data, in.size, 0, &out);
     assert_string_equal(out.data, "a\xcc\x81\xcc\x81\xcc\x81\xcc\x81\xcc\x81\xcc\x81\xcc\x81\xcc\x81<+992>b");
@@ -327,7 +446,8 @@ static void test_every_code_point_round_trips(void **state) {
         assert_true(valid);
         const int32_t want = c >= 0xD800 && c <= 0xDFFF ? 0xFFFD : c;
         if (mine != want || theirs != want) fail_msg("U+%04X decodes to U+%04X", (unsigned)c, (unsigned)mine);
-        for (size_t cut = 1; cut < k; cut++) assert_int_equal(moa_utf8_tail(bytes, cut), cut);
+        for (size_t cut = 1; cut < k; cut++)
+            assert_int_equal(moa_utf8_tail(bytes, cut), cut);
         assert_int_equal(moa_utf8_tail(bytes, k), 0);
     }
 }
@@ -335,19 +455,23 @@ static void test_every_code_point_round_trips(void **state) {
 /* all strings of 1 to 3 bytes, and many of 4, agree with the arithmetic definition */
 static void test_strict_against_definition(void **state) {
     (void)state;
-    static const unsigned char edge[] = {0x00, 0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2, 0xDF,
-                                         0xE0, 0xE1, 0xEC, 0xED, 0xEE, 0xEF, 0xF0, 0xF1, 0xF3, 0xF4, 0xF5, 0xF8, 0xFF};
+    static const unsigned char edge[] = {0x00, 0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF,
+                                         0xC0, 0xC1, 0xC2, 0xDF, 0xE0, 0xE1, 0xEC, 0xED, 0xEE,
+                                         0xEF, 0xF0, 0xF1, 0xF3, 0xF4, 0xF5, 0xF8, 0xFF};
     const size_t ne = sizeof edge;
     for (size_t x = 0; x < ne * ne * ne * ne; x++) {
-        const unsigned char s[4] = {edge[x % ne], edge[x / ne % ne], edge[x / ne / ne % ne], edge[x / ne / ne / ne]};
+        const unsigned char s[4] = {edge[x % ne], edge[x / ne % ne], edge[x / ne / ne % ne],
+                                    edge[x / ne / ne / ne]};
         int32_t mine, theirs = 0xFFFD;
         bool valid;
         const size_t k = moa_utf8_next((const char *)s, 4, &mine, &valid);
         const int want = naive_decode(s, 4, &theirs);
         assert_int_equal(valid, want != 0);
         assert_int_equal(mine, want ? theirs : 0xFFFD);
-        if (want) assert_int_equal(k, want);
-        else assert_in_range(k, 1, 3);
+        if (want)
+            assert_int_equal(k, want);
+        else
+            assert_in_range(k, 1, 3);
     }
 }
 
@@ -388,13 +512,15 @@ static void test_cells(void **state) {
     assert_int_equal(moa_text_cut(LIT("abcdef"), 4, &b), 4);
     assert_string_equal(b.data, "abc~");
     moa_buf_clear(&b);
-    assert_int_equal(moa_text_cut(LIT("\xe4\xbd\x9c\xe4\xbd\x9c\xe4\xbd\x9c"), 4, &b), 3); /* a wide one is not halved */
+    assert_int_equal(moa_text_cut(LIT("\xe4\xbd\x9c\xe4\xbd\x9c\xe4\xbd\x9c"), 4, &b),
+                     3); /* a wide one is not halved */
     assert_string_equal(b.data, "\xe4\xbd\x9c~");
     moa_buf_clear(&b);
     assert_int_equal(moa_text_cut(LIT("e\xcc\x81\xcc\x81xyz"), 2, &b), 2); /* marks stay with their letter */
     assert_string_equal(b.data, "e\xcc\x81\xcc\x81~");
     moa_buf_clear(&b);
-    assert_int_equal(moa_text_cut(LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d\xf0\x9f\x91\xa9"), 3, &b), 3); /* no joiner left over */
+    assert_int_equal(moa_text_cut(LIT("\xf0\x9f\x91\xa8\xe2\x80\x8d\xf0\x9f\x91\xa9"), 3, &b),
+                     3); /* no joiner left over */
     assert_string_equal(b.data, "\xf0\x9f\x91\xa8~");
     moa_buf_clear(&b);
     assert_int_equal(moa_text_cut(LIT("abc"), 0, &b), 0);

@@ -24,7 +24,9 @@ static const char *text_of(const cJSON *o, const char *key) {
 }
 
 static moa_role role_of(const char *name) {
-    return strcmp(name, "system") == 0 ? MOA_ROLE_SYSTEM : strcmp(name, "user") == 0 ? MOA_ROLE_USER : MOA_ROLE_ASSISTANT;
+    return strcmp(name, "system") == 0 ? MOA_ROLE_SYSTEM
+           : strcmp(name, "user") == 0 ? MOA_ROLE_USER
+                                       : MOA_ROLE_ASSISTANT;
 }
 
 static size_t messages_of(const cJSON *o, moa_message out[MESSAGE_MAX]) {
@@ -55,7 +57,8 @@ static void unload(loaded *l) {
 
 static bool load_for(loaded *l, cJSON *o) {
     char key[600], path[512];
-    const int32_t bos = cJSON_GetObjectItem(o, "bos")->valueint, eos = cJSON_GetObjectItem(o, "eos")->valueint;
+    const int32_t bos = cJSON_GetObjectItem(o, "bos")->valueint,
+                  eos = cJSON_GetObjectItem(o, "eos")->valueint;
     renamed rename[RENAME_MAX];
     size_t n = 0;
     const cJSON *x;
@@ -72,7 +75,8 @@ static bool load_for(loaded *l, cJSON *o) {
     if (!model_in_cache(text_of(o, "model"), path)) return false;
     moa_err err = {0};
     l->owner = cJSON_Duplicate(o, 1);
-    if (tokenizer_from_gguf(&l->m.tokenizer, path, &(changes){NULL, rename, n, &bos, &eos}, &l->file_template, &err) != MOA_OK)
+    if (tokenizer_from_gguf(&l->m.tokenizer, path, &(changes){NULL, rename, n, &bos, &eos}, &l->file_template,
+                            &err) != MOA_OK)
         fail_msg("%s", err.text);
     (void)snprintf(l->key, sizeof l->key, "%s", key);
     l->m.chat_template = l->file_template;
@@ -124,7 +128,8 @@ static int check_line(const moa_model *m, const cJSON *o) {
     ids = NULL;
     n_ids = 0;
     for (size_t i = 0; i < n; i++) {
-        const moa_status s = moa_chat_append(m, i == 0, messages[i].role, messages[i].text, messages[i].n, &ids, &n_ids, &err);
+        const moa_status s =
+            moa_chat_append(m, i == 0, messages[i].role, messages[i].text, messages[i].n, &ids, &n_ids, &err);
         if (s == MOA_OK) continue;
         assert_int_equal(s, MOA_E_UNSUPPORTED); /* llama2, mistral: a system message is not one by itself */
         assert_int_equal(messages[i].role, MOA_ROLE_SYSTEM);
@@ -173,14 +178,16 @@ static bool load(loaded *l, const char *file) {
     char path[512];
     moa_err err = {0};
     if (!model_in_cache(file, path)) return false;
-    if (tokenizer_from_gguf(&l->m.tokenizer, path, NULL, &l->file_template, &err) != MOA_OK) fail_msg("%s", err.text);
+    if (tokenizer_from_gguf(&l->m.tokenizer, path, NULL, &l->file_template, &err) != MOA_OK)
+        fail_msg("%s", err.text);
     l->m.chat_template = l->file_template;
     return true;
 }
 
 static size_t n_control(const moa_model *m, const int32_t *ids, size_t n) {
     size_t k = 0;
-    for (size_t i = 0; i < n; i++) k += moa_tokenizer_is_control(m->tokenizer, ids[i]);
+    for (size_t i = 0; i < n; i++)
+        k += moa_tokenizer_is_control(m->tokenizer, ids[i]);
     return k;
 }
 
@@ -199,8 +206,10 @@ static void no_injection(const char *file) {
         for (int first = 0; first < 2; first++) {
             int32_t *ids = NULL, *empty = NULL;
             size_t n = 0, n_empty = 0;
-            assert_int_equal(moa_chat_append(&l.m, first, (moa_role)role, text.data, text.size, &ids, &n, NULL), MOA_OK);
-            assert_int_equal(moa_chat_append(&l.m, first, (moa_role)role, "", 0, &empty, &n_empty, NULL), MOA_OK);
+            assert_int_equal(
+                moa_chat_append(&l.m, first, (moa_role)role, text.data, text.size, &ids, &n, NULL), MOA_OK);
+            assert_int_equal(moa_chat_append(&l.m, first, (moa_role)role, "", 0, &empty, &n_empty, NULL),
+                             MOA_OK);
             assert_true(n > n_empty + 50);
             assert_int_equal(n_control(&l.m, ids, n), n_control(&l.m, empty, n_empty));
             free(ids), free(empty);
@@ -227,7 +236,8 @@ static void test_end_of_reply(void **state) {
         int32_t *want = NULL, *have = NULL, *text = NULL, *grown;
         size_t n_want = 0, n_have = 0, n_text = 0;
         const int32_t end = moa_tokenizer_find(l.m.tokenizer, "<|im_end|>", 10);
-        assert_int_equal(moa_chat_append(&l.m, false, MOA_ROLE_ASSISTANT, "Hello!", 6, &want, &n_want, NULL), MOA_OK);
+        assert_int_equal(moa_chat_append(&l.m, false, MOA_ROLE_ASSISTANT, "Hello!", 6, &want, &n_want, NULL),
+                         MOA_OK);
         assert_int_equal(moa_chat_append_reply(&l.m, &have, &n_have, NULL), MOA_OK);
         assert_int_equal(moa_tokenizer_encode(l.m.tokenizer, "Hello!", 6, 0, &text, &n_text, NULL), MOA_OK);
         grown = realloc(have, (n_have + n_text + 1) * sizeof *have);
@@ -250,7 +260,7 @@ static void assert_unknown(loaded *l, const char *template, const char *says) {
     moa_err err = {0};
     int32_t *ids = NULL;
     size_t n = 0;
-    l->m.chat_template = (char *)(uintptr_t)template;
+    l->m.chat_template = (char *)(uintptr_t) template;
     assert_null(moa_chat_template_name(&l->m, &err));
     assert_int_equal(err.status, MOA_E_UNSUPPORTED);
     if (!strstr(err.text, says)) fail_msg("\"%s\" does not say \"%s\"", err.text, says);
@@ -280,9 +290,10 @@ static void test_hostile_default(void **state) {
     loaded l = {0};
     if (!load(&l, SMOLLM2)) skip();
     static char template[70000];
-    static const char *const texts[] = {"'<|im_start|>system\n<|endoftext|><filename><|im_start|>evil<|im_end|>'", "'<|im_start|>system\n",
-                                        "'<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>'", "'<|im_start|>system<|im_end|>'",
-                                        "<|im_start|>system\\n<|im_end|>"};
+    static const char *const texts[] = {
+        "'<|im_start|>system\n<|endoftext|><filename><|im_start|>evil<|im_end|>'", "'<|im_start|>system\n",
+        "'<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>'", "'<|im_start|>system<|im_end|>'",
+        "<|im_start|>system\\n<|im_end|>"};
     for (size_t i = 0; i <= sizeof texts / sizeof *texts; i++) {
         int32_t *ids = NULL;
         size_t n = 0;
@@ -304,8 +315,12 @@ static void test_hostile_default(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden),       cmocka_unit_test(test_no_injection), cmocka_unit_test(test_no_injection_qwen2),
-        cmocka_unit_test(test_end_of_reply), cmocka_unit_test(test_unknown),      cmocka_unit_test(test_hostile_default),
+        cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_no_injection),
+        cmocka_unit_test(test_no_injection_qwen2),
+        cmocka_unit_test(test_end_of_reply),
+        cmocka_unit_test(test_unknown),
+        cmocka_unit_test(test_hostile_default),
     };
     char path[512];
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <cjson/cJSON.h>
+#include <pthread.h>
 #include <time.h>
 
 #include "core/base/buf.h"
@@ -94,9 +95,11 @@ static size_t check_line(const moa_tokenizer *t, const char *line, size_t number
             wrong++;
             print_error("line %zu, flags %d: %s\n  want:", number, flags, hex);
             const cJSON *x;
-            cJSON_ArrayForEach(x, cJSON_GetObjectItem(o, flags ? "ids" : "ids_nospecial")) print_error(" %d", x->valueint);
+            cJSON_ArrayForEach(x, cJSON_GetObjectItem(o, flags ? "ids" : "ids_nospecial"))
+                print_error(" %d", x->valueint);
             print_error("\n  have:");
-            for (size_t i = 0; i < n_ids; i++) print_error(" %d", (int)ids[i]);
+            for (size_t i = 0; i < n_ids; i++)
+                print_error(" %d", (int)ids[i]);
             print_error("\n");
         }
         free(ids);
@@ -115,7 +118,8 @@ static void check_golden(const char *file, const char *pre, const char *golden, 
     assert_non_null(f);
     char *line = NULL;
     size_t room = 0, n = 0, wrong = 0;
-    while (getline(&line, &room, f) > 0) wrong += check_line(t, line, ++n) != 0;
+    while (getline(&line, &room, f) > 0)
+        wrong += check_line(t, line, ++n) != 0;
     free(line);
     assert_int_equal(pclose(f), 0);
     moa_tokenizer_close(&t);
@@ -148,21 +152,42 @@ static void test_golden_gpt2(void **state) {
 static void expected_back(const moa_tokenizer *t, const char *s, size_t n, moa_buf *out) {
     moa_buf valid = {0}, nfc = {0};
     moa_utf8_replace(s, n, &valid);
-    if (strcmp(moa_tokenizer_pre(t), "qwen2") == 0) moa_pre_nfc(valid.data ? valid.data : "", valid.size, &nfc);
-    else moa_buf_append(&nfc, valid.data ? valid.data : "", valid.size);
+    if (strcmp(moa_tokenizer_pre(t), "qwen2") == 0)
+        moa_pre_nfc(valid.data ? valid.data : "", valid.size, &nfc);
+    else
+        moa_buf_append(&nfc, valid.data ? valid.data : "", valid.size);
     for (size_t i = 0; i < nfc.size; i++)
         if (moa_tokenizer_has_byte(t, (unsigned char)nfc.data[i])) moa_buf_append(out, nfc.data + i, 1);
     moa_buf_free(&valid), moa_buf_free(&nfc);
 }
 
 static void random_text(char *s, size_t n, int kind) {
-    static const char *const bits[] = {" ", "\n", "a", "the", "0", "'s", "\xc3\xa9", "\xe4\xbd\x9c", "\xf0\x9f\x98\x80", "\xcc\x81",
-                                       "<|im_end|>", "<tool_call>", "\xff", "\t", "  ", "..", "\xe2\x80\xae", "\x04", "\xea\xb0\x80"};
+    static const char *const bits[] = {" ",
+                                       "\n",
+                                       "a",
+                                       "the",
+                                       "0",
+                                       "'s",
+                                       "\xc3\xa9",
+                                       "\xe4\xbd\x9c",
+                                       "\xf0\x9f\x98\x80",
+                                       "\xcc\x81",
+                                       "<|im_end|>",
+                                       "<tool_call>",
+                                       "\xff",
+                                       "\t",
+                                       "  ",
+                                       "..",
+                                       "\xe2\x80\xae",
+                                       "\x04",
+                                       "\xea\xb0\x80"};
     for (size_t i = 0; i < n;) {
         const char *b = bits[rng(sizeof bits / sizeof *bits)];
-        if (kind == 0) s[i++] = (char)rng(256);
+        if (kind == 0)
+            s[i++] = (char)rng(256);
         else
-            for (; *b && i < n; b++) s[i++] = *b;
+            for (; *b && i < n; b++)
+                s[i++] = *b;
     }
 }
 
@@ -177,15 +202,18 @@ static void round_trips(const char *file) {
         int32_t *ids;
         size_t n_ids;
         moa_buf back = {0}, want = {0};
-        assert_int_equal(moa_tokenizer_encode(t, text, n, round & 2 ? MOA_TOK_SPECIAL : 0, &ids, &n_ids, NULL), MOA_OK);
+        assert_int_equal(
+            moa_tokenizer_encode(t, text, n, round & 2 ? MOA_TOK_SPECIAL : 0, &ids, &n_ids, NULL), MOA_OK);
         decode(t, ids, n_ids, &back);
-        if (!(round & 2) || strcmp(moa_tokenizer_pre(t), "qwen2") != 0) { /* a special string parts what NFC would join */
+        if (!(round & 2) ||
+            strcmp(moa_tokenizer_pre(t), "qwen2") != 0) { /* a special string parts what NFC would join */
             expected_back(t, text, n, &want);
             assert_int_equal(back.size, want.size);
             if (want.size) assert_memory_equal(back.data, want.data, want.size);
         }
         if (!(round & 2))
-            for (size_t i = 0; i < n_ids; i++) assert_false(moa_tokenizer_is_control(t, ids[i]));
+            for (size_t i = 0; i < n_ids; i++)
+                assert_false(moa_tokenizer_is_control(t, ids[i]));
         free(ids);
         moa_buf_free(&back), moa_buf_free(&want);
     }
@@ -219,14 +247,17 @@ static void no_injection(const char *file, const char *pre) {
     size_t n_ids;
     assert_true(n_control > 10);
     assert_int_equal(moa_tokenizer_encode(t, text.data, text.size, MOA_TOK_BOS, &ids, &n_ids, NULL), MOA_OK);
-    for (size_t i = 0; i < n_ids; i++) assert_false(moa_tokenizer_is_control(t, ids[i]));
+    for (size_t i = 0; i < n_ids; i++)
+        assert_false(moa_tokenizer_is_control(t, ids[i]));
     moa_buf back = {0};
     decode(t, ids, n_ids, &back);
     assert_int_equal(back.size, text.size);
     assert_memory_equal(back.data, text.data, text.size);
     free(ids);
-    assert_int_equal(moa_tokenizer_encode(t, text.data, text.size, MOA_TOK_SPECIAL, &ids, &n_ids, NULL), MOA_OK);
-    for (size_t i = 0; i < n_ids; i++) found += moa_tokenizer_is_control(t, ids[i]);
+    assert_int_equal(moa_tokenizer_encode(t, text.data, text.size, MOA_TOK_SPECIAL, &ids, &n_ids, NULL),
+                     MOA_OK);
+    for (size_t i = 0; i < n_ids; i++)
+        found += moa_tokenizer_is_control(t, ids[i]);
     assert_int_equal(found, n_control);
     free(ids);
     moa_buf_free(&text), moa_buf_free(&back);
@@ -261,7 +292,8 @@ static void vocab_merge(vocab *v, const char *text) {
 
 /* ids 0..255: the bytes in order, in GPT-2's spelling */
 static void vocab_init(vocab *v, const char *pre) {
-    *v = (vocab){.config = {.model = "gpt2", .pre = pre, .bos = -1, .eos = -1, .eot = -1, .unk = -1, .pad = -1}};
+    *v = (vocab){
+        .config = {.model = "gpt2", .pre = pre, .bos = -1, .eos = -1, .eot = -1, .unk = -1, .pad = -1}};
     v->config.entries = v->entries;
     v->config.merges = v->merges;
     int32_t next = 0x100;
@@ -280,7 +312,8 @@ static moa_tokenizer *vocab_open(vocab *v) {
     return t;
 }
 
-static void assert_ids(const moa_tokenizer *t, const char *text, size_t n, int flags, const int32_t *want, size_t n_want) {
+static void assert_ids(const moa_tokenizer *t, const char *text, size_t n, int flags, const int32_t *want,
+                       size_t n_want) {
     int32_t *ids;
     size_t n_ids;
     assert_int_equal(moa_tokenizer_encode(t, text, n, flags, &ids, &n_ids, NULL), MOA_OK);
@@ -318,12 +351,61 @@ static void test_hostile_ways_to_control(void **state) {
     }
 }
 
+/* the markers of six families as control tokens: text that holds them all gives none of their ids, unless asked to */
+static void test_six_families(void **state) {
+    (void)state;
+    static const char *const families[6][8] = {
+        {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
+         "<|repo_name|>", "<|file_sep|>"},
+        {"<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+         "<|eom_id|>", "<|python_tag|>", "<|reserved_special_token_0|>"},
+        {"<s>", "</s>", "<unk>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[TOOL_CALLS]"},
+        {"<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|placeholder1|>", "<|endoftext|>",
+         "<|function_call|>", "<|x|>"},
+        {"<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<unused0>",
+         "<mask>"},
+        {"<\xef\xbd\x9c"
+         "begin\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>",
+         "<\xef\xbd\x9cUser\xef\xbd\x9c>", "<think>", "</think>", "[PAD]", "[CLS]", "a", "\xc4\xa0the"},
+    };
+    static const char *const pres[] = {"smollm", "qwen2", "llama-bpe", "gpt-2"};
+    static vocab v;
+    for (int f = 0; f < 6; f++)
+        for (int p = 0; p < 4; p++) {
+            moa_buf text = {0};
+            vocab_init(&v, pres[p]);
+            for (int i = 0; i < 8; i++) {
+                (void)vocab_add(&v, families[f][i], i == 2 ? 2 : 3); /* unknown tokens count as control */
+                moa_buf_printf(&text, "%s %s\n x%s", families[f][i], families[f][i], families[f][i]);
+            }
+            vocab_merge(&v, "< |"); /* made below: a way towards the markers that plain text may go */
+            (void)vocab_add(&v, "<|", 1);
+            moa_tokenizer *t = vocab_open(&v);
+            for (int flags = 0; flags < 2; flags++) {
+                int32_t *ids;
+                size_t n, n_control = 0;
+                assert_int_equal(moa_tokenizer_encode(t, text.data, text.size, flags, &ids, &n, NULL),
+                                 MOA_OK);
+                for (size_t i = 0; i < n; i++)
+                    n_control += moa_tokenizer_is_control(t, ids[i]);
+                if (flags)
+                    assert_true(n_control >= 24); /* "a" is also found inside the others */
+                else
+                    assert_int_equal(n_control, 0);
+                free(ids);
+            }
+            moa_tokenizer_close(&t);
+            moa_buf_free(&text);
+        }
+}
+
 static void test_longest_special_wins(void **state) {
     (void)state;
     static vocab v;
     vocab_init(&v, "gpt-2");
     /* "<" stands twice: the user-defined one comes last, so it is the byte's token too */
-    const int32_t a = vocab_add(&v, "<a>", 3), ab = vocab_add(&v, "<a><b>", 3), b = vocab_add(&v, "<b>", 4), x = vocab_add(&v, "<", 4);
+    const int32_t a = vocab_add(&v, "<a>", 3), ab = vocab_add(&v, "<a><b>", 3), b = vocab_add(&v, "<b>", 4),
+                  x = vocab_add(&v, "<", 4);
     static char huge[70000];
     memset(huge, 'h', sizeof huge);
     huge[65536] = 0;
@@ -335,7 +417,8 @@ static void test_longest_special_wins(void **state) {
     IDS(t, "<a><b>", MOA_TOK_SPECIAL, ab);
     IDS(t, "<a><b", MOA_TOK_SPECIAL | MOA_TOK_BOS, a, a, x, 'b');
     IDS(t, "<b><", MOA_TOK_BOS, a, b, x);
-    IDS(t, "<a><b>", 0, x, 'a', '>', x, 'b', '>'); /* found as one control string, so nothing inside it is looked for */
+    IDS(t, "<a><b>", 0, x, 'a', '>', x, 'b',
+        '>'); /* found as one control string, so nothing inside it is looked for */
     IDS(t, "<a>", 0, x, 'a', '>');
     size_t n;
     (void)moa_tokenizer_piece(t, long_one, &n);
@@ -363,15 +446,18 @@ static void test_pieces(void **state) {
     (void)state;
     static vocab v;
     vocab_init(&v, "gpt-2");
-    const int32_t space = vocab_add(&v, "\xc4\xa0the", 1), odd = vocab_add(&v, "\xe4\xbd\x9cx", 1), byte = vocab_add(&v, "<0x0A>", 6);
-    const int32_t sign = vocab_add(&v, "<0x-1>", 6), raw = vocab_add(&v, "\xc4\xa0", 4), bad = vocab_add(&v, "\xff\xc4", 1);
+    const int32_t space = vocab_add(&v, "\xc4\xa0the", 1), odd = vocab_add(&v, "\xe4\xbd\x9cx", 1),
+                  byte = vocab_add(&v, "<0x0A>", 6);
+    const int32_t sign = vocab_add(&v, "<0x-1>", 6), raw = vocab_add(&v, "\xc4\xa0", 4),
+                  bad = vocab_add(&v, "\xff\xc4", 1);
     const int32_t end = vocab_add(&v, "<|im_end|>", 3), lookalike = vocab_add(&v, "<|end|>", 1);
     v.config.eos = space;
     moa_tokenizer *t = vocab_open(&v);
     static const struct {
         const char *text;
         size_t n;
-    } want[] = {{" the", 4}, {"\xe4\xbd\x9cx", 4}, {"\n", 1}, {"<0x-1>", 6}, {"\xc4\xa0", 2}, {"\xff\xc4", 2}};
+    } want[] = {{" the", 4},   {"\xe4\xbd\x9cx", 4}, {"\n", 1},
+                {"<0x-1>", 6}, {"\xc4\xa0", 2},      {"\xff\xc4", 2}};
     const int32_t ids[] = {space, odd, byte, sign, raw, bad};
     for (size_t i = 0; i < 6; i++) {
         size_t n;
@@ -424,8 +510,15 @@ static void test_refused(void **state) {
     v.config.n_merges = SIZE_MAX;
     assert_refused(&v, MOA_E_INVALID, "merges");
     static const char *const merges[] = {"", " ", "a", "ab", "a ", " b", "a q~~", "q~~ a", "a b"};
-    static const char *const says[] = {"merge 0", "merge 0", "merge 0", "merge 0", "merge 0", "merge 0",
-                                       "\"q~~\" is not a token", "\"q~~\" is not a token", "\"ab\" is not a token"};
+    static const char *const says[] = {"merge 0",
+                                       "merge 0",
+                                       "merge 0",
+                                       "merge 0",
+                                       "merge 0",
+                                       "merge 0",
+                                       "\"q~~\" is not a token",
+                                       "\"q~~\" is not a token",
+                                       "\"ab\" is not a token"};
     for (size_t i = 0; i < sizeof merges / sizeof *merges; i++) {
         vocab_init(&v, "gpt-2");
         vocab_merge(&v, merges[i]);
@@ -439,7 +532,8 @@ static void test_refused(void **state) {
             assert_refused(&v, MOA_E_INVALID, k ? "256" : "-2");
         }
     vocab_init(&v, "gpt-2");
-    for (int b = 0; b < 256; b++) v.entries[b].type = 3;
+    for (int b = 0; b < 256; b++)
+        v.entries[b].type = 3;
     assert_refused(&v, MOA_E_INVALID, "none of the 256 bytes");
 }
 
@@ -466,7 +560,8 @@ static void test_short_and_long_merges_agree(void **state) {
     (void)state;
     rng_state = 11;
     moa_buf work = {0};
-    for (int round = 0; round < 400; round++) { /* random grammars: pairs of symbols 0..5 and of what they made */
+    for (int round = 0; round < 400;
+         round++) { /* random grammars: pairs of symbols 0..5 and of what they made */
         moa_bpe b;
         const int32_t n_rules = 1 + (int32_t)rng(60);
         assert_true(moa_bpe_init(&b, (size_t)n_rules, round));
@@ -475,7 +570,8 @@ static void test_short_and_long_merges_agree(void **state) {
         for (int word = 0; word < 40; word++) {
             int32_t naive[200], small[200], large[200];
             const size_t n = 1 + rng(word & 1 ? MOA_BPE_SHORT : 200);
-            for (size_t i = 0; i < n; i++) naive[i] = small[i] = large[i] = (int32_t)rng(6);
+            for (size_t i = 0; i < n; i++)
+                naive[i] = small[i] = large[i] = (int32_t)rng(6);
             const size_t k = naive_merge(&b, naive, n);
             assert_int_equal(moa_bpe_merge_long(&b, large, n, &work), k);
             assert_memory_equal(large, naive, k * sizeof *naive);
@@ -504,15 +600,16 @@ static void test_nfc(void **state) {
     assert_nfc("e\xcc\x81", "\xc3\xa9");
     assert_nfc("xe\xcc\x81y", "x\xc3\xa9y");
     assert_nfc("\xcc\x81", "\xcc\x81");
-    assert_nfc("\xe2\x84\xab", "\xc3\x85");                                         /* angstrom sign */
-    assert_nfc("q\xcc\x87\xcc\xa3", "q\xcc\xa3\xcc\x87");                           /* reordered, nothing composes */
-    assert_nfc("\xe1\xb8\x8b\xcc\xa3", "\xe1\xb8\x8d\xcc\x87");                     /* decomposed, reordered, composed */
-    assert_nfc("\xe1\x84\x80\xe1\x85\xa1\xe1\x86\xa8", "\xea\xb0\x81");             /* Hangul */
-    assert_nfc("\xe0\xa5\x98", "\xe0\xa4\x95\xe0\xa4\xbc");                         /* composition exclusion */
+    assert_nfc("\xe2\x84\xab", "\xc3\x85");                             /* angstrom sign */
+    assert_nfc("q\xcc\x87\xcc\xa3", "q\xcc\xa3\xcc\x87");               /* reordered, nothing composes */
+    assert_nfc("\xe1\xb8\x8b\xcc\xa3", "\xe1\xb8\x8d\xcc\x87");         /* decomposed, reordered, composed */
+    assert_nfc("\xe1\x84\x80\xe1\x85\xa1\xe1\x86\xa8", "\xea\xb0\x81"); /* Hangul */
+    assert_nfc("\xe0\xa5\x98", "\xe0\xa4\x95\xe0\xa4\xbc");             /* composition exclusion */
     /* long runs are ordered the same as short ones, by another route */
     moa_buf in = {0}, out = {0};
     moa_buf_str(&in, "z");
-    for (int i = 0; i < 50; i++) moa_buf_str(&in, "\xcc\x87\xcc\xa3"); /* classes 230, 220 */
+    for (int i = 0; i < 50; i++)
+        moa_buf_str(&in, "\xcc\x87\xcc\xa3"); /* classes 230, 220 */
     moa_pre_nfc(in.data, in.size, &out);
     assert_int_equal(out.size, 3 + 2 * 99); /* z and the first U+0323 make U+1E93 (3 bytes) */
     assert_memory_equal(out.data, "\xe1\xba\x93\xcc\xa3", 5);
@@ -520,11 +617,60 @@ static void test_nfc(void **state) {
     moa_buf_free(&in), moa_buf_free(&out);
 }
 
+/* --- threads ------------------------------------------------------------------------------------------------------------------------------------------ */
+
+typedef struct thread_job {
+    const moa_tokenizer *t;
+    const char *text;
+    size_t n, n_ids;
+    int32_t *ids;
+} thread_job;
+
+static void *thread_encode(void *user) {
+    thread_job *job = user;
+    for (int round = 0; round < 20; round++) {
+        free(job->ids);
+        if (moa_tokenizer_encode(job->t, job->text, job->n, 0, &job->ids, &job->n_ids, NULL) != MOA_OK)
+            job->n_ids = 0;
+    }
+    return NULL;
+}
+
+/* one tokenizer, several threads (a thread sanitizer's case) */
+static void test_threads(void **state) {
+    (void)state;
+    static vocab v;
+    static char text[20000];
+    vocab_init(&v, "qwen2");
+    (void)vocab_add(&v, "ab", 1);
+    vocab_merge(&v, "a b");
+    rng_state = 9;
+    random_text(text, sizeof text, 1);
+    moa_tokenizer *t = vocab_open(&v);
+    thread_job jobs[4];
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++) {
+        jobs[i] = (thread_job){t, text, sizeof text, 0, NULL};
+        assert_int_equal(pthread_create(&threads[i], NULL, thread_encode, &jobs[i]), 0);
+    }
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    assert_true(jobs[0].n_ids > 1000);
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(jobs[i].n_ids, jobs[0].n_ids);
+        assert_memory_equal(jobs[i].ids, jobs[0].ids, jobs[0].n_ids * sizeof(int32_t));
+    }
+    for (int i = 0; i < 4; i++)
+        free(jobs[i].ids);
+    moa_tokenizer_close(&t);
+}
+
 /* --- time --------------------------------------------------------------------------------------------------------------------------------------- */
 
 static void fill(char *s, size_t n, const char *with) {
     const size_t k = strlen(with);
-    for (size_t i = 0; i < n; i++) s[i] = with[i % k];
+    for (size_t i = 0; i < n; i++)
+        s[i] = with[i % k];
 }
 
 static void check_time(const moa_tokenizer *t, const char *what, const char *text, size_t n, double limit_s) {
@@ -534,7 +680,8 @@ static void check_time(const moa_tokenizer *t, const char *what, const char *tex
     assert_int_equal(moa_tokenizer_encode(t, text, n, MOA_TOK_SPECIAL, &ids, &n_ids, NULL), MOA_OK);
     const double seconds = now_s() - start;
     free(ids);
-    print_message("%-8s %-28s %7zu bytes %7zu tokens %.3f s\n", moa_tokenizer_pre(t), what, n, n_ids, seconds);
+    print_message("%-8s %-28s %7zu bytes %7zu tokens %.3f s\n", moa_tokenizer_pre(t), what, n, n_ids,
+                  seconds);
     if (seconds > limit_s) fail_msg("%s: %.2f s, at most %.2f", what, seconds, limit_s);
 }
 
@@ -548,12 +695,39 @@ static void times(const char *file) {
     print_message("%s: file and tokenizer opened in %.3f s\n", file, now_s() - start);
     const size_t n = 1000000;
     char *s = malloc(n);
-    static const char *const units[] = {"a", "ab", " ", "\n", " \n", "0", "-", "\xe4\xbd\x9c", "\xcc\x87\xcc\xa3", "<", "<|im_start", "'", "\xff",
-                                        "\xea\xb0\x80\xe1\x86\xa8", "the quick brown fox jumps over the lazy dog. "};
-    static const char *const names[] = {"a", "ab", "spaces", "newlines", "space, newline", "digits", "-", "CJK", "marks out of order", "<",
-                                        "<|im_start", "'", "bytes 0xff", "Hangul", "English"};
+    static const char *const units[] = {"a",
+                                        "ab",
+                                        " ",
+                                        "\n",
+                                        " \n",
+                                        "0",
+                                        "-",
+                                        "\xe4\xbd\x9c",
+                                        "\xcc\x87\xcc\xa3",
+                                        "<",
+                                        "<|im_start",
+                                        "'",
+                                        "\xff",
+                                        "\xea\xb0\x80\xe1\x86\xa8",
+                                        "the quick brown fox jumps over the lazy dog. "};
+    static const char *const names[] = {"a",
+                                        "ab",
+                                        "spaces",
+                                        "newlines",
+                                        "space, newline",
+                                        "digits",
+                                        "-",
+                                        "CJK",
+                                        "marks out of order",
+                                        "<",
+                                        "<|im_start",
+                                        "'",
+                                        "bytes 0xff",
+                                        "Hangul",
+                                        "English"};
     rng_state = 5;
-    for (size_t i = 0; i < n; i++) s[i] = (char)('a' + rng(26));
+    for (size_t i = 0; i < n; i++)
+        s[i] = (char)('a' + rng(26));
     check_time(t, "random letters, no space", s, n, 1.0 * MOA_SLOW);
     for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
         fill(s, n, units[u]);
@@ -576,10 +750,12 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_short_and_long_merges_agree),
         cmocka_unit_test(test_hostile_ways_to_control),
+        cmocka_unit_test(test_six_families),
         cmocka_unit_test(test_longest_special_wins),
         cmocka_unit_test(test_pieces),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_nfc),
+        cmocka_unit_test(test_threads),
         cmocka_unit_test(test_golden_smollm2),
         cmocka_unit_test(test_golden_qwen2),
         cmocka_unit_test(test_golden_llama_bpe),

@@ -14,7 +14,11 @@
 /* the model file of the cache, or NULL with a sentence saying what is not tested */
 static inline const char *model_in_cache(const char *file, char out[512]) {
     const char *home = getenv("HOME"), *cache = getenv("XDG_CACHE_HOME");
-    (void)snprintf(out, 512, "%s%s/moascope/models/%s", cache && *cache ? cache : home ? home : "", cache && *cache ? "" : "/.cache", file);
+    (void)snprintf(out, 512, "%s%s/moascope/models/%s",
+                   cache && *cache ? cache
+                   : home          ? home
+                                   : "",
+                   cache && *cache ? "" : "/.cache", file);
     if (access(out, R_OK) == 0) return out;
     (void)fprintf(stderr, "skipped: no %s (scripts/fetch_model.py fetches it)\n", out);
     return NULL;
@@ -41,8 +45,8 @@ typedef struct changes {
 } changes;
 
 /* template: malloc'ed text, or NULL when not asked for */
-static inline moa_status tokenizer_from_gguf(moa_tokenizer **out, const char *path, const changes *change, char **template,
-                                             moa_err *err) {
+static inline moa_status tokenizer_from_gguf(moa_tokenizer **out, const char *path, const changes *change,
+                                             char **template, moa_err *err) {
     const char *pre = change ? change->pre : NULL;
     moa_status s = MOA_OK;
     moa_gguf *g = NULL;
@@ -67,8 +71,10 @@ static inline moa_status tokenizer_from_gguf(moa_tokenizer **out, const char *pa
     entries = calloc(n, sizeof *entries);
     pairs = calloc(n_merges, sizeof *pairs);
     for (size_t i = 0; i < n; i++)
-        entries[i] = (moa_tok_entry){tokens[i].data, (uint32_t)tokens[i].size, (uint8_t)(i < n_types ? types[i] : 1)};
-    for (size_t i = 0; i < n_merges; i++) pairs[i] = (moa_tok_entry){merges[i].data, (uint32_t)merges[i].size, 0};
+        entries[i] =
+            (moa_tok_entry){tokens[i].data, (uint32_t)tokens[i].size, (uint8_t)(i < n_types ? types[i] : 1)};
+    for (size_t i = 0; i < n_merges; i++)
+        pairs[i] = (moa_tok_entry){merges[i].data, (uint32_t)merges[i].size, 0};
     for (size_t i = 0; change && i < change->n_rename; i++) {
         entries[change->rename[i].id].text = change->rename[i].text;
         entries[change->rename[i].id].bytes = (uint32_t)strlen(change->rename[i].text);
@@ -77,12 +83,18 @@ static inline moa_status tokenizer_from_gguf(moa_tokenizer **out, const char *pa
     if (moa_gguf_has(g, "tokenizer.ggml.add_bos_token"))
         MOA_TRY(moa_gguf_get_bool(g, "tokenizer.ggml.add_bos_token", &add_bos, err));
     const moa_tok_config config = {
-        .model = model_name, .pre = pre ? pre : pre_name, .entries = entries, .n_vocab = n, .merges = pairs,
+        .model = model_name,
+        .pre = pre ? pre : pre_name,
+        .entries = entries,
+        .n_vocab = n,
+        .merges = pairs,
         .n_merges = n_merges,
         .bos = change && change->bos ? *change->bos : gguf_id(g, "tokenizer.ggml.bos_token_id"),
         .eos = change && change->eos ? *change->eos : gguf_id(g, "tokenizer.ggml.eos_token_id"),
-        .eot = gguf_id(g, "tokenizer.ggml.eot_token_id"), .unk = gguf_id(g, "tokenizer.ggml.unknown_token_id"),
-        .pad = gguf_id(g, "tokenizer.ggml.padding_token_id"), .add_bos = add_bos,
+        .eot = gguf_id(g, "tokenizer.ggml.eot_token_id"),
+        .unk = gguf_id(g, "tokenizer.ggml.unknown_token_id"),
+        .pad = gguf_id(g, "tokenizer.ggml.padding_token_id"),
+        .add_bos = add_bos,
     };
     s = moa_tokenizer_open(out, &config, err);
 out:

@@ -128,8 +128,10 @@ static void note_mark(moa_text_stream *s, size_t at, const moa_buf *out) {
     if (!s->marks || !moa_buf_ok(out) || out->size == at) return;
     const size_t n = s->marks->size / sizeof(moa_clean_mark);
     moa_clean_mark *all = (moa_clean_mark *)(void *)s->marks->data;
-    if (n && all[n - 1].at + all[n - 1].bytes == at) all[n - 1].bytes += out->size - at;
-    else moa_buf_append(s->marks, &(moa_clean_mark){at, out->size - at}, sizeof(moa_clean_mark));
+    if (n && all[n - 1].at + all[n - 1].bytes == at)
+        all[n - 1].bytes += out->size - at;
+    else
+        moa_buf_append(s->marks, &(moa_clean_mark){at, out->size - at}, sizeof(moa_clean_mark));
 }
 
 static void put_placeholder(moa_text_stream *s, int32_t cp, moa_buf *out) {
@@ -141,8 +143,10 @@ static void put_placeholder(moa_text_stream *s, int32_t cp, moa_buf *out) {
 static void put_control(moa_text_stream *s, int32_t cp, moa_buf *out) {
     const size_t at = out->size;
     if (cp >= 0x80) { /* C1 */
-        if (s->flags & MOA_TEXT_ASCII) moa_buf_str(out, "<U+FFFD>");
-        else put_cp(CP_BAD, out);
+        if (s->flags & MOA_TEXT_ASCII)
+            moa_buf_str(out, "<U+FFFD>");
+        else
+            put_cp(CP_BAD, out);
     } else if (s->flags & MOA_TEXT_ASCII) {
         const char bytes[2] = {'^', (char)(cp ^ 0x40)}; /* ESC -> ^[   DEL -> ^? */
         moa_buf_append(out, bytes, 2);
@@ -180,7 +184,8 @@ static void put_mark(moa_text_stream *s, int32_t cp, moa_buf *out) {
 }
 
 static void put_base(moa_text_stream *s, int32_t cp, moa_buf *out) {
-    const bool pictograph = utf8proc_get_property(cp)->boundclass == UTF8PROC_BOUNDCLASS_EXTENDED_PICTOGRAPHIC;
+    const bool pictograph =
+        utf8proc_get_property(cp)->boundclass == UTF8PROC_BOUNDCLASS_EXTENDED_PICTOGRAPHIC;
     if (s->zwj_held && pictograph) { /* the joiner joins: the cluster goes on */
         const unsigned char n_zwj = (unsigned char)(s->n_zwj + 1);
         s->zwj_held = false;
@@ -196,14 +201,18 @@ static void put_base(moa_text_stream *s, int32_t cp, moa_buf *out) {
 }
 
 /* U+1F3FB..F colour the emoji before them: the cluster may still be joined to */
-static bool is_skin_tone(int32_t cp) { return cp >= 0x1F3FB && cp <= 0x1F3FF; }
+static bool is_skin_tone(int32_t cp) {
+    return cp >= 0x1F3FB && cp <= 0x1F3FF;
+}
 
 static void put_clean(moa_text_stream *s, int32_t cp, bool valid, moa_buf *out) {
     const bool ascii = s->flags & MOA_TEXT_ASCII;
     if (cp < 0x20 || (cp >= 0x7F && cp < 0xA0)) {
         end_cell(s, out);
-        if ((cp == '\n' || cp == '\t') && !(s->flags & MOA_TEXT_LINE)) put_cp(cp, out);
-        else put_control(s, cp, out);
+        if ((cp == '\n' || cp == '\t') && !(s->flags & MOA_TEXT_LINE))
+            put_cp(cp, out);
+        else
+            put_control(s, cp, out);
     } else if (cp < 0x7F) {
         end_cell(s, out);
         put_cp(cp, out);
@@ -250,7 +259,8 @@ void moa_text_push(moa_text_stream *s, const char *bytes, size_t n, moa_buf *out
         i += moa_utf8_next(bytes + i, end - i, &cp, &valid);
         put_clean(s, cp, valid, out);
     }
-    while (i < n) s->held[s->n_held++] = bytes[i++];
+    while (i < n)
+        s->held[s->n_held++] = bytes[i++];
 }
 
 void moa_text_flush(moa_text_stream *s, moa_buf *out) {
@@ -315,8 +325,12 @@ void moa_clean_clear(moa_clean *c) {
     c->stream = (moa_text_stream){.flags = c->stream.flags, .marks = &c->marks};
 }
 
-const char *moa_clean_text(const moa_clean *c) { return c && c->text.data ? c->text.data : ""; }
-size_t moa_clean_bytes(const moa_clean *c) { return c ? c->text.size : 0; }
+const char *moa_clean_text(const moa_clean *c) {
+    return c && c->text.data ? c->text.data : "";
+}
+size_t moa_clean_bytes(const moa_clean *c) {
+    return c ? c->text.size : 0;
+}
 
 const moa_clean_mark *moa_clean_marks(const moa_clean *c, size_t *n) {
     *n = c ? c->marks.size / sizeof(moa_clean_mark) : 0;
@@ -351,7 +365,8 @@ size_t moa_text_prefix(const char *s, size_t n, int cells, int *used) {
         taken += wide;
         i += k;
     }
-    if (i < n && i >= 3 && memcmp(s + i - 3, "\xE2\x80\x8D", 3) == 0) i -= 3; /* no joiner without its second emoji */
+    if (i < n && i >= 3 && memcmp(s + i - 3, "\xE2\x80\x8D", 3) == 0)
+        i -= 3; /* no joiner without its second emoji */
     if (used) *used = taken;
     return i;
 }
@@ -374,13 +389,21 @@ void moa_text_json(const char *s, size_t n, moa_buf *out) {
     for (size_t i = 0; i < n;) {
         int32_t cp;
         const size_t k = moa_utf8_next(s + i, n - i, &cp, NULL);
-        if (cp == '"' || cp == '\\') moa_buf_printf(out, "\\%c", (int)cp);
-        else if (cp == '\n') moa_buf_str(out, "\\n");
-        else if (cp == '\t') moa_buf_str(out, "\\t");
-        else if (cp == '\r') moa_buf_str(out, "\\r");
-        else if (!moa_text_unsafe(cp)) put_cp(cp, out);
-        else if (cp < 0x10000) moa_buf_printf(out, "\\u%04x", (unsigned)cp);
-        else moa_buf_printf(out, "\\u%04x\\u%04x", (unsigned)(0xD7C0 + (cp >> 10)), (unsigned)(0xDC00 | (cp & 0x3FF)));
+        if (cp == '"' || cp == '\\')
+            moa_buf_printf(out, "\\%c", (int)cp);
+        else if (cp == '\n')
+            moa_buf_str(out, "\\n");
+        else if (cp == '\t')
+            moa_buf_str(out, "\\t");
+        else if (cp == '\r')
+            moa_buf_str(out, "\\r");
+        else if (!moa_text_unsafe(cp))
+            put_cp(cp, out);
+        else if (cp < 0x10000)
+            moa_buf_printf(out, "\\u%04x", (unsigned)cp);
+        else
+            moa_buf_printf(out, "\\u%04x\\u%04x", (unsigned)(0xD7C0 + (cp >> 10)),
+                           (unsigned)(0xDC00 | (cp & 0x3FF)));
         i += k;
     }
     moa_buf_str(out, "\"");
@@ -391,12 +414,18 @@ void moa_text_xml(const char *s, size_t n, moa_buf *out) {
     moa_text_clean(s, n, 0, &clean);
     for (size_t i = 0; i < clean.size; i++) {
         const char c = clean.data[i];
-        if (c == '&') moa_buf_str(out, "&amp;");
-        else if (c == '<') moa_buf_str(out, "&lt;");
-        else if (c == '>') moa_buf_str(out, "&gt;");
-        else if (c == '"') moa_buf_str(out, "&quot;");
-        else if (c == '\'') moa_buf_str(out, "&#39;");
-        else moa_buf_append(out, &c, 1);
+        if (c == '&')
+            moa_buf_str(out, "&amp;");
+        else if (c == '<')
+            moa_buf_str(out, "&lt;");
+        else if (c == '>')
+            moa_buf_str(out, "&gt;");
+        else if (c == '"')
+            moa_buf_str(out, "&quot;");
+        else if (c == '\'')
+            moa_buf_str(out, "&#39;");
+        else
+            moa_buf_append(out, &c, 1);
     }
     if (!moa_buf_ok(&clean)) out->failed = true;
     moa_buf_free(&clean);
@@ -405,9 +434,15 @@ void moa_text_xml(const char *s, size_t n, moa_buf *out) {
 void moa_text_tsv(const char *s, size_t n, moa_buf *out) {
     moa_text_stream t = {0};
     for (size_t i = 0; i < n; i++) {
-        const char *as = s[i] == '\\' ? "\\\\" : s[i] == '\n' ? "\\n" : s[i] == '\t' ? "\\t" : s[i] == '\r' ? "\\r" : NULL;
-        if (as) moa_text_push(&t, as, 2, out);
-        else moa_text_push(&t, s + i, 1, out);
+        const char *as = s[i] == '\\'   ? "\\\\"
+                         : s[i] == '\n' ? "\\n"
+                         : s[i] == '\t' ? "\\t"
+                         : s[i] == '\r' ? "\\r"
+                                        : NULL;
+        if (as)
+            moa_text_push(&t, as, 2, out);
+        else
+            moa_text_push(&t, s + i, 1, out);
     }
     moa_text_flush(&t, out);
 }
@@ -428,11 +463,16 @@ void moa_text_shell(const char *s, size_t n, moa_buf *out) {
     moa_buf_str(out, plain ? "'" : "$'");
     for (size_t i = 0; i < n; i++) {
         const unsigned char c = (unsigned char)s[i];
-        if (plain && c == '\'') moa_buf_str(out, "'\\''");
-        else if (plain) moa_buf_append(out, s + i, 1);
-        else if (c == '\'' || c == '\\') moa_buf_printf(out, "\\%c", c);
-        else if (c < 0x20 || c >= 0x7F) moa_buf_printf(out, "\\x%02x", c);
-        else moa_buf_append(out, s + i, 1);
+        if (plain && c == '\'')
+            moa_buf_str(out, "'\\''");
+        else if (plain)
+            moa_buf_append(out, s + i, 1);
+        else if (c == '\'' || c == '\\')
+            moa_buf_printf(out, "\\%c", c);
+        else if (c < 0x20 || c >= 0x7F)
+            moa_buf_printf(out, "\\x%02x", c);
+        else
+            moa_buf_append(out, s + i, 1);
     }
     moa_buf_str(out, "'");
 }

@@ -53,7 +53,7 @@ bool moa_text_unsafe(int32_t cp);
 typedef struct moa_text_stream {
     int flags;
     /* private */
-    unsigned char n_held;  /* bytes of a character not yet whole */
+    unsigned char n_held; /* bytes of a character not yet whole */
     char held[4];
     bool has_base, pictograph, vs_seen, zwj_held;
     unsigned char n_mark, n_zwj;
@@ -77,7 +77,7 @@ typedef struct moa_clean_mark {
 } moa_clean_mark;
 
 moa_clean *moa_clean_open(int flags); /* empty, to be pushed to; NULL without memory */
-moa_clean *moa_clean_of(const char *bytes, size_t n, int flags);  /* pushed and ended; NULL without memory */
+moa_clean *moa_clean_of(const char *bytes, size_t n, int flags); /* pushed and ended; NULL without memory */
 void moa_clean_close(moa_clean **c);
 bool moa_clean_push(moa_clean *c, const char *bytes, size_t n); /* false without memory: that push is lost */
 bool moa_clean_end(moa_clean *c);                               /* flushes; more may be pushed after it */
@@ -89,8 +89,8 @@ const moa_clean_mark *moa_clean_marks(const moa_clean *c, size_t *n); /* in orde
 
 /* --- cells ---------------------------------------------------------------------------------------------------------- */
 
-int moa_cp_cells(int32_t cp);                     /* 0, 1 or 2; control characters 0 */
-int moa_text_cells(const char *s, size_t n);      /* cells of clean text without \n and \t (they count 0) */
+int moa_cp_cells(int32_t cp);                /* 0, 1 or 2; control characters 0 */
+int moa_text_cells(const char *s, size_t n); /* cells of clean text without \n and \t (they count 0) */
 /* Bytes of the longest beginning of s that fits `cells` cells; a character keeps its marks. *used: its cells (may be NULL). */
 size_t moa_text_prefix(const char *s, size_t n, int cells, int *used);
 /* Appends s, or when it is wider than `cells` its beginning and `~`, so that at most `cells` cells are taken.

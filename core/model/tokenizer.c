@@ -23,9 +23,11 @@
 enum {
     VOCAB_MAX = 1 << 21,
     MERGES_MAX = 1 << 22,
-    TOKEN_MAX = 64 << 10,   /* bytes of a token's text */
-    SPECIAL_MAX = 256,      /* bytes of a token that is searched for in texts; longer ones are never found */
-    TEXT_MAX = 64 << 20,    /* bytes of one text; replacing and normalising make at most three bytes of one: below 2^29 */
+    TOKEN_MAX = 64 << 10, /* bytes of a token's text */
+    SPECIAL_MAX = 256,    /* bytes of a token that is searched for in texts; longer ones are never found */
+    TEXT_MAX =
+        64
+        << 20, /* bytes of one text; replacing and normalising make at most three bytes of one: below 2^29 */
 };
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER = 4, TYPE_BYTE = 6 };
 
@@ -33,7 +35,7 @@ enum { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER = 4, TYPE_
 typedef struct table {
     struct {
         uint32_t tag, id1; /* hash bits; id + 1, 0: empty */
-    } *slots;
+    } * slots;
     size_t mask;
     uint64_t seed;
 } table;
@@ -48,11 +50,11 @@ struct moa_tokenizer {
     moa_pre *pre;
     char pre_name[65];
     size_t n_vocab;
-    uint8_t *type;    /* n_vocab */
-    strings text;     /* as in the file */
-    strings piece;    /* what it decodes to */
-    table plain;      /* tokens that text may become */
-    table marked;     /* control and unknown tokens: find() only */
+    uint8_t *type; /* n_vocab */
+    strings text;  /* as in the file */
+    strings piece; /* what it decodes to */
+    table plain;   /* tokens that text may become */
+    table marked;  /* control and unknown tokens: find() only */
     moa_bpe bpe;
     int32_t byte_id[256]; /* -1: none */
     int32_t *special;     /* ids of searched tokens, sorted by text, each text once */
@@ -67,7 +69,9 @@ static const char *string_of(const strings *s, size_t i, size_t *n) {
     return s->bytes + s->at[i];
 }
 
-static bool is_marked(uint8_t type) { return type == TYPE_CONTROL || type == TYPE_UNKNOWN; }
+static bool is_marked(uint8_t type) {
+    return type == TYPE_CONTROL || type == TYPE_UNKNOWN;
+}
 
 /* --- text -> id ------------------------------------------------------------------------------------------------------------- */
 
@@ -88,7 +92,8 @@ static uint64_t hash_text(const char *s, size_t n, uint64_t seed) {
 
 static bool table_init(table *t, size_t n, uint64_t seed) {
     size_t slots = 16, bytes;
-    while (slots < 2 * n) slots *= 2; /* n <= VOCAB_MAX */
+    while (slots < 2 * n)
+        slots *= 2; /* n <= VOCAB_MAX */
     if (!moa_size_mul(slots, sizeof *t->slots, &bytes)) return false;
     t->slots = calloc(1, bytes);
     t->mask = slots - 1;
@@ -140,8 +145,10 @@ typedef struct spelling {
 
 static void spelling_init(spelling *sp) {
     spell_bytes(sp->cp_of);
-    for (size_t i = 0; i < 0x180; i++) sp->byte_of[i] = -1;
-    for (int b = 0; b < 256; b++) sp->byte_of[sp->cp_of[b]] = (int16_t)b;
+    for (size_t i = 0; i < 0x180; i++)
+        sp->byte_of[i] = -1;
+    for (int b = 0; b < 256; b++)
+        sp->byte_of[sp->cp_of[b]] = (int16_t)b;
 }
 
 /* Bytes that a text in GPT-2's spelling stands for, into out (n bytes are enough). A text with any other character stands
@@ -161,7 +168,10 @@ static size_t unspell(const spelling *sp, const char *s, size_t n, char *out) {
 }
 
 static int hex_digit(char c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                  : -1;
 }
 
 /* "<0x1F>" and nothing else; -1: not a byte token */
@@ -175,20 +185,22 @@ static int byte_token(const char *s, size_t n) {
 
 static moa_status check_config(const moa_tok_config *c, moa_err *err) {
     if (!c->model || strcmp(c->model, "gpt2") != 0)
-        return moa_fail(err, MOA_E_UNSUPPORTED, "tokenizer model \"%.64s\" is not supported, only gpt2 (byte-level BPE) is",
+        return moa_fail(err, MOA_E_UNSUPPORTED,
+                        "tokenizer model \"%.64s\" is not supported, only gpt2 (byte-level BPE) is",
                         c->model ? c->model : "");
     if (c->n_vocab == 0 || c->n_vocab > VOCAB_MAX)
         return moa_fail(err, MOA_E_INVALID, "tokenizer: %zu tokens, expected 1 to %d", c->n_vocab, VOCAB_MAX);
     if (c->n_merges > MERGES_MAX)
-        return moa_fail(err, MOA_E_INVALID, "tokenizer: %zu merges, at most %d are read", c->n_merges, MERGES_MAX);
+        return moa_fail(err, MOA_E_INVALID, "tokenizer: %zu merges, at most %d are read", c->n_merges,
+                        MERGES_MAX);
     const struct {
         const char *name;
         int32_t id;
     } ids[] = {{"BOS", c->bos}, {"EOS", c->eos}, {"EOT", c->eot}, {"unknown", c->unk}, {"padding", c->pad}};
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
         if (ids[i].id < -1 || (ids[i].id >= 0 && (size_t)ids[i].id >= c->n_vocab))
-            return moa_fail(err, MOA_E_INVALID, "tokenizer: %s token %d is not among the %zu tokens", ids[i].name,
-                            ids[i].id, c->n_vocab);
+            return moa_fail(err, MOA_E_INVALID, "tokenizer: %s token %d is not among the %zu tokens",
+                            ids[i].name, ids[i].id, c->n_vocab);
     for (size_t i = 0; i < c->n_vocab; i++)
         if (c->entries[i].bytes > TOKEN_MAX)
             return moa_fail(err, MOA_E_INVALID, "tokenizer: token %zu has %u bytes, at most %d are read", i,
@@ -196,7 +208,9 @@ static moa_status check_config(const moa_tok_config *c, moa_err *err) {
     return MOA_OK;
 }
 
-static moa_status out_of_memory(moa_err *err) { return moa_fail(err, MOA_E_MEMORY, "tokenizer: out of memory"); }
+static moa_status out_of_memory(moa_err *err) {
+    return moa_fail(err, MOA_E_MEMORY, "tokenizer: out of memory");
+}
 
 /* texts, pieces and types: a piece is never longer than its text, so both arenas have the same size */
 static moa_status copy_vocab(moa_tokenizer *t, const moa_tok_config *c, moa_err *err) {
@@ -208,7 +222,8 @@ static moa_status copy_vocab(moa_tokenizer *t, const moa_tok_config *c, moa_err 
     t->type = malloc(c->n_vocab);
     t->text = (strings){malloc(total), malloc(at_bytes)};
     t->piece = (strings){malloc(total), malloc(at_bytes)};
-    if (!t->type || !t->text.bytes || !t->text.at || !t->piece.bytes || !t->piece.at) return out_of_memory(err);
+    if (!t->type || !t->text.bytes || !t->text.at || !t->piece.bytes || !t->piece.at)
+        return out_of_memory(err);
     spelling sp;
     spelling_init(&sp);
     size_t text_at = 0, piece_at = 0;
@@ -222,9 +237,12 @@ static moa_status copy_vocab(moa_tokenizer *t, const moa_tok_config *c, moa_err 
         text_at += e->bytes;
         const int byte = e->type == TYPE_BYTE && e->bytes ? byte_token(e->text, e->bytes) : -1;
         if (e->bytes == 0) continue;
-        if (byte >= 0) *piece = (char)byte, piece_at++;
-        else if (is_marked(e->type) || e->type == TYPE_USER) memcpy(piece, e->text, e->bytes), piece_at += e->bytes;
-        else piece_at += unspell(&sp, e->text, e->bytes, piece);
+        if (byte >= 0)
+            *piece = (char)byte, piece_at++;
+        else if (is_marked(e->type) || e->type == TYPE_USER)
+            memcpy(piece, e->text, e->bytes), piece_at += e->bytes;
+        else
+            piece_at += unspell(&sp, e->text, e->bytes, piece);
     }
     t->text.at[c->n_vocab] = text_at;
     t->piece.at[c->n_vocab] = piece_at;
@@ -232,7 +250,11 @@ static moa_status copy_vocab(moa_tokenizer *t, const moa_tok_config *c, moa_err 
 }
 
 static moa_status index_vocab(moa_tokenizer *t, uint64_t seed, moa_err *err) {
-    if (!table_init(&t->plain, t->n_vocab, seed) || !table_init(&t->marked, t->n_vocab, seed)) return out_of_memory(err);
+    size_t n_marked = 0;
+    for (size_t i = 0; i < t->n_vocab; i++)
+        n_marked += is_marked(t->type[i]);
+    if (!table_init(&t->plain, t->n_vocab - n_marked, seed) || !table_init(&t->marked, n_marked, seed))
+        return out_of_memory(err);
     for (size_t i = 0; i < t->n_vocab; i++)
         table_add(is_marked(t->type[i]) ? &t->marked : &t->plain, &t->text, (int32_t)i);
     spelling sp;
@@ -248,10 +270,12 @@ static moa_status index_vocab(moa_tokenizer *t, uint64_t seed, moa_err *err) {
 }
 
 /* One merge "left right". The space that parts them is the first one behind the first byte. */
-static moa_status add_merge(moa_tokenizer *t, const moa_tok_entry *merge, size_t rank, moa_buf *joined, moa_err *err) {
+static moa_status add_merge(moa_tokenizer *t, const moa_tok_entry *merge, size_t rank, moa_buf *joined,
+                            moa_err *err) {
     const char *space = merge->bytes > 2 ? memchr(merge->text + 1, ' ', merge->bytes - 2) : NULL;
     if (!space)
-        return moa_fail(err, MOA_E_INVALID, "tokenizer: merge %zu \"%.*s\" is not two tokens with a space between", rank,
+        return moa_fail(err, MOA_E_INVALID,
+                        "tokenizer: merge %zu \"%.*s\" is not two tokens with a space between", rank,
                         (int)(merge->bytes < 64 ? merge->bytes : 64), merge->text ? merge->text : "");
     const size_t n_left = (size_t)(space - merge->text), n_right = merge->bytes - n_left - 1;
     moa_buf_clear(joined);
@@ -271,8 +295,8 @@ static moa_status add_merge(moa_tokenizer *t, const moa_tok_entry *merge, size_t
     const int32_t found[] = {left, right, id};
     for (int i = 0; i < 3; i++)
         if (found[i] < 0 && table_find(&t->marked, &t->text, parts[i], sizes[i]) < 0)
-            return moa_fail(err, MOA_E_INVALID, "tokenizer: merge %zu \"%.*s\": \"%.*s\" is not a token", rank,
-                            (int)(merge->bytes < 64 ? merge->bytes : 64), merge->text,
+            return moa_fail(err, MOA_E_INVALID, "tokenizer: merge %zu \"%.*s\": \"%.*s\" is not a token",
+                            rank, (int)(merge->bytes < 64 ? merge->bytes : 64), merge->text,
                             (int)(sizes[i] < 64 ? sizes[i] : 64), parts[i]);
     return MOA_OK;
 }
@@ -281,7 +305,8 @@ static moa_status add_merges(moa_tokenizer *t, const moa_tok_config *c, uint64_t
     moa_status s = MOA_OK;
     moa_buf joined = {0};
     if (!moa_bpe_init(&t->bpe, c->n_merges, seed)) return out_of_memory(err);
-    for (size_t i = 0; i < c->n_merges && s == MOA_OK; i++) s = add_merge(t, &c->merges[i], i, &joined, err);
+    for (size_t i = 0; i < c->n_merges && s == MOA_OK; i++)
+        s = add_merge(t, &c->merges[i], i, &joined, err);
     moa_buf_free(&joined);
     return s;
 }
@@ -302,17 +327,21 @@ static int by_text(const void *a, const void *b, void *t) {
 /* the tokens searched for in texts, sorted by their bytes so that a search narrows a range byte by byte */
 static moa_status index_special(moa_tokenizer *t, moa_err *err) {
     size_t n = 0, kept = 0, bytes;
-    if (!moa_size_mul(t->n_vocab, sizeof *t->special, &bytes) || !(t->special = malloc(bytes))) return out_of_memory(err);
+    if (!moa_size_mul(t->n_vocab, sizeof *t->special, &bytes) || !(t->special = malloc(bytes)))
+        return out_of_memory(err);
     for (size_t i = 0; i < t->n_vocab; i++) {
         const size_t k = t->text.at[i + 1] - t->text.at[i];
-        if ((is_marked(t->type[i]) || t->type[i] == TYPE_USER) && k > 0 && k <= SPECIAL_MAX) t->special[n++] = (int32_t)i;
+        if ((is_marked(t->type[i]) || t->type[i] == TYPE_USER) && k > 0 && k <= SPECIAL_MAX)
+            t->special[n++] = (int32_t)i;
     }
     qsort_r(t->special, n, sizeof *t->special, by_text, t);
     for (size_t i = 0; i < n; i++) /* of equal texts the last holds */
-        if (i + 1 == n || compare_text(t, t->special[i], t->special[i + 1]) != 0) t->special[kept++] = t->special[i];
+        if (i + 1 == n || compare_text(t, t->special[i], t->special[i + 1]) != 0)
+            t->special[kept++] = t->special[i];
     t->n_special = kept;
     for (size_t i = 0, b = 0; b <= 256; b++) {
-        while (i < kept && b > 0 && (unsigned char)t->text.bytes[t->text.at[t->special[i]]] < b) i++;
+        while (i < kept && b > 0 && (unsigned char)t->text.bytes[t->text.at[t->special[i]]] < b)
+            i++;
         t->special_from[b] = i;
     }
     return MOA_OK;
@@ -375,6 +404,7 @@ typedef struct work {
     const moa_tokenizer *t;
     moa_pre_walk walk;
     moa_buf ids, symbols, merging, nfc, spelled; /* ids and symbols: int32_t */
+    bool failed; /* out of memory somewhere: a buffer forgets it when it is cleared for the next word */
 } work;
 
 /* the token whose text is the word itself, -1: none; words are looked up in GPT-2's spelling */
@@ -385,7 +415,8 @@ static int32_t whole_word(work *w, const spelling *sp, const char *word, size_t 
         char utf8[4];
         moa_buf_append(&w->spelled, utf8, moa_utf8_put(sp->cp_of[(unsigned char)word[i]], utf8));
     }
-    return moa_buf_ok(&w->spelled) ? table_find(&w->t->plain, &w->t->text, w->spelled.data, w->spelled.size) : -1;
+    if (!moa_buf_ok(&w->spelled)) w->failed = true;
+    return !w->failed ? table_find(&w->t->plain, &w->t->text, w->spelled.data, w->spelled.size) : -1;
 }
 
 static void encode_word(work *w, const char *word, size_t n) {
@@ -393,10 +424,14 @@ static void encode_word(work *w, const char *word, size_t n) {
     if (!moa_size_mul(n, sizeof(int32_t), &bytes)) bytes = SIZE_MAX;
     moa_buf_clear(&w->symbols);
     int32_t *symbols = moa_buf_extend(&w->symbols, bytes);
-    if (!symbols) return;
+    if (!symbols) {
+        w->failed = true;
+        return;
+    }
     for (size_t i = 0; i < n; i++)
         if (w->t->byte_id[(unsigned char)word[i]] >= 0) symbols[k++] = w->t->byte_id[(unsigned char)word[i]];
     k = moa_bpe_merge(&w->t->bpe, symbols, k, &w->merging);
+    if (!moa_buf_ok(&w->merging)) w->failed = true;
     moa_buf_append(&w->ids, symbols, k * sizeof *symbols);
 }
 
@@ -409,7 +444,10 @@ static void encode_plain(work *w, const char *text, size_t n) {
     if (moa_pre_is_nfc(pre)) {
         moa_buf_clear(&w->nfc);
         moa_pre_nfc(text, n, &w->nfc);
-        if (!moa_buf_ok(&w->nfc)) return;
+        if (!moa_buf_ok(&w->nfc)) {
+            w->failed = true;
+            return;
+        }
         text = w->nfc.data;
         n = w->nfc.size;
     }
@@ -417,8 +455,10 @@ static void encode_plain(work *w, const char *text, size_t n) {
     moa_pre_walk_start(&w->walk, text, n);
     while (moa_pre_walk_next(&w->walk, &from, &to)) {
         const int32_t id = moa_pre_is_whole_word(pre) ? whole_word(w, &sp, text + from, to - from) : -1;
-        if (id >= 0) moa_buf_append(&w->ids, &id, sizeof id);
-        else encode_word(w, text + from, to - from);
+        if (id >= 0)
+            moa_buf_append(&w->ids, &id, sizeof id);
+        else
+            encode_word(w, text + from, to - from);
     }
 }
 
@@ -426,8 +466,10 @@ static void encode_plain(work *w, const char *text, size_t n) {
 static size_t narrow(const moa_tokenizer *t, size_t from, size_t to, size_t k, int b) {
     while (from < to) {
         const size_t mid = from + (to - from) / 2;
-        if ((unsigned char)t->text.bytes[t->text.at[t->special[mid]] + k] < b) from = mid + 1;
-        else to = mid;
+        if ((unsigned char)t->text.bytes[t->text.at[t->special[mid]] + k] < b)
+            from = mid + 1;
+        else
+            to = mid;
     }
     return from;
 }
@@ -438,7 +480,8 @@ static int32_t special_at(const moa_tokenizer *t, const char *text, size_t n, si
     size_t from = t->special_from[(unsigned char)*text], to = t->special_from[(unsigned char)*text + 1];
     for (size_t k = 1; from < to; k++) {
         const int32_t id = t->special[from];
-        if (t->text.at[id + 1] - t->text.at[id] == k) { /* the shortest of those with this beginning comes first */
+        if (t->text.at[id + 1] - t->text.at[id] ==
+            k) { /* the shortest of those with this beginning comes first */
             best = id;
             *bytes = k;
             from++;
@@ -454,7 +497,7 @@ static int32_t special_at(const moa_tokenizer *t, const char *text, size_t n, si
 static void encode_text(work *w, const char *text, size_t n, int flags) {
     const moa_tokenizer *t = w->t;
     size_t done = 0; /* everything before is encoded */
-    for (size_t i = 0; i < n && moa_buf_ok(&w->ids);) {
+    for (size_t i = 0; i < n && !w->failed && moa_buf_ok(&w->ids);) {
         size_t k = 1;
         const int32_t id = special_at(t, text + i, n - i, &k);
         /* a control token that may not be one here stays text, yet nothing else is found inside it */
@@ -476,7 +519,8 @@ moa_status moa_tokenizer_encode(const moa_tokenizer *t, const char *text, size_t
     *ids = NULL;
     *n_ids = 0;
     if (n > TEXT_MAX)
-        return moa_fail(err, MOA_E_INVALID, "a text of %zu bytes: at most %d are tokenised at once", n, TEXT_MAX);
+        return moa_fail(err, MOA_E_INVALID, "a text of %zu bytes: at most %d are tokenised at once", n,
+                        TEXT_MAX);
     MOA_TRY(moa_pre_walk_open(&w.walk, t->pre, err));
     if (!moa_utf8_valid(text, n)) {
         moa_utf8_replace(text, n, &valid);
@@ -489,8 +533,7 @@ moa_status moa_tokenizer_encode(const moa_tokenizer *t, const char *text, size_t
     }
     if ((flags & MOA_TOK_BOS) && t->add_bos) moa_buf_append(&w.ids, &t->bos, sizeof t->bos);
     encode_text(&w, text, n, flags);
-    if (!moa_buf_ok(&w.ids) || !moa_buf_ok(&w.symbols) || !moa_buf_ok(&w.merging) || !moa_buf_ok(&w.nfc) ||
-        !moa_buf_ok(&w.spelled)) {
+    if (w.failed || w.walk.failed || !moa_buf_ok(&w.ids)) {
         s = out_of_memory(err);
         goto out;
     }
@@ -506,24 +549,39 @@ out:
 
 /* --- asking --------------------------------------------------------------------------------------------------------------------------- */
 
-static bool in_range(const moa_tokenizer *t, int32_t id) { return id >= 0 && (size_t)id < t->n_vocab; }
+static bool in_range(const moa_tokenizer *t, int32_t id) {
+    return id >= 0 && (size_t)id < t->n_vocab;
+}
 
 const char *moa_tokenizer_piece(const moa_tokenizer *t, int32_t id, size_t *n) {
     *n = 0;
     return in_range(t, id) ? string_of(&t->piece, (size_t)id, n) : "";
 }
 
-size_t moa_tokenizer_n_vocab(const moa_tokenizer *t) { return t->n_vocab; }
-bool moa_tokenizer_is_control(const moa_tokenizer *t, int32_t id) { return in_range(t, id) && is_marked(t->type[id]); }
-int32_t moa_tokenizer_bos(const moa_tokenizer *t) { return t->bos; }
-int32_t moa_tokenizer_eos(const moa_tokenizer *t) { return t->eos; }
-const char *moa_tokenizer_pre(const moa_tokenizer *t) { return t->pre_name; }
-bool moa_tokenizer_has_byte(const moa_tokenizer *t, unsigned char byte) { return t->byte_id[byte] >= 0; }
+size_t moa_tokenizer_n_vocab(const moa_tokenizer *t) {
+    return t->n_vocab;
+}
+bool moa_tokenizer_is_control(const moa_tokenizer *t, int32_t id) {
+    return in_range(t, id) && is_marked(t->type[id]);
+}
+int32_t moa_tokenizer_bos(const moa_tokenizer *t) {
+    return t->bos;
+}
+int32_t moa_tokenizer_eos(const moa_tokenizer *t) {
+    return t->eos;
+}
+const char *moa_tokenizer_pre(const moa_tokenizer *t) {
+    return t->pre_name;
+}
+bool moa_tokenizer_has_byte(const moa_tokenizer *t, unsigned char byte) {
+    return t->byte_id[byte] >= 0;
+}
 
 /* Files name one EOS; these are what else ends a text or a turn in the families read here. */
 bool moa_tokenizer_is_end(const moa_tokenizer *t, int32_t id) {
-    static const char *const ends[] = {"<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>",
-                                       "<|end|>",    "<|endofturn|>", "<end_of_turn>",   "</s>"};
+    static const char *const ends[] = {"<|im_end|>",    "<|endoftext|>", "<|end_of_text|>",
+                                       "<|eot_id|>",    "<|eom_id|>",    "<|end|>",
+                                       "<|endofturn|>", "<end_of_turn>", "</s>"};
     if (!in_range(t, id)) return false;
     if (id == t->eos || id == t->eot) return true;
     if (!is_marked(t->type[id])) return false;

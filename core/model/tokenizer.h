@@ -37,12 +37,14 @@ typedef struct moa_tok_config {
     bool add_bos;
 } moa_tok_config;
 
-moa_status moa_tokenizer_open(moa_tokenizer **out, const moa_tok_config *config, moa_err *err); /* copies config */
+moa_status moa_tokenizer_open(moa_tokenizer **out, const moa_tok_config *config,
+                              moa_err *err); /* copies config */
 void moa_tokenizer_close(moa_tokenizer **t);
 
 enum {
-    MOA_TOK_SPECIAL = 1, /* text of control tokens in the input becomes their ids (of user-defined ones it always does) */
-    MOA_TOK_BOS = 2,     /* put BOS in front if the model asks for it (add_bos) */
+    MOA_TOK_SPECIAL =
+        1, /* text of control tokens in the input becomes their ids (of user-defined ones it always does) */
+    MOA_TOK_BOS = 2, /* put BOS in front if the model asks for it (add_bos) */
 };
 
 /* Encodes n bytes of any content (invalid UTF-8 is first replaced by U+FFFD). *ids is malloc'ed, the caller's; *n_ids may be 0. */
@@ -55,12 +57,15 @@ const char *moa_tokenizer_piece(const moa_tokenizer *t, int32_t id, size_t *n);
 
 size_t moa_tokenizer_n_vocab(const moa_tokenizer *t);
 bool moa_tokenizer_is_control(const moa_tokenizer *t, int32_t id);
-bool moa_tokenizer_is_end(const moa_tokenizer *t, int32_t id); /* EOS, EOT and their kin: generation stops here */
-int32_t moa_tokenizer_bos(const moa_tokenizer *t);             /* -1: none */
-int32_t moa_tokenizer_eos(const moa_tokenizer *t);             /* -1: none */
-int32_t moa_tokenizer_find(const moa_tokenizer *t, const char *text, size_t n); /* exact token text, -1: none */
+bool moa_tokenizer_is_end(const moa_tokenizer *t,
+                          int32_t id);             /* EOS, EOT and their kin: generation stops here */
+int32_t moa_tokenizer_bos(const moa_tokenizer *t); /* -1: none */
+int32_t moa_tokenizer_eos(const moa_tokenizer *t); /* -1: none */
+int32_t moa_tokenizer_find(const moa_tokenizer *t, const char *text,
+                           size_t n); /* exact token text, -1: none */
 const char *moa_tokenizer_pre(const moa_tokenizer *t);
-bool moa_tokenizer_has_byte(const moa_tokenizer *t, unsigned char byte); /* false: that byte is left out of the ids */
+bool moa_tokenizer_has_byte(const moa_tokenizer *t,
+                            unsigned char byte); /* false: that byte is left out of the ids */
 
 #ifdef __cplusplus
 }

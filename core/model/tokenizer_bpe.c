@@ -28,7 +28,8 @@ static size_t slot_of(const moa_bpe *b, uint64_t key) {
     h ^= h >> 32;
     h *= 0xD6E8FEB86659FD93u;
     size_t i = (size_t)(h >> 20) & b->mask;
-    while (b->slots[i].key && b->slots[i].key != key) i = (i + 1) & b->mask;
+    while (b->slots[i].key && b->slots[i].key != key)
+        i = (i + 1) & b->mask;
     return i;
 }
 
@@ -65,7 +66,8 @@ size_t moa_bpe_merge_short(const moa_bpe *b, int32_t *symbols, size_t n) {
         if (best + 1 < n) {
             memmove(rank + best + 1, rank + best + 2, (n - best - 1) * sizeof *rank);
             memmove(id + best + 1, id + best + 2, (n - best - 1) * sizeof *id);
-            if (!moa_bpe_find(b, symbols[best], symbols[best + 1], &rank[best], &id[best])) rank[best] = INT32_MAX;
+            if (!moa_bpe_find(b, symbols[best], symbols[best + 1], &rank[best], &id[best]))
+                rank[best] = INT32_MAX;
         }
         if (best && !moa_bpe_find(b, symbols[best - 1], symbols[best], &rank[best - 1], &id[best - 1]))
             rank[best - 1] = INT32_MAX;
@@ -81,7 +83,8 @@ size_t moa_bpe_merge_short(const moa_bpe *b, int32_t *symbols, size_t n) {
 
 typedef struct node {
     int32_t id, prev, next; /* positions, -1: none */
-    int32_t rank, made;     /* of the pair that begins here: -1: it does not merge (or the symbol was merged away) */
+    int32_t rank,
+        made; /* of the pair that begins here: -1: it does not merge (or the symbol was merged away) */
 } node;
 
 typedef struct heap {
@@ -91,7 +94,8 @@ typedef struct heap {
 
 static void heap_push(heap *h, uint64_t x) {
     size_t i = h->n++;
-    for (; i && x < h->entries[(i - 1) / 4]; i = (i - 1) / 4) h->entries[i] = h->entries[(i - 1) / 4];
+    for (; i && x < h->entries[(i - 1) / 4]; i = (i - 1) / 4)
+        h->entries[i] = h->entries[(i - 1) / 4];
     h->entries[i] = x;
 }
 
@@ -125,8 +129,10 @@ size_t moa_bpe_merge_long(const moa_bpe *b, int32_t *symbols, size_t n, moa_buf 
     assert(n <= INT32_MAX / 4);
     moa_buf_clear(work);
     /* every merge pops one entry and pushes two at most: never more than 2n in the heap */
-    if (!moa_size_mul(n, sizeof(node), &nodes_bytes) || !moa_size_pad(nodes_bytes, sizeof(uint64_t), &nodes_bytes) ||
-        !moa_size_mul(2 * n, sizeof(uint64_t), &heap_bytes) || !moa_size_add(nodes_bytes, heap_bytes, &bytes)) {
+    if (!moa_size_mul(n, sizeof(node), &nodes_bytes) ||
+        !moa_size_pad(nodes_bytes, sizeof(uint64_t), &nodes_bytes) ||
+        !moa_size_mul(2 * n, sizeof(uint64_t), &heap_bytes) ||
+        !moa_size_add(nodes_bytes, heap_bytes, &bytes)) {
         work->failed = true;
         return n;
     }
@@ -136,7 +142,8 @@ size_t moa_bpe_merge_long(const moa_bpe *b, int32_t *symbols, size_t n, moa_buf 
     heap h = {(uint64_t *)(void *)(memory + nodes_bytes), 0};
     for (size_t i = 0; i < n; i++)
         nodes[i] = (node){symbols[i], (int32_t)i - 1, i + 1 < n ? (int32_t)i + 1 : -1, -1, -1};
-    for (size_t i = 0; i < n; i++) offer(b, nodes, (int32_t)i, &h);
+    for (size_t i = 0; i < n; i++)
+        offer(b, nodes, (int32_t)i, &h);
     while (h.n) {
         const uint64_t x = heap_pop(&h);
         const int32_t at = (int32_t)(x & INT32_MAX);
@@ -151,7 +158,8 @@ size_t moa_bpe_merge_long(const moa_bpe *b, int32_t *symbols, size_t n, moa_buf 
         offer(b, nodes, at, &h);
     }
     size_t k = 0;
-    for (int32_t i = 0; i >= 0; i = nodes[i].next) symbols[k++] = nodes[i].id;
+    for (int32_t i = 0; i >= 0; i = nodes[i].next)
+        symbols[k++] = nodes[i].id;
     return k;
 }
 

@@ -23,8 +23,8 @@
 
 #define WS "\\t-\\r \\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
 #define TAIL3(number)                                                                                        \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" number "| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|["      \
-    WS "]*[\\r\\n]+|[" WS "]+(?![^" WS "])|[" WS "]+"
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" number "| ?[^" WS                          \
+    "\\p{L}\\p{N}]+[\\r\\n]*|[" WS "]*[\\r\\n]+|[" WS "]+(?![^" WS "])|[" WS "]+"
 
 static const struct row {
     const char *names; /* "a b c" */
@@ -32,19 +32,20 @@ static const struct row {
     bool nfc, whole_word;
 } rows[] = {
     {"smollm starcoder refact",
-     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+|\\p{N}| ?[^" WS "\\p{L}\\p{N}]+|[" WS "]+(?![^" WS "\\p{N}])|[" WS "]+", false,
-     false},
+     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+|\\p{N}| ?[^" WS "\\p{L}\\p{N}]+|[" WS "]+(?![^" WS "\\p{N}])|[" WS
+     "]+",
+     false, false},
     {"qwen2 deepseek-r1-qwen", TAIL3("\\p{N}"), true, false},
     {"llama-bpe llama3 llama-v3", TAIL3("\\p{N}{1,3}"), false, true},
     {"gpt-2 phi-2 default",
-     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" WS "\\p{L}\\p{N}]+|[" WS "]+(?![^" WS "])|[" WS "]+", false,
-     false},
+     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" WS "\\p{L}\\p{N}]+|[" WS "]+(?![^" WS "])|[" WS "]+",
+     false, false},
 };
 
 enum {
     MATCH_LIMIT = 10000000, /* steps of one match without JIT: seconds at most, far above any word */
-    OVER_MAX = 16,          /* after so many words over the limit the rest of the text goes without the expression */
-    OVER_BYTES = 4096,      /* how much text one word over the limit takes */
+    OVER_MAX = 16, /* after so many words over the limit the rest of the text goes without the expression */
+    OVER_BYTES = 4096, /* how much text one word over the limit takes */
 };
 
 struct moa_pre {
@@ -68,15 +69,18 @@ moa_status moa_pre_open(moa_pre **out, const char *name, moa_err *err) {
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         if (!strchr(name, ' ') && name_in(rows[i].names, name)) row = &rows[i];
     if (!row)
-        return moa_fail(err, MOA_E_UNSUPPORTED, "pre-tokenizer \"%.64s\" is not known; known are %s %s %s %s", name,
-                        rows[0].names, rows[1].names, rows[2].names, rows[3].names);
+        return moa_fail(err, MOA_E_UNSUPPORTED, "pre-tokenizer \"%.64s\" is not known; known are %s %s %s %s",
+                        name, rows[0].names, rows[1].names, rows[2].names, rows[3].names);
     int code;
     PCRE2_SIZE at;
     if (!(pre = calloc(1, sizeof *pre))) goto memory;
     pre->row = row;
-    pre->code = pcre2_compile((PCRE2_SPTR)row->regex, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP, &code, &at, NULL);
+    pre->code =
+        pcre2_compile((PCRE2_SPTR)row->regex, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP, &code, &at, NULL);
+    if (!pre->code && code == PCRE2_ERROR_HEAP_FAILED) goto memory;
     if (!pre->code) {
-        s = moa_fail(err, MOA_E_FAILED, "pre-tokenizer %.64s: PCRE2 error %d at byte %zu of its expression", name, code, at);
+        s = moa_fail(err, MOA_E_FAILED, "pre-tokenizer %.64s: PCRE2 error %d at byte %zu of its expression",
+                     name, code, at);
         goto out;
     }
     (void)pcre2_jit_compile(pre->code, PCRE2_JIT_COMPLETE); /* without a JIT the interpreter does it */
@@ -99,8 +103,12 @@ void moa_pre_close(moa_pre **pre) {
     *pre = NULL;
 }
 
-bool moa_pre_is_nfc(const moa_pre *pre) { return pre->row->nfc; }
-bool moa_pre_is_whole_word(const moa_pre *pre) { return pre->row->whole_word; }
+bool moa_pre_is_nfc(const moa_pre *pre) {
+    return pre->row->nfc;
+}
+bool moa_pre_is_whole_word(const moa_pre *pre) {
+    return pre->row->whole_word;
+}
 
 /* --- words ------------------------------------------------------------------------------------------------------------- */
 
@@ -125,7 +133,8 @@ void moa_pre_walk_close(moa_pre_walk *w) {
 static size_t cut_after(const moa_pre_walk *w) {
     size_t to = w->at + OVER_BYTES;
     if (to >= w->n) return w->n;
-    while (((unsigned char)w->text[to] & 0xC0) == 0x80) to--;
+    while (((unsigned char)w->text[to] & 0xC0) == 0x80)
+        to--;
     return to;
 }
 
@@ -138,9 +147,13 @@ bool moa_pre_walk_next(moa_pre_walk *w, size_t *from, size_t *to) {
     } else if (w->n_over >= OVER_MAX) {
         *to = cut_after(w);
     } else {
-        const int rc = pcre2_match(w->pre->code, (PCRE2_SPTR)w->text, w->n, w->at, PCRE2_NO_UTF_CHECK, w->match,
-                                   w->pre->context);
+        const int rc = pcre2_match(w->pre->code, (PCRE2_SPTR)w->text, w->n, w->at, PCRE2_NO_UTF_CHECK,
+                                   w->match, w->pre->context);
         const PCRE2_SIZE *v = pcre2_get_ovector_pointer(w->match);
+        if (rc == PCRE2_ERROR_NOMEMORY) {
+            w->failed = true;
+            return false;
+        }
         if (rc == PCRE2_ERROR_NOMATCH) {
             *to = w->n; /* a hole is a word of its own, as in Hugging Face's "isolated" */
         } else if (rc < 0 || v[1] <= v[0]) {
@@ -170,7 +183,8 @@ static bool sort_marks(int32_t *cp, size_t n) {
             const int32_t x = cp[i];
             const int class = utf8proc_get_property(x)->combining_class;
             size_t j = i;
-            for (; j && utf8proc_get_property(cp[j - 1])->combining_class > class; j--) cp[j] = cp[j - 1];
+            for (; j && utf8proc_get_property(cp[j - 1])->combining_class > class; j--)
+                cp[j] = cp[j - 1];
             cp[j] = x;
         }
         return true;
@@ -178,9 +192,12 @@ static bool sort_marks(int32_t *cp, size_t n) {
     size_t start[257] = {0};
     int32_t *sorted = malloc(n * sizeof *sorted);
     if (!sorted) return false;
-    for (size_t i = 0; i < n; i++) start[(utf8proc_get_property(cp[i])->combining_class & 255) + 1]++;
-    for (int c = 0; c < 256; c++) start[c + 1] += start[c];
-    for (size_t i = 0; i < n; i++) sorted[start[utf8proc_get_property(cp[i])->combining_class & 255]++] = cp[i];
+    for (size_t i = 0; i < n; i++)
+        start[(utf8proc_get_property(cp[i])->combining_class & 255) + 1]++;
+    for (int c = 0; c < 256; c++)
+        start[c + 1] += start[c];
+    for (size_t i = 0; i < n; i++)
+        sorted[start[utf8proc_get_property(cp[i])->combining_class & 255]++] = cp[i];
     memcpy(cp, sorted, n * sizeof *cp);
     free(sorted);
     return true;
@@ -189,7 +206,8 @@ static bool sort_marks(int32_t *cp, size_t n) {
 static bool order_marks(int32_t *cp, size_t n) {
     for (size_t i = 0; i < n;) {
         size_t j = i;
-        while (j < n && utf8proc_get_property(cp[j])->combining_class != 0) j++;
+        while (j < n && utf8proc_get_property(cp[j])->combining_class != 0)
+            j++;
         if (j - i > 1 && !sort_marks(cp + i, j - i)) return false;
         i = j > i ? j : i + 1;
     }
@@ -202,9 +220,12 @@ static void decompose(const char *s, size_t n, moa_buf *out) {
         int32_t cp, parts[32];
         i += moa_utf8_next(s + i, n - i, &cp, NULL);
         int bound = 0;
-        const utf8proc_ssize_t k = utf8proc_decompose_char(cp, parts, 32, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &bound);
-        if (k < 0 || k > 32) moa_buf_append(out, &cp, sizeof cp);
-        else moa_buf_append(out, parts, (size_t)k * sizeof *parts);
+        const utf8proc_ssize_t k =
+            utf8proc_decompose_char(cp, parts, 32, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &bound);
+        if (k < 0 || k > 32)
+            moa_buf_append(out, &cp, sizeof cp);
+        else
+            moa_buf_append(out, parts, (size_t)k * sizeof *parts);
     }
 }
 
@@ -217,7 +238,8 @@ static void normalise_part(const char *s, size_t n, moa_buf *work, moa_buf *out)
         out->failed = true;
         return;
     }
-    const utf8proc_ssize_t k = utf8proc_normalize_utf32(cp, (utf8proc_ssize_t)n_cp, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+    const utf8proc_ssize_t k =
+        utf8proc_normalize_utf32(cp, (utf8proc_ssize_t)n_cp, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
     for (utf8proc_ssize_t i = 0; i < k; i++) {
         char bytes[4];
         moa_buf_append(out, bytes, moa_utf8_put(cp[i], bytes));
@@ -226,7 +248,8 @@ static void normalise_part(const char *s, size_t n, moa_buf *work, moa_buf *out)
 
 void moa_pre_nfc(const char *s, size_t n, moa_buf *out) {
     moa_buf work = {0};
-    size_t low = 0; /* where the last character below U+0300 begins, or the next character when there was none */
+    size_t low =
+        0; /* where the last character below U+0300 begins, or the next character when there was none */
     size_t done = 0;
     for (size_t i = 0; i < n;) {
         int32_t cp;

@@ -15,9 +15,10 @@ static void check(int condition) {
 
 /* from the Unicode data files, not from the code under test */
 static int forbidden(int32_t c) {
-    return (c < 0x20 && c != '\n' && c != '\t') || (c >= 0x7F && c < 0xA0) || c == 0x61C || c == 0x200B || c == 0x200C ||
-           c == 0x200E || c == 0x200F || (c >= 0x2028 && c <= 0x202E) || (c >= 0x2060 && c <= 0x206F) || c == 0xFEFF ||
-           (c >= 0xFFF9 && c <= 0xFFFB) || (c >= 0xE0000 && c <= 0xE0FFF);
+    return (c < 0x20 && c != '\n' && c != '\t') || (c >= 0x7F && c < 0xA0) || c == 0x61C || c == 0x200B ||
+           c == 0x200C || c == 0x200E || c == 0x200F || (c >= 0x2028 && c <= 0x202E) ||
+           (c >= 0x2060 && c <= 0x206F) || c == 0xFEFF || (c >= 0xFFF9 && c <= 0xFFFB) ||
+           (c >= 0xE0000 && c <= 0xE0FFF);
 }
 
 static void check_alphabet(const moa_buf *b) {
@@ -57,13 +58,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     moa_buf whole = {0}, parts = {0};
     moa_text_stream t = {.flags = flags};
     moa_text_clean(s, n, flags, &whole);
-    for (size_t i = 0; i < n; i += piece) moa_text_push(&t, s + i, n - i < piece ? n - i : piece, &parts);
+    for (size_t i = 0; i < n; i += piece)
+        moa_text_push(&t, s + i, n - i < piece ? n - i : piece, &parts);
     moa_text_flush(&t, &parts);
     check(whole.size == parts.size && (whole.size == 0 || memcmp(whole.data, parts.data, whole.size) == 0));
     check_alphabet(&whole);
     if (whole.data && (flags & MOA_TEXT_LINE)) check(!strpbrk(whole.data, "\n\t"));
     if (flags & MOA_TEXT_ASCII)
-        for (size_t i = 0; i < whole.size; i++) check((unsigned char)whole.data[i] < 0x80);
+        for (size_t i = 0; i < whole.size; i++)
+            check((unsigned char)whole.data[i] < 0x80);
     check_sinks(s, n);
     moa_buf_free(&whole), moa_buf_free(&parts);
     return 0;

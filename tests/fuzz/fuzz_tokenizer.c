@@ -40,7 +40,8 @@ static unsigned take(input *in) {
 typedef struct vocab {
     moa_tok_entry entries[ENTRY_MAX], merges[MERGE_MAX];
     size_t n, n_merges;
-    char texts[ENTRY_MAX][TEXT_MAX], merge_texts[MERGE_MAX][TEXT_MAX]; /* a result as long as TEXT_MAX is not made */
+    char texts[ENTRY_MAX][TEXT_MAX],
+        merge_texts[MERGE_MAX][TEXT_MAX]; /* a result as long as TEXT_MAX is not made */
 } vocab;
 
 static void add_entry(vocab *v, unsigned type, const void *text, size_t n) {
@@ -77,7 +78,8 @@ static void make_vocab(vocab *v, unsigned flags, input *in) {
         in->data += n;
         in->size -= n;
     }
-    for (unsigned left; v->n && (left = take(in)) != 255;) add_merge(v, left % v->n, take(in) % v->n);
+    for (unsigned left; v->n && (left = take(in)) != 255;)
+        add_merge(v, left % v->n, take(in) % v->n);
 }
 
 static void encode(const moa_tokenizer *t, const input *text, unsigned flags, bool whole) {
@@ -86,8 +88,8 @@ static void encode(const moa_tokenizer *t, const input *text, unsigned flags, bo
         int32_t *ids;
         size_t n;
         moa_buf back = {0}, want = {0};
-        check(moa_tokenizer_encode(t, (const char *)text->data, text->size, special | (flags & ADD_BOS ? MOA_TOK_BOS : 0), &ids,
-                                   &n, &err) == MOA_OK);
+        check(moa_tokenizer_encode(t, (const char *)text->data, text->size,
+                                   special | (flags & ADD_BOS ? MOA_TOK_BOS : 0), &ids, &n, &err) == MOA_OK);
         for (size_t i = 0; i < n; i++) {
             size_t k;
             check(ids[i] >= 0 && (size_t)ids[i] < moa_tokenizer_n_vocab(t));
@@ -99,8 +101,10 @@ static void encode(const moa_tokenizer *t, const input *text, unsigned flags, bo
         if (whole) {
             moa_buf valid = {0};
             moa_utf8_replace((const char *)text->data, text->size, &valid);
-            if (strcmp(moa_tokenizer_pre(t), "qwen2") == 0) moa_pre_nfc(valid.data ? valid.data : "", valid.size, &want);
-            else moa_buf_append(&want, valid.data ? valid.data : "", valid.size);
+            if (strcmp(moa_tokenizer_pre(t), "qwen2") == 0)
+                moa_pre_nfc(valid.data ? valid.data : "", valid.size, &want);
+            else
+                moa_buf_append(&want, valid.data ? valid.data : "", valid.size);
             check(back.size == want.size && (want.size == 0 || memcmp(back.data, want.data, want.size) == 0));
             moa_buf_free(&valid);
         }
@@ -119,10 +123,13 @@ static void chat(moa_tokenizer *t, char *template, const input *text) {
         return;
     }
     const char *in = (const char *)text->data;
-    const moa_message all[] = {{MOA_ROLE_SYSTEM, in, text->size / 2}, {MOA_ROLE_USER, in, text->size}, {MOA_ROLE_ASSISTANT, in, text->size}};
+    const moa_message all[] = {{MOA_ROLE_SYSTEM, in, text->size / 2},
+                               {MOA_ROLE_USER, in, text->size},
+                               {MOA_ROLE_ASSISTANT, in, text->size}};
     for (size_t from = 0; from < 2; from++) {
         check(moa_chat_encode(&m, all + from, 3 - from, true, &ids, &n, &err) == MOA_OK);
-        for (size_t i = 0; i < n; i++) check(ids[i] >= 0 && (size_t)ids[i] < moa_tokenizer_n_vocab(t));
+        for (size_t i = 0; i < n; i++)
+            check(ids[i] >= 0 && (size_t)ids[i] < moa_tokenizer_n_vocab(t));
         check(moa_chat_append_end(&m, &ids, &n, &err) == MOA_OK);
         free(ids);
     }
@@ -138,8 +145,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     char template[256] = "";
     make_vocab(&v, flags, &in);
     const moa_tok_config config = {
-        .model = "gpt2", .pre = pres[flags & 3], .entries = v.entries, .n_vocab = v.n, .merges = v.merges, .n_merges = v.n_merges,
-        .bos = (int32_t)(flags & ADD_BOS ? v.n - 1 : SIZE_MAX), .eos = (int32_t)(v.n ? v.n - 1 : 0), .eot = -1, .unk = -1, .pad = -1,
+        .model = "gpt2",
+        .pre = pres[flags & 3],
+        .entries = v.entries,
+        .n_vocab = v.n,
+        .merges = v.merges,
+        .n_merges = v.n_merges,
+        .bos = (int32_t)(flags & ADD_BOS ? v.n - 1 : SIZE_MAX),
+        .eos = (int32_t)(v.n ? v.n - 1 : 0),
+        .eot = -1,
+        .unk = -1,
+        .pad = -1,
         .add_bos = flags & ADD_BOS,
     };
     const moa_status s = moa_tokenizer_open(&t, &config, &err);
