@@ -640,7 +640,7 @@ static moa_status open_tokenizer(const opening *o) {
     MOA_TRY(get_token_id(o, "eot", &config.eot));
     MOA_TRY(get_token_id(o, "unknown", &config.unk));
     MOA_TRY(get_token_id(o, "padding", &config.pad));
-    config.add_bos = strcmp(pre, "llama-bpe") == 0; /* Llama 3 files before the key existed */
+    config.add_bos = strncmp(pre, "llama", 5) == 0; /* Llama 3 files before the key existed */
     if (moa_gguf_has(o->g, "tokenizer.ggml.add_bos_token"))
         MOA_TRY(moa_gguf_get_bool(o->g, "tokenizer.ggml.add_bos_token", &config.add_bos, o->err));
     config.entries = entries;
