@@ -184,12 +184,15 @@ typedef struct tui_plan {
     bool group_lock;  /* edits apply to whole KV groups */
     uint64_t budget_bytes; /* of KV at n; 0: none */
     moa_rule clip; bool has_clip; /* copied rule */
+    char wanted[4096]; /* what to open once the question about unsaved edits is answered */
 } tui_plan;
 
 bool tui_plan_dirty(const tui_app *app);
 int tui_plan_edits(const tui_app *app); /* steps since it was saved */
 /* Tokens reserved that spans are shown at: the newest run's, else the prompt's estimate, `:set n`. */
 int32_t tui_plan_n(const tui_app *app);
+/* Marks in mask (n_layer*n_head) what text selects: @marked, @cursor, @targets (the marked ones, else the cursor's), @class:NAME, or the selectors of plan.h. */
+moa_status tui_plan_select(const tui_app *app, const char *text, uint8_t *mask, moa_err *err);
 /* heads an edit applies to: the marked ones, else the cursor's; with the group lock all of their KV groups. mask (n_layer*n_head), caller's;
  * returns how many */
 int32_t tui_plan_targets(const tui_app *app, uint8_t *mask);
@@ -218,6 +221,8 @@ typedef struct tui_head_figures {
     uint64_t kv_alone_bytes, kv_group_bytes;
     bool is_widest;    /* of its KV group: only then narrowing saves memory */
 } tui_head_figures;
+/* what kind of head it looks like, from its statistics: a hint, not a fact: sink local wide mixed, "-" unknown (see :help classes) */
+const char *tui_head_class(const tui_app *app, int32_t layer, int32_t head);
 void tui_head_describe(const tui_app *app, int32_t layer, int32_t head, tui_head_figures *out);
 /* the run whose histograms are the best truth: A if it has them, else B; NULL: none */
 const tui_run *tui_truth(const tui_app *app);
@@ -241,7 +246,7 @@ typedef struct tui_options {
     int32_t n_gen;
     moa_sampling sampling;
     bool ignore_end, chat;
-    char ramp[16]; /* name of viz_ramp */
+    char plan[4096]; /* what the plan was asked for at start: full, uniform:D, sink, a file; raw bytes */
 } tui_options;
 
 /* plain integers a view keeps while it is not shown */

@@ -63,6 +63,11 @@ void term_clipboard(const char *bytes, size_t n);
 /* the file fd 2 goes to, "" if none */
 const char *term_log_path(void);
 
+/* Signals arrive as bytes of a pipe (poll term_signal_fd) and are taken as a set of bits. SIGWINCH is seen by term_key itself. */
+enum { TERM_SIG_TERM = 1, TERM_SIG_HUP = 2, TERM_SIG_INT = 4, TERM_SIG_CHLD = 8, TERM_SIG_STOP = 16 };
+int term_signal_fd(void);
+int term_signals(void);
+
 /* --- the line editor: one line at a time, readline's keys, history a kind -------------------------------------------- */
 
 typedef enum term_line_kind { TERM_LINE_COMMAND, TERM_LINE_SEARCH, TERM_LINE_PROMPT, TERM_LINE_ANSWER, TERM_LINE_KINDS } term_line_kind;
@@ -83,6 +88,7 @@ void term_line_start(const term_line_ask *ask);
 term_line_state term_line_key(int key);
 void term_line_cancel(void);
 term_line_state term_line_now(void);
+term_line_kind term_line_kind_now(void); /* of the line last started */
 const char *term_line_text(void);    /* raw user text; after DONE the accepted line */
 /* Draws label, line and cursor into row y, scrolled sideways to keep the cursor in sight; sets the canvas's cursor. */
 void term_line_draw(viz_pane p, int y);
