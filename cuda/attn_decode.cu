@@ -24,7 +24,7 @@
  *   v1        equal stretches of pages, 16-byte loads, merge in a second kernel                                       <- best */
 #include "cuda/cuda_common.cuh"
 
-static constexpr int WARPS = 4, THREADS = WARPS * 32, MAX_GROUP = 8, U = 4;
+static constexpr int WARPS = 4, THREADS = WARPS * 32, MAX_GROUP = 8, U = 4, MAX_BLOCK = 1024;
 static constexpr int PART_STATE = 8; /* floats beside o in a slot: m, l, and moa_soft_stat */
 
 template <typename T> struct decode_job {
@@ -71,9 +71,10 @@ template <typename T> __device__ static decode_item item_of(const decode_job<T> 
 }
 
 /* The line of all items' pages, counted by the whole block. block < 0: item *n is given; else *n becomes the item where the
- * stretch of that block begins. *before: pages of the items before it; *total: T. s: shared, WARPS + 2 ints. */
+ * stretch of that block begins. *before: pages of the items before it; *total: T; *used: W, but not more than T, so that
+ * every block that works has a page and every slot that merging reads was written. s: shared, WARPS + 2 ints. */
 template <typename T>
-__device__ static void count_line(const decode_job<T> &j, int block, int *n, int *before, int *total, int *s) {
+__device__ static void count_line(const decode_job<T> &j, int block, int *n, int *before, int *total, int *used, int *s) {
     const int per = (j.n_item + THREADS - 1) / THREADS, begin = threadIdx.x * per, end = min(begin + per, j.n_item);
     int mine = 0;
     for (int k = begin; k < end; k++) mine += item_of(j, k).n_page;
@@ -93,12 +94,14 @@ __device__ static void count_line(const decode_job<T> &j, int block, int *n, int
     }
     sum += earlier;
     *total = all;
+    *used = min(j.n_block, all);
     __syncthreads();
+    if (block >= *used) return;
     /* the thread whose stretch of items holds the one wanted says where it begins */
-    const int at = block >= 0 ? (int)((int64_t)block * all / j.n_block) : -1;
+    const int at = block >= 0 ? (int)((int64_t)block * all / *used) : -1;
     int line = sum - mine;
     for (int k = begin; k < end; k++) {
-        const int n_page = item_of(j, k).n_page;
+        const int n_page = per == 1 ? mine : item_of(j, k).n_page;
         if (at >= 0 ? line <= at && at < line + n_page : k == *n) s[0] = k, s[1] = line;
         line += n_page;
     }
@@ -290,10 +293,11 @@ __global__ static void __launch_bounds__(THREADS) decode_v1(const decode_job<T> 
     __shared__ alignas(16) float q[G * DP], s[WARPS * G * DP];
     __shared__ float s_state[WARPS * G * PART_STATE];
     __shared__ int window[G], measure[G], s_line[WARPS + 2];
-    int n = 0, line = 0, total = 0;
-    count_line(j, (int)blockIdx.x, &n, &line, &total, s_line);
-    int at = (int)((int64_t)blockIdx.x * total / j.n_block);
-    const int end = (int)((int64_t)(blockIdx.x + 1) * total / j.n_block);
+    int n = 0, line = 0, total = 0, used = 0;
+    count_line(j, (int)blockIdx.x, &n, &line, &total, &used, s_line);
+    if ((int)blockIdx.x >= used) return;
+    int at = (int)((int64_t)blockIdx.x * total / used);
+    const int end = (int)((int64_t)(blockIdx.x + 1) * total / used);
     unit_state<G, PROBE> u;
     while (at < end) {
         const decode_item it = item_of(j, n);
@@ -326,17 +330,47 @@ __global__ static void __launch_bounds__(THREADS) decode_v1(const decode_job<T> 
 /* --- the parts become the result ------------------------------------------------------------------------------------------- */
 
 /* block that page x of the line belongs to: the smallest w with (w+1) T/W > x */
-__device__ static inline int block_of(int64_t x, int64_t total, int64_t n_block) {
-    return (int)(((x + 1) * n_block + total - 1) / total) - 1;
+__device__ static inline int block_of(int64_t x, int64_t total, int64_t used) {
+    return (int)(((x + 1) * used + total - 1) / total) - 1;
 }
 
-/* grid: n_head x n_seq */
+/* max over a block; s: WARPS floats of shared memory */
+__device__ static inline float block_max(float x, float *s) {
+    x = group_max<32>(x);
+    if (threadIdx.x % 32 == 0) s[threadIdx.x / 32] = x;
+    __syncthreads();
+    for (int w = 0; w < WARPS; w++) x = fmaxf(x, s[w]);
+    return x;
+}
+
+/* o = inv * sum over the parts k of weight[k] * part k. Warp w takes every WARPS-th part, a lane every 32nd element; s: shared
+ * (WARPS, 256). The parts lie MAX_GROUP rows of d_head apart. */
+__device__ static void merge_rows(const float *part, int n_part, const float *weight, int d_head, float inv, float *s, float *o) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int64_t step = (int64_t)MAX_GROUP * d_head;
+    for (int i = lane; i < d_head; i += 32) {
+        float sum = 0;
+#pragma unroll 8
+        for (int k = warp; k < n_part; k += WARPS) sum += weight[k] * part[k * step + i];
+        s[warp * 256 + i] = sum;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < d_head; i += THREADS) {
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) sum += s[w * 256 + i];
+        o[i] = sum * inv;
+    }
+}
+
+/* grid: n_head x n_seq. First the parts' weights, a part a thread; then the rows. */
 template <typename T, bool PROBE> __global__ static void __launch_bounds__(THREADS) merge_v1(const decode_job<T> j) {
+    __shared__ float s_sum[32], s_max[WARPS], weight[MAX_BLOCK], s[WARPS * 256];
     __shared__ int s_line[WARPS + 2];
     const int head = blockIdx.x, seq = blockIdx.y, d_head = j.kv.d_head, head_kv = head / j.group;
     const int h = head % j.group % MAX_GROUP;
-    int n = (seq * j.n_head_kv + head_kv) * j.n_part + head % j.group / MAX_GROUP, line = 0, total = 0;
-    count_line(j, -1, &n, &line, &total, s_line);
+    int n = (seq * j.n_head_kv + head_kv) * j.n_part + head % j.group / MAX_GROUP, line = 0, total = 0, used = 0;
+    count_line(j, -1, &n, &line, &total, &used, s_line);
     const decode_item it = item_of(j, n);
     float *o = j.o + ((int64_t)seq * j.n_head + head) * d_head;
     float *stat = PROBE && j.probe.stat ? j.probe.stat + ((int64_t)seq * j.n_head + head) * MOA_N_STAT : nullptr;
@@ -345,27 +379,30 @@ template <typename T, bool PROBE> __global__ static void __launch_bounds__(THREA
         if (stat && threadIdx.x < MOA_N_STAT) stat[threadIdx.x] = 0;
         return;
     }
-    const int first = block_of(line, total, j.n_block), last = block_of(line + it.n_page - 1, total, j.n_block);
-    const float *state = j.part_state + h * PART_STATE;
-    const int64_t step = MAX_GROUP * PART_STATE;
+    const int first = block_of(line, total, used), n_part = block_of(line + it.n_page - 1, total, used) - first + 1;
+    const int64_t slot = ((int64_t)first + n) * MAX_GROUP + h; /* of the first part; the next lies MAX_GROUP further */
+    const float *state = j.part_state + slot * PART_STATE;
     moa_soft f = {-INFINITY, 0};
     moa_soft_stat st = {};
-    for (int w = first; w <= last; w++) f.m = fmaxf(f.m, state[(w + n) * step]);
-    for (int w = first; w <= last; w++) {
-        const float *x = state + (w + n) * step, factor = soft_factor(x[0], f.m);
+    for (int k = threadIdx.x; k < n_part; k += THREADS) f.m = fmaxf(f.m, state[k * MAX_GROUP * PART_STATE]);
+    f.m = block_max(f.m, s_max);
+    for (int k = threadIdx.x; k < n_part; k += THREADS) {
+        const float *x = state + k * MAX_GROUP * PART_STATE, factor = soft_factor(x[0], f.m);
+        weight[k] = factor;
         f.l += factor * x[1];
         if (!PROBE) continue;
         moa_soft_stat part = {x[2], x[3], x[4], x[5]};
         stat_move(part, x[1], x[0], f.m, factor);
         stat_add(st, part);
     }
-    const float inv = f.l > 0 ? 1.0f / f.l : 0.0f;
-    for (int i = threadIdx.x; i < d_head; i += THREADS) {
-        float sum = 0;
-        for (int w = first; w <= last; w++)
-            sum += soft_factor(state[(w + n) * step], f.m) * j.part_o[((int64_t)(w + n) * MAX_GROUP + h) * d_head + i];
-        o[i] = sum * inv;
+    f.l = block_sum(f.l, s_sum); /* its barriers also make the weights visible */
+    if (PROBE) {
+        st.t = block_sum(st.t, s_sum);
+        st.sink = block_sum(st.sink, s_sum);
+        st.window = block_sum(st.window, s_sum);
+        st.distance = block_sum(st.distance, s_sum);
     }
+    merge_rows(j.part_o + slot * d_head, n_part, weight, d_head, f.l > 0 ? 1.0f / f.l : 0.0f, s, o);
     if (threadIdx.x != 0) return;
     if (stat) stat_write(stat, f, st);
     if (PROBE) j.lse[(int64_t)seq * j.n_head + head] = f.l > 0 ? f.m + logf(f.l) : INFINITY;
@@ -439,7 +476,8 @@ template <typename T> static moa_status attend(moa_cuda *c, const moa_args_attn_
     /* blocks a multiprocessor holds at once, by the registers of the kernel (96..128, ..168, ..232 of 65536) */
     const int per_sm = group <= 4 && !probe ? 4 : group <= 4 || !probe ? 3 : 2;
     const int64_t pages = (int64_t)n_item * (a->kv.max_pages > 0 ? a->kv.max_pages : 1), full = (int64_t)c->n_sm * per_sm;
-    const int n_block = (int)(pages < full ? pages : full);
+    const int64_t most = full < MAX_BLOCK ? full : MAX_BLOCK;
+    const int n_block = (int)(pages < most ? pages : most);
     const size_t slots = (size_t)n_block + (size_t)n_item, per = MAX_GROUP * sizeof(float);
     const size_t o_bytes = slots * per * (size_t)d_head, state_bytes = slots * per * PART_STATE;
     char *space = nullptr;

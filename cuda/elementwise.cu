@@ -87,12 +87,17 @@ static int blocks_for(const moa_cuda *c, int64_t n) {
     return (int)(blocks < most ? blocks : most);
 }
 
+/* gate * sigmoid(gate) * up. With h = e^(-|gate|/2) nothing overflows, and a tiny result is rounded once, at the end. */
+__device__ static inline float silu_mul(float gate, float up) {
+    const float h = expf(-0.5f * fabsf(gate)), rest = 1.0f + h * h;
+    return gate < 0 ? gate * h / rest * (h * up) : gate / rest * up;
+}
+
 /* y may be gate or up */
 __global__ static void silu_mul_v1(const float *gate, const float *up, float *y, int64_t n) {
     const int64_t step = (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
-        const float g = gate[i];
-        y[i] = g / (1.0f + expf(-g)) * up[i];
+        y[i] = silu_mul(gate[i], up[i]);
     }
 }
 

@@ -1,7 +1,7 @@
 /* matmul.cu -- y = x W^T (+ bias) (+ y) on packed weights, and the rows of the embedding table.
  *
  *   decode, up to 8 rows of x     own kernel on the packed rows: every weight byte is read once and serves all rows of x.
- *                                 A warp owns an output; a lane owns a unit of 32 weights (quant.cuh), decodes it into
+ *                                 A warp owns an output (four when x has 4 rows or more); a lane owns a unit of 32 weights (quant.cuh), decodes it into
  *                                 registers and multiplies it with x, which the block keeps in shared memory:
  *
  *         x  (n_tok, 1024 of n_in)   | 32 floats + 4 | 32 + 4 | ...   a unit every 36 floats: eight lanes that read 16
@@ -20,7 +20,7 @@
 
 #include "cuda/quant.cuh"
 
-enum { WARPS = 4, CHUNK_UNITS = 32, UNIT_STRIDE = 36 };
+static constexpr int WARPS = 4, CHUNK_UNITS = 32, UNIT_STRIDE = 36;
 static const size_t TILE_BYTES = (size_t)64 << 20;
 
 /* --- decoding rows ----------------------------------------------------------------------------------------------------------- */
@@ -125,18 +125,23 @@ template <int NT> __device__ static inline void matvec_write(const matvec_job &j
     }
 }
 
-/* Rows of packed blocks, n_in a multiple of the unit's 32; grid: n_out / WARPS */
+/* rows of W a warp multiplies at once: with several rows of x the products share what is read of x */
+template <int NT> struct rows_of {
+    static constexpr int value = NT >= 4 ? 4 : 1;
+};
+
+/* Rows of packed blocks, n_in a multiple of the unit's 32; grid: n_out / (WARPS * R) */
 template <typename U, int NT> __global__ static void __launch_bounds__(WARPS * 32) matvec_v1(matvec_job j) {
     static_assert(U::len == 32, "a lane multiplies 32 weights");
+    constexpr int R = rows_of<NT>::value;
     __shared__ alignas(16) float x[NT][CHUNK_UNITS * UNIT_STRIDE];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int o = (int)blockIdx.x * WARPS + warp, n_unit = j.n_in / 32;
-    const uint8_t *row = j.w + (size_t)o * j.row_bytes;
-    float acc[NT] = {};
+    const int o = ((int)blockIdx.x * WARPS + warp) * R, n_unit = j.n_in / 32;
+    float acc[R][NT] = {};
     for (int first = 0; first < n_unit; first += CHUNK_UNITS) {
-        const bool mine = o < j.n_out && first + lane < n_unit;
+        const bool inside = first + lane < n_unit;
         float w[32];
-        if (mine) U::decode(row, first + lane, w);
+        if (R == 1 && inside && o < j.n_out) U::decode(j.w + (size_t)o * j.row_bytes, first + lane, w); /* before the wait */
         __syncthreads();
         const int n = min(CHUNK_UNITS, n_unit - first) * 8; /* float4s of x in this chunk */
 #pragma unroll
@@ -145,45 +150,57 @@ template <typename U, int NT> __global__ static void __launch_bounds__(WARPS * 3
                 *reinterpret_cast<float4 *>(&x[t][i / 8 * UNIT_STRIDE + i % 8 * 4]) =
                     load4(j.x + (int64_t)t * j.n_in + first * 32 + i * 4, j.wide_x);
         __syncthreads();
-        if (!mine) continue;
 #pragma unroll
-        for (int t = 0; t < NT; t++)
-            if (t < j.n_tok) {
-                const float4 *at = reinterpret_cast<const float4 *>(&x[t][lane * UNIT_STRIDE]);
+        for (int r = 0; r < R; r++) {
+            if (!inside || o + r >= j.n_out) break;
+            if (R > 1) U::decode(j.w + (size_t)(o + r) * j.row_bytes, first + lane, w);
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    const float4 v = at[i];
-                    acc[t] += w[4 * i] * v.x + w[4 * i + 1] * v.y + w[4 * i + 2] * v.z + w[4 * i + 3] * v.w;
+            for (int t = 0; t < NT; t++)
+                if (t < j.n_tok) {
+                    const float4 *at = reinterpret_cast<const float4 *>(&x[t][lane * UNIT_STRIDE]);
+#pragma unroll
+                    for (int i = 0; i < 8; i++) {
+                        const float4 v = at[i];
+                        acc[r][t] += w[4 * i] * v.x + w[4 * i + 1] * v.y + w[4 * i + 2] * v.z + w[4 * i + 3] * v.w;
+                    }
                 }
-            }
+        }
     }
-    if (o < j.n_out) matvec_write<NT>(j, o, acc);
+#pragma unroll
+    for (int r = 0; r < R; r++)
+        if (o + r < j.n_out) matvec_write<NT>(j, o + r, acc[r]);
 }
 
 /* Rows of single elements (F32, F16, BF16): lanes take neighbouring elements, so that the loads are whole lines. V elements at
  * once where the row allows it. */
 template <typename U, int NT, int V> __global__ static void __launch_bounds__(WARPS * 32) matvec_plain_v1(matvec_job j) {
-    const int lane = threadIdx.x % 32, o = (int)blockIdx.x * WARPS + (int)threadIdx.x / 32;
+    constexpr int R = rows_of<NT>::value;
+    const int lane = threadIdx.x % 32, o = ((int)blockIdx.x * WARPS + (int)threadIdx.x / 32) * R;
     if (o >= j.n_out) return;
-    const uint8_t *row = j.w + (size_t)o * j.row_bytes;
-    float acc[NT] = {};
-#pragma unroll 4
+    float acc[R][NT] = {};
+#pragma unroll 4 / R
     for (int i = lane * V; i < j.n_in; i += 32 * V) {
-        float w[V];
-        U::template load<V>(row, i, w);
+        float w[R][V];
 #pragma unroll
-        for (int t = 0; t < NT; t++)
-            if (t < j.n_tok) {
-                const float *x = j.x + (int64_t)t * j.n_in + i;
-                if constexpr (V == 4) {
-                    const float4 v = load4(x, j.wide_x);
-                    acc[t] += w[0] * v.x + w[1] * v.y + w[2] * v.z + w[3] * v.w;
-                } else {
-                    acc[t] += w[0] * x[0];
-                }
+        for (int r = 0; r < R; r++) /* rows past the end are read as the last one and not written */
+            U::template load<V>(j.w + (size_t)min(o + r, j.n_out - 1) * j.row_bytes, i, w[r]);
+#pragma unroll
+        for (int t = 0; t < NT; t++) {
+            if (t >= j.n_tok) break;
+            const float *x = j.x + (int64_t)t * j.n_in + i;
+            if constexpr (V == 4) {
+                const float4 v = load4(x, j.wide_x);
+#pragma unroll
+                for (int r = 0; r < R; r++) acc[r][t] += w[r][0] * v.x + w[r][1] * v.y + w[r][2] * v.z + w[r][3] * v.w;
+            } else {
+#pragma unroll
+                for (int r = 0; r < R; r++) acc[r][t] += w[r][0] * x[0];
             }
+        }
     }
-    matvec_write<NT>(j, o, acc);
+#pragma unroll
+    for (int r = 0; r < R; r++)
+        if (o + r < j.n_out) matvec_write<NT>(j, o + r, acc[r]);
 }
 
 /* V elements from element i on, V * size aligned */
@@ -215,7 +232,7 @@ struct plain_bf16 {
 };
 
 template <typename U, int NT> static void matvec_plain_launch(moa_cuda *c, const matvec_job &j) {
-    const unsigned grid = (unsigned)moa_ceil_div(j.n_out, (int)WARPS);
+    const unsigned grid = (unsigned)moa_ceil_div(j.n_out, WARPS * rows_of<NT>::value);
     if (j.n_in % 4 == 0) matvec_plain_v1<U, NT, 4><<<grid, WARPS * 32, 0, c->stream>>>(j);
     else matvec_plain_v1<U, NT, 1><<<grid, WARPS * 32, 0, c->stream>>>(j);
 }
@@ -223,7 +240,7 @@ template <typename U, int NT> static void matvec_launch(moa_cuda *c, const matve
     if constexpr (std::is_same<U, unit_f32>::value) matvec_plain_launch<plain_f32, NT>(c, j);
     else if constexpr (std::is_same<U, unit_f16>::value) matvec_plain_launch<plain_f16, NT>(c, j);
     else if constexpr (std::is_same<U, unit_bf16>::value) matvec_plain_launch<plain_bf16, NT>(c, j);
-    else matvec_v1<U, NT><<<(unsigned)moa_ceil_div(j.n_out, (int)WARPS), WARPS * 32, 0, c->stream>>>(j);
+    else matvec_v1<U, NT><<<(unsigned)moa_ceil_div(j.n_out, WARPS * rows_of<NT>::value), WARPS * 32, 0, c->stream>>>(j);
 }
 
 template <typename U> static void matvec_by_rows(moa_cuda *c, const matvec_job &j) {

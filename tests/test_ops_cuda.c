@@ -1,7 +1,7 @@
 /* test_ops_cuda.c -- what only the CUDA backend has, beside the operations that test_ops compares: its driver part.
  *
  *   test_ops_cuda            checks; exits 77 and says why where there is no GPU
- *   test_ops_cuda --bench    times decode attention at the shapes of real models, products and prefill, as TSV
+ *   test_ops_cuda --bench [attn_decode|matmul|attn_prefill]   times them at the shapes of real models, as TSV
  *
  *   fault       MOA_FAULT=illegal@N in a child: the operation after it fails with the CUDA text, and so does all that follows
  *   upload      a burst of uploads out of one buffer that is overwritten at once: all arrive as they were
@@ -545,7 +545,9 @@ static void bench_prefill(moa_backend *b, const char *name, const shape *s, int3
     problem_close(&p);
 }
 
-static void bench(moa_backend *b) {
+static void bench(moa_backend *b, const char *only) {
+    const bool attn_decode = !only || strcmp(only, "attn_decode") == 0, matmul = !only || strcmp(only, "matmul") == 0,
+               attn_prefill = !only || strcmp(only, "attn_prefill") == 0;
     const double ceiling = bench_ceiling(b);
     static const struct {
         const char *name;
@@ -555,22 +557,25 @@ static void bench(moa_backend *b) {
         {"Llama-3-8B", {128, 4, 8, 1, 16384, MOA_KV_F16}}, {"Llama-3-8B", {128, 4, 8, 8, 16384, MOA_KV_F16}},
         {"Vicuna-7B", {128, 1, 32, 1, 16384, MOA_KV_F16}}, {"Qwen2.5-1.5B", {128, 6, 2, 1, 16384, MOA_KV_F16}},
     };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+    for (size_t i = 0; attn_decode && i < sizeof rows / sizeof *rows; i++)
         for (int k = 0; k < 3; k++) bench_decode(b, rows[i].name, &rows[i].s, k == 1 ? 0.5 : 1, k == 2, ceiling);
     static const moa_dtype types[] = {MOA_BF16, MOA_Q4_0, MOA_Q4_1, MOA_Q8_0, MOA_Q4_K, MOA_Q6_K};
-    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+    for (size_t i = 0; matmul && i < sizeof types / sizeof *types; i++)
         for (int n_tok = 1; n_tok <= 8; n_tok *= 8) bench_matmul(b, types[i], 4096, 4096, n_tok, ceiling);
-    bench_matmul(b, MOA_Q4_1, 576, 576, 1, ceiling);
-    bench_matmul(b, MOA_Q4_1, 1536, 576, 1, ceiling);
-    bench_matmul(b, MOA_Q8_0, 49152, 576, 1, ceiling);
-    bench_matmul(b, MOA_Q4_0, 4096, 4096, 512, ceiling);
-    bench_matmul(b, MOA_Q4_0, 14336, 4096, 512, ceiling);
-    bench_matmul(b, MOA_Q4_1, 1536, 576, 512, ceiling);
-    bench_prefill(b, "SmolLM2-135M", &(shape){64, 3, 3, 1, 4096, MOA_KV_F16}, MOA_N_MAX, false);
-    bench_prefill(b, "SmolLM2-135M", &(shape){64, 3, 3, 1, 4096, MOA_KV_F16}, MOA_N_MAX, true);
-    bench_prefill(b, "SmolLM2-135M", &(shape){64, 3, 3, 1, 4096, MOA_KV_F16}, 512, false);
-    bench_prefill(b, "Llama-3-8B", &(shape){128, 4, 8, 1, 8192, MOA_KV_F16}, MOA_N_MAX, false);
-    bench_prefill(b, "Llama-3-8B", &(shape){128, 4, 8, 1, 8192, MOA_KV_F16}, 4096, false);
+    static const struct {
+        moa_dtype type;
+        int32_t n_out, n_in, n_tok;
+    } products[] = {{MOA_Q4_1, 576, 576, 1},      {MOA_Q4_1, 1536, 576, 1},      {MOA_Q8_0, 49152, 576, 1},
+                    {MOA_Q4_0, 4096, 4096, 512}, {MOA_Q4_0, 14336, 4096, 512}, {MOA_Q4_1, 1536, 576, 512}};
+    for (size_t i = 0; matmul && i < sizeof products / sizeof *products; i++)
+        bench_matmul(b, products[i].type, products[i].n_out, products[i].n_in, products[i].n_tok, ceiling);
+    static const shape small = {64, 3, 3, 1, 4096, MOA_KV_F16}, large = {128, 4, 8, 1, 8192, MOA_KV_F16};
+    if (!attn_prefill) return;
+    bench_prefill(b, "SmolLM2-135M", &small, MOA_N_MAX, false);
+    bench_prefill(b, "SmolLM2-135M", &small, MOA_N_MAX, true);
+    bench_prefill(b, "SmolLM2-135M", &small, 512, false);
+    bench_prefill(b, "Llama-3-8B", &large, MOA_N_MAX, false);
+    bench_prefill(b, "Llama-3-8B", &large, 4096, false);
 }
 
 int main(int argc, char **argv) {
@@ -587,7 +592,7 @@ int main(int argc, char **argv) {
     must(cuda->vt->info(cuda, &info, &err), &err, "info");
     (void)printf("device: %s, sm_%d, %.0f MiB\n", info.name, info.sm, (double)info.memory_bytes / 1048576);
     if (timing) {
-        bench(cuda);
+        bench(cuda, argc > 2 ? argv[2] : NULL);
     } else {
         moa_backend *reference = open_device("cpu", true, &err);
         if (!reference) must(MOA_E_FAILED, &err, "opening the CPU");

@@ -34,7 +34,9 @@ if [ "${BENCH:-1}" = 1 ]; then
     cat "$logs/bench.txt"
     for gemm in tf32 bf16; do
         MOASCOPE_CUDA_GEMM=$gemm run "parity_matmul_$gemm" 60 "$pack/run" test_ops --device cuda --op matmul
-        grep -E "worst|FAILED" "$logs/parity_matmul_$gemm.txt" | tail -4
+        grep -E "worst" "$logs/parity_matmul_$gemm.txt"
+        MOASCOPE_CUDA_GEMM=$gemm run "bench_matmul_$gemm" 60 "$pack/run" test_ops_cuda --bench matmul
+        grep TFLOP "$logs/bench_matmul_$gemm.txt"
     done
 fi
 [ $failed = 0 ] || tools=${TOOLS:-memcheck}
