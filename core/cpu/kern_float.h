@@ -73,6 +73,7 @@ INLINE void dot_as(const moa_dtype type, const int n_tok, const void *row, const
     vf acc[4][2] = {0};
     int32_t i = 0;
     for (; i + 2 * V <= n; i += 2 * V)
+#pragma GCC unroll 2
         for (int u = 0; u < 2; u++) {
             const vf w = load_as(type, row, i + u * V);
 #pragma GCC unroll 4
