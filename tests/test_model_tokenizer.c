@@ -617,6 +617,50 @@ static void test_nfc(void **state) {
     moa_buf_free(&in), moa_buf_free(&out);
 }
 
+/* --- words ----------------------------------------------------------------------------------------------- */
+
+/* whatever the expression does, words cover the text without holes and do not cut a character */
+static size_t check_walk(const moa_pre *pre, const char *text, size_t n) {
+    moa_pre_walk w;
+    size_t at = 0, from, to, words = 0;
+    assert_int_equal(moa_pre_walk_open(&w, pre, NULL), MOA_OK);
+    moa_pre_walk_start(&w, text, n);
+    while (moa_pre_walk_next(&w, &from, &to)) {
+        assert_int_equal(from, at);
+        assert_true(to > from && to <= n);
+        assert_true(to == n || ((unsigned char)text[to] & 0xC0) != 0x80);
+        at = to;
+        words++;
+    }
+    assert_int_equal(at, n);
+    assert_false(w.failed);
+    moa_pre_walk_close(&w);
+    return words;
+}
+
+/* A match that runs into its limit cuts the text there and the walk goes on; in bounded time. */
+static void test_match_limit(void **state) {
+    (void)state;
+    static const char *const pres[] = {"smollm", "qwen2", "llama-bpe", "gpt-2"};
+    const size_t n = 3 * 300000;
+    char *text = malloc(n);
+    assert_non_null(text);
+    for (size_t i = 0; i < n; i++)
+        text[i] = "\xe4\xbd\x9c"[i % 3];
+    for (int p = 0; p < 4; p++) {
+        moa_pre *pre = NULL;
+        assert_int_equal(moa_pre_open(&pre, pres[p], NULL), MOA_OK);
+        assert_int_equal(check_walk(pre, text, n), 1);
+        moa_pre_set_limit(pre, 0);
+        const double start = now_s();
+        const size_t words = check_walk(pre, text, n);
+        assert_true(words > 200 && words < 230); /* 4096 bytes each */
+        assert_true(now_s() - start < 0.5 * MOA_SLOW);
+        moa_pre_close(&pre);
+    }
+    free(text);
+}
+
 /* --- threads ------------------------------------------------------------------------------------------------------------------------------------------ */
 
 typedef struct thread_job {
@@ -755,6 +799,7 @@ int main(void) {
         cmocka_unit_test(test_pieces),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_nfc),
+        cmocka_unit_test(test_match_limit),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_golden_smollm2),
         cmocka_unit_test(test_golden_qwen2),

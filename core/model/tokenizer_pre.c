@@ -103,6 +103,10 @@ void moa_pre_close(moa_pre **pre) {
     *pre = NULL;
 }
 
+void moa_pre_set_limit(moa_pre *pre, unsigned n_steps) {
+    (void)pcre2_set_match_limit(pre->context, n_steps);
+}
+
 bool moa_pre_is_nfc(const moa_pre *pre) {
     return pre->row->nfc;
 }

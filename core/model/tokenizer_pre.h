@@ -16,6 +16,7 @@ typedef struct moa_pre moa_pre; /* immutable after opening: any thread may use i
 /* E_UNSUPPORTED for a name not known; the message lists those that are */
 moa_status moa_pre_open(moa_pre **out, const char *name, moa_err *err);
 void moa_pre_close(moa_pre **pre);
+void moa_pre_set_limit(moa_pre *pre, unsigned n_steps); /* of one match; before any walk. A test's way to the limit. */
 bool moa_pre_is_nfc(const moa_pre *pre);        /* the text is normalised first */
 bool moa_pre_is_whole_word(const moa_pre *pre); /* a word that is itself a token is not built up by merges */
 

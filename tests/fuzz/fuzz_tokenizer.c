@@ -1,6 +1,7 @@
 /* A tokenizer whose vocabulary, merges, special tokens and text all come from the enemy, and the chat template on top of it.
  *
- *   byte 0      bits 0-1 pre-tokenizer, 2 the 256 bytes are tokens, 3 entries may be of any type, 4 add_bos, 5 a chat template
+ *   byte 0      bits 0-1 pre-tokenizer, 2 the 256 bytes are tokens, 3 entries may be of any type, 4 add_bos, 5 a chat template,
+ *               6 the configuration itself is strange: a byte says how
  *   entries     (type, length <= 63, text) ... until a length of 64 or more
  *   merges      (left, right) as indices of tokens ... until left == 255; what they make is added as a token
  *   template    bit 5: length, text
@@ -20,7 +21,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { ENTRY_MAX = 700, MERGE_MAX = 128, TEXT_MAX = 512 };
-enum { ALL_BYTES = 4, ANY_TYPE = 8, ADD_BOS = 16, TEMPLATE = 32 };
+enum { ALL_BYTES = 4, ANY_TYPE = 8, ADD_BOS = 16, TEMPLATE = 32, STRANGE = 64 };
 
 typedef struct input {
     const uint8_t *data;
@@ -93,7 +94,7 @@ static void encode(const moa_tokenizer *t, const input *text, unsigned flags, bo
         for (size_t i = 0; i < n; i++) {
             size_t k;
             check(ids[i] >= 0 && (size_t)ids[i] < moa_tokenizer_n_vocab(t));
-            const bool bos = i == 0 && (flags & ADD_BOS);
+            const bool bos = i == 0 && (flags & ADD_BOS) && ids[0] == moa_tokenizer_bos(t);
             if (!special && !bos) check(!moa_tokenizer_is_control(t, ids[i]));
             const char *piece = moa_tokenizer_piece(t, ids[i], &k);
             if (!bos) moa_buf_append(&back, piece, k);
@@ -135,6 +136,41 @@ static void chat(moa_tokenizer *t, char *template, const input *text) {
     }
 }
 
+/* what no file of ours says, but some file may */
+static void make_strange(moa_tok_config *c, unsigned how) {
+    static moa_tok_entry raw; /* a merge that is any text */
+    int32_t *const ids[] = {&c->bos, &c->eos, &c->eot, &c->unk, &c->pad};
+    switch (how & 7) {
+    case 0: c->pre = "unheard-of"; break;
+    case 1: c->model = how & 8 ? "llama" : NULL; break;
+    case 2: c->pre = NULL; break; /* no such key in the file */
+    case 3: *ids[how / 8 % 5] = how & 128 ? (int32_t)c->n_vocab : INT32_MIN; break;
+    case 4: c->n_merges = (size_t)1 << 40; break;
+    case 5: c->n_vocab = how & 8 ? 0 : (size_t)1 << 22; break;
+    case 6:
+        raw = (moa_tok_entry){"a b c", how / 8 % 6, 0};
+        c->merges = &raw;
+        c->n_merges = 1;
+        break;
+    default: c->add_bos = true; break; /* without a BOS */
+    }
+}
+
+static void ask(const moa_tokenizer *t, const input *text) {
+    const size_t n = moa_tokenizer_n_vocab(t);
+    for (int32_t id = -2; id < (int32_t)n + 2; id++) {
+        size_t k, again;
+        const char *piece = moa_tokenizer_piece(t, id, &k);
+        check(piece != NULL && (k == 0 || (id >= 0 && (size_t)id < n)));
+        if (moa_tokenizer_is_end(t, id)) check(id == moa_tokenizer_eos(t) || moa_tokenizer_is_control(t, id));
+        const int32_t found = moa_tokenizer_find(t, piece, k);
+        check(found < (int32_t)n);
+        if (found >= 0) (void)moa_tokenizer_piece(t, found, &again);
+    }
+    (void)moa_tokenizer_find(t, (const char *)text->data, text->size);
+    check(moa_tokenizer_bos(t) < (int32_t)n);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static vocab v; /* one thread, and large */
     static const char *const pres[] = {"smollm", "qwen2", "llama-bpe", "gpt-2"};
@@ -144,20 +180,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     moa_err err = {0};
     char template[256] = "";
     make_vocab(&v, flags, &in);
-    const moa_tok_config config = {
+    moa_tok_config config = {
         .model = "gpt2",
         .pre = pres[flags & 3],
         .entries = v.entries,
         .n_vocab = v.n,
         .merges = v.merges,
         .n_merges = v.n_merges,
-        .bos = (int32_t)(flags & ADD_BOS ? v.n - 1 : SIZE_MAX),
-        .eos = (int32_t)(v.n ? v.n - 1 : 0),
+        .bos = flags & ADD_BOS ? (int32_t)v.n - 1 : -1,
+        .eos = (int32_t)v.n - 1,
         .eot = -1,
         .unk = -1,
         .pad = -1,
         .add_bos = flags & ADD_BOS,
     };
+    if (flags & STRANGE) make_strange(&config, take(&in));
     const moa_status s = moa_tokenizer_open(&t, &config, &err);
     check((s == MOA_OK) == (t != NULL));
     if (s != MOA_OK) {
@@ -171,6 +208,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         in.data += n;
         in.size -= n;
     }
+    ask(t, &in);
     encode(t, &in, flags, (flags & ALL_BYTES) && !(flags & ANY_TYPE));
     if (flags & TEMPLATE) chat(t, template, &in);
     moa_tokenizer_close(&t);

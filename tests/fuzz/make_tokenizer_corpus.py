@@ -30,6 +30,11 @@ def main():
             template = TEMPLATES[(i + pre) % len(TEMPLATES)].encode()
             write("tokenizer", "special_%d_%d" % (pre, i), bytes([pre | 4 | 8 | 16 | 32]) + special + b"\1\xff" + merges + b"\xff" +
                   bytes([len(template)]) + template + text.encode())
+    for how in list(range(8)) + [9, 13, 3 + 128, 3 + 8, 3 + 16, 6 + 8, 6 + 24, 6 + 40]:
+        write("tokenizer", "strange_%d" % how, bytes([3 | 4 | 64]) + b"\1\xff\xff" + bytes([how]) + b"text")
+    marks = "z" + "\u0307\u0323\u0345" * 40 + "\uac00\u11a8"
+    write("tokenizer", "marks", bytes([1 | 4]) + b"\1\xff\xff" + marks.encode())
+    write("tokenizer", "control_merges", bytes([3 | 4 | 8]) + entry(3, "a") + entry(1, "q") + entry(3, "qb") + b"\1\xff\0\1\1\2\xffaqb")
     write("tokenizer", "few_bytes", bytes([3]) + entry(1, "a") + entry(1, "b") + entry(1, "a") + b"\1\xff\0\1\xffaabbcab")
     write("tokenizer", "no_bytes", bytes([3]) + entry(1, "abc") + b"\1\xff\xffaabb")
     odd = ["\x1b[31m\x1b]52;c;AA\x07", "\u202e\u2066x\u2069", "👨\u200d👩\u200d👧 \u200d", "e" + "\u0301" * 20, "\ufeff\u2028\U000e0041", "❤\ufe0f\ufe0f",
