@@ -185,7 +185,7 @@ static moa_status quit_now(tui_app *app, moa_err *err) {
 }
 
 moa_status tui_quit(tui_app *app) {
-    if (!tui_plan_dirty(app) || app->plan.n_done == 0) return quit_now(app, NULL);
+    if (!tui_plan_dirty(app)) return quit_now(app, NULL);
     tui_ask(app, "The plan has edits that are not saved (W saves). Quit without them?", quit_now);
     return MOA_OK;
 }
@@ -353,7 +353,7 @@ static moa_status run_plan_open(tui_app *app, const tui_args *a, moa_err *err) {
     const moa_status s = need(a, 1, "plan open FILE|full|uniform:D|sink", err);
     if (s != MOA_OK) return s;
     expand(a->rest, app->plan.wanted, sizeof app->plan.wanted);
-    if (tui_plan_dirty(app) && app->plan.n_done > 0) {
+    if (tui_plan_dirty(app)) {
         tui_ask(app, "The plan has edits that are not saved. Open another without them?", open_wanted);
         return MOA_OK;
     }

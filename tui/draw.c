@@ -28,7 +28,7 @@ static viz_role job_text(const tui_app *app, char *out, size_t n) {
         (void)snprintf(out, n, "prefill %2.0f%%", r->total ? 100.0 * (double)r->done / (double)r->total : 0.0);
     else {
         const double s = r->first_token_at > 0 ? app->now - r->first_token_at : 0;
-        (void)snprintf(out, n, "decode %d/%d %.0f t/s", r->n_token, r->n_gen_limit, s > 0.2 ? (r->n_token - 1) / s : 0.0);
+        (void)snprintf(out, n, "%d/%d  %.0f tok/s", r->n_token, r->n_gen_limit, s > 0.2 ? (r->n_token - 1) / s : 0.0);
     }
     return VIZ_ACCENT;
 }
@@ -38,7 +38,7 @@ static void status_line(tui_app *app, viz_pane p) {
     char text[200], a[16], b[24];
     viz_fill(p, 0, 0, 1, p.w, viz_on(VIZ_TEXT, VIZ_BG_BAR), " ");
     const viz_style s = viz_on(VIZ_TEXT, VIZ_BG_BAR), dim = viz_on(VIZ_DIM, VIZ_BG_BAR);
-    const int x_n = wide ? 28 : 18, x_plan = wide ? 41 : 26, x_kv = wide ? 69 : 45, x_mem = wide ? 90 : 62, w_job = wide ? 24 : 17;
+    const int x_n = wide ? 28 : 18, x_plan = wide ? 41 : 26, x_kv = wide ? 69 : 45, x_mem = wide ? 90 : 63, w_job = wide ? 24 : 17;
     const bool loaded = app->model.loaded;
     if (loaded) viz_clean(p, 0, 1, x_n - 2, (viz_style){VIZ_TITLE, VIZ_BG_BAR, VIZ_A_BOLD}, app->model.name);
     else viz_text(p, 0, 1, (viz_style){VIZ_TITLE, VIZ_BG_BAR, VIZ_A_BOLD}, "moascope");
@@ -59,7 +59,7 @@ static void status_line(tui_app *app, viz_pane p) {
         int x = x_kv + viz_text(p, 0, x_kv, s, text);
         if (kv.dense) {
             (void)snprintf(text, sizeof text, " %.2f%s", (double)kv.plan / (double)kv.dense, p.c->caps.utf8 ? "×" : "x");
-            if (x + 6 < x_mem) viz_text(p, 0, x, dim, text);
+            if (x + 6 <= p.w - w_job - 1) viz_text(p, 0, x, dim, text);
         }
         if (app->model.device_total_bytes && x_mem + 12 < p.w - w_job) {
             const double g = 1 << 30;

@@ -70,7 +70,7 @@ static int at_least(int v, int least) { return v > least ? v : least; }
 static void run_panes(const tui_layout_ask *a, viz_rect r, viz_rect *out) {
     const bool wide = a->size >= TUI_WIDE;
     out[TUI_RUN_PROGRESS] = tui_cut_bottom(&r, wide ? 6 : 3, 0); /* without a frame where rows are few */
-    out[TUI_RUN_PROMPT] = tui_cut_top(&r, a->size == TUI_LARGE ? 10 : wide ? 8 : 5, 0);
+    out[TUI_RUN_PROMPT] = tui_cut_top(&r, a->size == TUI_LARGE ? 10 : wide ? 7 : 5, 0);
     out[TUI_RUN_TOKEN] = wide ? tui_cut_right(&r, a->size == TUI_LARGE ? 48 : 36, 0) : tui_cut_bottom(&r, 2, 0);
     if (a->two && r.w >= 60) {
         out[TUI_RUN_OUT] = tui_cut_left(&r, r.w / 2, 0);

@@ -103,13 +103,18 @@ bool tui_plan_dirty(const tui_app *app) {
     const tui_plan *p = &app->plan;
     if (!p->now) return false;
     if (p->disk) return !moa_plan_equal(p->now, p->disk);
-    return p->n_done != p->n_saved && p->n_done > 0;
+    for (int i = 0; i < p->n_done; i++)
+        if (p->changes[i].n > 0) return true; /* never on disk: any edit of a rule is one to save */
+    return false;
 }
 
 int tui_plan_edits(const tui_app *app) {
     const tui_plan *p = &app->plan;
     if (!tui_plan_dirty(app)) return 0;
-    return p->n_saved < 0 ? p->n_done : abs(p->n_done - p->n_saved);
+    const int saved = p->n_saved < 0 ? 0 : p->n_saved, from = saved < p->n_done ? saved : p->n_done, to = saved < p->n_done ? p->n_done : saved;
+    int n = 0;
+    for (int i = from; i < to; i++) n += p->changes[i].n > 0; /* marks are steps, but not edits of the plan */
+    return n;
 }
 
 /* --- edits -------------------------------------------------------------------------------------------------------------------- */

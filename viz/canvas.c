@@ -94,7 +94,7 @@ static const struct {
     {0x2595, '|'}, {0x25a0, '#'}, {0x25b2, '^'}, {0x25b6, '>'}, {0x25b8, '>'}, {0x25bc, 'v'}, {0x25be, 'v'},
     {0x25c0, '<'}, {0x25c2, '<'}, {0x25cb, 'o'}, {0x25cf, '*'}, {0x2022, '*'}, {0x00b7, '.'}, {0x00d7, 'x'},
     {0x2013, '-'}, {0x2014, '-'}, {0x2018, '\''}, {0x2019, '\''}, {0x201c, '"'}, {0x201d, '"'}, {0x2026, '~'},
-    {0x2190, '<'}, {0x2191, '^'}, {0x2192, '>'}, {0x2193, 'v'}, {0x21e5, '>'}, {0x23ce, '$'}, {0x2260, '!'},
+    {0x2190, '<'}, {0x2191, '^'}, {0x2192, '>'}, {0x2193, 'v'}, {0x21e5, '>'}, {0x23ce, '$'}, {0x2260, '!'}, {0x2578, '-'},
     {0x2264, '<'}, {0x2265, '>'}, {0x2423, '_'}, {0x2713, 'v'}, {0x2717, 'x'}, {0x26a0, '!'}, {0x03b1, 'a'},
     {0x03b2, 'b'}, {0x0394, 'd'}, {0x00b1, '~'}, {0x00b0, 'o'}, {0x2225, '|'}, {0x2212, '-'}, {0x21b5, '$'},
 };
@@ -353,26 +353,32 @@ static const char *const eighth_right[] = {" ", "▏", "▎", "▍", "▌", "▋
 static const char *const eighth_up[] = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
 static const char glyph_ramp[] = " .:-=+*#%@";
 
+/* a thin line on a darker one where there are colours: bars under each other stay apart */
+static void line_bar(viz_pane p, int y, int x, int w, double v, viz_color fg) {
+    const int halves = (int)lround(v * w * 2);
+    for (int i = 0; i < w; i++) {
+        const int k = halves - 2 * i;
+        viz_text(p, y, x + i, viz_fg(k >= 1 ? fg : (viz_color)VIZ_BAR_REST), k == 1 ? "╸" : "━");
+    }
+}
+
 void viz_bar(viz_pane p, int y, int x, int w, double share, viz_color fg) {
     if (w < 3) return;
-    const bool rich = p.c->caps.depth >= VIZ_256, unknown = isnan(share);
-    double v = unknown || share < 0 ? 0 : share > 1 ? 1 : share;
-    int x0 = x, n = w;
-    if (!rich || !p.c->caps.utf8) {
+    const bool unknown = isnan(share);
+    const double v = unknown || share < 0 ? 0 : share > 1 ? 1 : share;
+    if (p.c->caps.depth >= VIZ_256 && p.c->caps.utf8) line_bar(p, y, x, w, v, fg);
+    else {
         viz_text(p, y, x, viz_fg(VIZ_DIM), p.c->caps.utf8 ? "▕" : "[");
         viz_text(p, y, x + w - 1, viz_fg(VIZ_DIM), p.c->caps.utf8 ? "▏" : "]");
-        x0++;
-        n -= 2;
+        const int eighths = (int)lround(v * (w - 2) * 8);
+        for (int i = 0; i < w - 2; i++) {
+            int e = eighths - 8 * i;
+            if (e < 0) e = 0;
+            if (e > 8) e = 8;
+            viz_text(p, y, x + 1 + i, viz_fg(fg), p.c->caps.utf8 ? eighth_right[e] : e >= 4 ? "#" : " ");
+        }
     }
-    const viz_style s = viz_on(fg, rich && p.c->caps.utf8 ? (viz_color)VIZ_BAR_REST : (viz_color)VIZ_DEFAULT);
-    const int eighths = (int)lround(v * n * 8);
-    for (int i = 0; i < n; i++) {
-        int e = eighths - 8 * i;
-        if (e < 0) e = 0;
-        if (e > 8) e = 8;
-        viz_text(p, y, x0 + i, s, p.c->caps.utf8 ? eighth_right[e] : e >= 4 ? "#" : " ");
-    }
-    if (unknown) viz_text(p, y, x0 + n / 2, viz_on(VIZ_DIM, s.bg), "-");
+    if (unknown) viz_text(p, y, x + w / 2, viz_fg(VIZ_DIM), "-");
 }
 
 /* mean of the values that fall into cell i of w; NAN if none is known */

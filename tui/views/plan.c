@@ -102,7 +102,7 @@ static void beta_text(char out[24], double v) {
     else (void)snprintf(out, 24, "%.4g", v);
 }
 
-enum { X_HEAD = 2, X_ALPHA = 11, X_BETA = 19, X_SPAN = 26, X_COVER = 35, X_CUT = 42, X_ENT = 48, X_KV = 53, X_CLASS = 64, X_NOTE = 73 };
+enum { X_HEAD = 2, X_ALPHA = 10, X_BETA = 18, X_SPAN = 25, X_COVER = 34, X_ENT = 41, X_KV = 46, X_CLASS = 57, X_NOTE = 66 };
 
 static void header(viz_pane p) {
     static const struct {
@@ -112,9 +112,9 @@ static void header(viz_pane p) {
     static const struct {
         int x, w;
         const char *text;
-    } right[] = {{X_ALPHA, 7, "alpha"}, {X_BETA, 6, "beta"}, {X_SPAN, 8, "span"}, {X_COVER, 6, "cover"}, {X_CUT, 5, "cut"}, {X_ENT, 4, "ent"}, {X_KV, 9, "KV/group"}};
+    } right[] = {{X_ALPHA, 7, "alpha"}, {X_BETA, 6, "beta"}, {X_SPAN, 8, "span"}, {X_COVER, 6, "cover"}, {X_ENT, 4, "ent"}, {X_KV, 9, "KV/group"}};
     for (size_t i = 0; i < 3; i++) viz_text(p, 0, heads[i].x, viz_fg(VIZ_DIM), heads[i].text);
-    for (size_t i = 0; i < 7; i++) viz_text_right(p, 0, right[i].x, right[i].w, viz_fg(VIZ_DIM), right[i].text);
+    for (size_t i = 0; i < 6; i++) viz_text_right(p, 0, right[i].x, right[i].w, viz_fg(VIZ_DIM), right[i].text);
 }
 
 static void note_of(const tui_app *app, const tui_head_figures *f, int32_t at, char *out, size_t n) {
@@ -146,7 +146,6 @@ static void table_row(tui_app *app, viz_pane p, int y, int32_t at, bool here) {
     viz_text_right(p, y, X_SPAN, 8, viz_fg(VIZ_TEXT), viz_count_text(t, f.span));
     const viz_role cover = isnan(f.cover) ? VIZ_FAINT : f.cover < 0.8 ? VIZ_BAD : f.cover < 0.95 ? VIZ_WARN : VIZ_GOOD;
     viz_text_right(p, y, X_COVER, 6, viz_fg(cover), viz_percent_text(t, f.cover, 1));
-    viz_text_right(p, y, X_CUT, 5, viz_fg(VIZ_DIM), viz_real_text(t, 100 * (1 - f.cover), 1));
     viz_text_right(p, y, X_ENT, 4, viz_fg(VIZ_DIM), viz_real_text(t, f.entropy, 1));
     viz_text_right(p, y, X_KV, 9, viz_fg(f.is_widest ? VIZ_TEXT : VIZ_FAINT), f.kv_group_bytes ? viz_bytes_text(t, f.kv_group_bytes) : "-");
     const char *class = tui_head_class(app, layer, head);
@@ -227,12 +226,13 @@ static void checks(tui_app *app, viz_pane in, int y, const moa_plan_at_n *d) {
     const int32_t n = tui_plan_n(app);
     const bool ascii = !app->caps.utf8;
     if (y < in.h)
-        viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "span %s to %s, mean %s   full %.0f%%   density %.3f", viz_count_text(a, d->span_min), viz_count_text(b, d->span_max),
-                   viz_count_text(c, (int64_t)d->span_mean), 100 * d->dense_share, d->kv_density);
+        viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "span %s to %s, mean %s", viz_count_text(a, d->span_min), viz_count_text(b, d->span_max),
+                   viz_count_text(c, (int64_t)d->span_mean));
+    if (y < in.h) viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "density %.3f   %.0f%% of heads see everything", d->kv_density, 100 * d->dense_share);
     if (y < in.h) {
         const char *yes = ascii ? "ok" : "✓";
-        if (d->n_clamped == 0) viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "alpha+beta*N > 0 at N=%s %s   rules per layer: %d at most", viz_count_text(a, n), yes, moa_plan_max_rules_per_layer(app->plan.now));
-        else viz_printf(in, y++, 0, viz_fg(VIZ_WARN), "alpha+beta*N <= 0 for %d heads at N=%s: the minimum 128 holds", d->n_clamped, viz_count_text(a, n));
+        if (d->n_clamped == 0) viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "alpha+beta*N > 0 %s   at most %d rules a layer", yes, moa_plan_max_rules_per_layer(app->plan.now));
+        else viz_printf(in, y++, 0, viz_fg(VIZ_WARN), "alpha+beta*N <= 0 for %d heads at N=%s: 128 holds", d->n_clamped, viz_count_text(a, n));
     }
     if (y < in.h && tui_plan_disk_changed(app)) viz_text_cut(in, y++, 0, in.w, viz_fg(VIZ_WARN), "The file changed on disk since it was read: D shows how");
 }

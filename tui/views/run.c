@@ -50,14 +50,14 @@ static int tint_of(const tui_app *app, int tint, const tui_run *r) {
     return is_a(app, r) && !isnan(kl_at(app, 0)) ? TINT_KL : TINT_LOGPROB;
 }
 
-/* 0..1, NAN: unknown. KL 1e-3 .. 1 nats on a log scale; surprise up to 5 nats; entropy up to 4 nats */
+/* 0..1, NAN: unknown. KL 0.01 .. 2 nats on a log scale; surprise up to 5 nats; entropy up to 4 nats */
 static double tint_value(const tui_app *app, int tint, const tui_run *r, int32_t i) {
     const tui_token *t = &r->tokens[i];
     double v;
     switch (tint) {
     case TINT_KL:
         v = is_a(app, r) ? kl_at(app, i) : (double)NAN;
-        return isnan(v) ? v : v <= 1e-3 ? 0 : fmin(1, (log10(v) + 3) / 3);
+        return isnan(v) ? v : v <= 1e-2 ? 0 : fmin(1, (log10(v) + 2) / 2.3);
     case TINT_LOGPROB: return isnan(t->logprob) ? (double)NAN : fmin(1, -(double)t->logprob / 5);
     case TINT_ENTROPY: return isnan(t->entropy) ? (double)NAN : fmin(1, (double)t->entropy / 4);
     default: return (double)NAN;
@@ -469,6 +469,13 @@ static bool search(tui_app *app, const char *needle, int dir, int *n_match) {
     return true;
 }
 
+static void event(tui_app *app, int what) {
+    tui_view_state *v = vars(app);
+    if (what != TUI_EV_STARTED) return;
+    v->v[V_FOLLOW_OFF] = 0;
+    if (v->focus == TUI_RUN_PROMPT) v->focus = TUI_RUN_OUT; /* the answer is what one looks at now */
+}
+
 static const tui_command commands[] = {
     {"token left", "h Left", NULL, "the token before", NULL, NULL, TUI_CMD_COUNT, go_left, NULL},
     {"token right", "l Right", NULL, "the token after", NULL, NULL, TUI_CMD_COUNT, go_right, NULL},
@@ -485,4 +492,5 @@ static const tui_command commands[] = {
     {0},
 };
 
-const tui_view tui_view_run = {.name = "run", .title = "Run", .key = '1', .layout = TUI_LAYOUT_RUN, .commands = commands, .draw = draw, .search = search};
+const tui_view tui_view_run = {.name = "run", .title = "Run", .key = '1', .layout = TUI_LAYOUT_RUN, .commands = commands, .draw = draw, .search = search,
+                                .event = event};
