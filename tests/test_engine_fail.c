@@ -1,6 +1,38 @@
 /* Every call of the backend that can fail is made to fail once, each in turn: a clean error with a sentence, nothing leaked, and
- * the engine usable: the work is taken up where the sequence stands and ends with the same logits. */
+ * the engine usable: the work is taken up where the sequence stands and ends with the same logits. Then every allocation of
+ * the host likewise. */
 #include "engine_fixture.h"
+
+/* --- the host's allocations: counted, and one of them refused ------------------------------------------------------------------ */
+
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+enum { CAN_REFUSE = 1 };
+extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t), *__libc_memalign(size_t, size_t);
+extern void __libc_free(void *);
+static _Atomic long n_asked, refuse_at, n_live; /* refuse_at: -1 when not counting */
+
+static bool refused(void) { return refuse_at >= 0 && ++n_asked == refuse_at; }
+static void *counted(void *p) {
+    if (p) n_live++;
+    return p;
+}
+void *malloc(size_t n) { return refused() ? NULL : counted(__libc_malloc(n)); }
+void *calloc(size_t n, size_t each) { return refused() ? NULL : counted(__libc_calloc(n, each)); }
+void *aligned_alloc(size_t align, size_t n) { return refused() ? NULL : counted(__libc_memalign(align, n)); }
+void *realloc(void *old, size_t n) {
+    if (refused()) return NULL;
+    void *p = __libc_realloc(old, n);
+    if (!old) (void)counted(p);
+    return p;
+}
+void free(void *p) {
+    if (p) n_live--;
+    __libc_free(p);
+}
+#else
+enum { CAN_REFUSE = 0 };
+static long n_asked, refuse_at, n_live;
+#endif
 
 enum { N1 = 150, N2 = 260, PROMPT = 130 };
 
@@ -146,7 +178,81 @@ static void test_every_backend_call_fails_once(void **state) {
     finish(&w);
 }
 
+/* --- the same with the host's memory -------------------------------------------------------------------------------------------- */
+
+static bool never(void *user) {
+    (void)user;
+    return false;
+}
+
+/* a short conversation on the plain backend, up to the first refusal */
+static moa_status short_conversation(work *w, moa_err *err) {
+    const moa_backend_config config = {.n_threads = 1, .reference = true};
+    const moa_engine_config engine = {.chunk = 32};
+    const int both = MOA_WATCH_STATS | MOA_WATCH_CAPTURE;
+    moa_backend *b = NULL;
+    moa_engine *e = NULL;
+    moa_run_reference keep = {0};
+    moa_run_result result;
+    moa_memory_need need;
+    moa_status s;
+    MOA_TRY(moa_cpu_open(&b, &config, err));
+    MOA_TRY(moa_engine_open(&e, w->r.model, b, &engine, NULL, NULL, err));
+    MOA_TRY(moa_seq_open(&w->r.s, e, err));
+    MOA_TRY(moa_engine_need(e, w->rules1, 60, 30, true, &need, err));
+    const moa_run_config c = {.ids = w->ids, .n_ids = 40, .n_gen = 2, .rules = w->rules1, .watch = both, .keep = &keep,
+                              .sampling = {.temp = 1, .top_p = 1}, .each_logits = look, .cancelled = never, .ignore_end = true};
+    MOA_TRY(moa_run(w->r.s, &c, &result, err));
+    MOA_TRY(moa_seq_plan(w->r.s, w->rules2, w->rules1, 60, both, NULL, 0, err));
+    MOA_TRY(moa_seq_forward(w->r.s, &(moa_forward){.ids = w->ids, .n = 3, .logits = w->last}, err));
+    MOA_TRY(moa_seq_map(w->r.s, &(moa_map_request){.q1 = 40, .k1 = 40, .rows = 10, .cols = 10}, w->map, NULL, NULL, err));
+    float *hist = NULL;
+    int32_t n_bin, bucket_tok;
+    int64_t queries[MOA_HIST_BUCKETS];
+    MOA_TRY(moa_seq_hist(w->r.s, 1, &hist, &n_bin, &bucket_tok, queries, err));
+    free(hist);
+out:
+    moa_run_reference_free(&keep);
+    moa_seq_close(&w->r.s);
+    moa_engine_close(&e);
+    return s;
+}
+
+static void test_every_host_allocation_fails_once(void **state) {
+    (void)state;
+    if (!CAN_REFUSE) {
+        print_message("skipped: this build has an allocator of its own (a sanitizer's), allocations cannot be refused\n");
+        skip();
+    }
+    work w;
+    prepare(&w);
+    must(short_conversation(&w, err)); /* whatever is allocated once in a process */
+    long n = 1, n_unneeded = 0;
+    for (;; n++) {
+        moa_err e = {0};
+        const long live = n_live;
+        n_asked = 0;
+        refuse_at = n;
+        const moa_status s = short_conversation(&w, &e);
+        const bool reached = n_asked >= n;
+        refuse_at = -1;
+        if (n_live != live) fail_msg("allocation %ld refused: %ld blocks leaked (%s)", n, (long)n_live - live, e.text);
+        if (!reached) break;
+        /* the C library's qsort asks for a buffer and does without: once a token sampled */
+        n_unneeded += s == MOA_OK;
+        if (s == MOA_OK) continue;
+        if (s != MOA_E_MEMORY) fail_msg("allocation %ld refused: status %d, %s", n, (int)s, e.text);
+        assert_true(strlen(e.text) > 5);
+    }
+    print_message("%ld allocations refused in turn\n", n - 1);
+    assert_true(n_unneeded <= 2);
+    assert_true(n > 100);
+    finish(&w);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_backend_call_fails_once)};
+    refuse_at = -1;
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_backend_call_fails_once),
+                                       cmocka_unit_test(test_every_host_allocation_fails_once)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,7 +2,10 @@
 #include "engine_fixture.h"
 
 enum { N_MAX = 400 };
-static const double TOLERANCE = 1e-4; /* absolute, logits of size 1 to 10; float32 activations against double */
+/* absolute, logits of size 1 to 20 */
+static const double TOLERANCE = 1e-4;      /* float32 activations against double */
+static const double FAST_TOLERANCE = 2e-2; /* the fast CPU matmul rounds activations to 16 bits, block by block; 4e-3 seen */
+static double tolerance(bool fast) { return fast ? FAST_TOLERANCE : TOLERANCE; }
 
 static const moa_engine_config f32 = {.kv_type = MOA_KV_F32, .chunk = 128};
 
@@ -28,10 +31,10 @@ static void check_brute(const char *model, bool fast, moa_kv_type type, uint64_t
     brute b = brute_run(r.model, ids, n, type, sees_by_plan, &sees, false);
     float *rows = whole(&r, rules, ids, n, 0);
     /* half-precision K and V: the last bit of a rounded value may differ between float and double */
-    const double tolerance = type == MOA_KV_F32 ? TOLERANCE : 4e-3, d = max_diff(rows, b.logits, (int64_t)n * r.shape->n_vocab);
+    const double limit = type == MOA_KV_F32 ? tolerance(fast) : 4e-3, d = max_diff(rows, b.logits, (int64_t)n * r.shape->n_vocab);
     print_message("%s %s %s plan %d N %d: largest difference from brute force %.2e\n", model, fast ? "fast" : "reference",
                   type == MOA_KV_F32 ? "f32" : "f16", what, n, d);
-    if (d > (fast ? 20 * tolerance : tolerance)) fail_msg("difference %g above %g", d, tolerance);
+    if (d > limit) fail_msg("difference %g above %g", d, limit);
     free(rows);
     brute_free(&b);
     rig_close(&r);
@@ -80,7 +83,7 @@ static void check_chunks(const char *model, bool fast, bool recording, int what)
     for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
         float *rows = whole(&r, rules, ids, N_MAX, chunks[c]);
         const double d = max_diff(one, rows, (int64_t)N_MAX * r.shape->n_vocab);
-        if (d > TOLERANCE) fail_msg("%s plan %d, chunks of %d: difference %g", model, what, chunks[c], d);
+        if (d > tolerance(fast)) fail_msg("%s plan %d, chunks of %d: difference %g", model, what, chunks[c], d);
         free(rows);
     }
     if (recording) {
@@ -144,9 +147,9 @@ static bool sees_by_turns(void *user, int32_t layer, int32_t head, int32_t i, in
     return t->n1 - last < t->widest1[at_kv] - 64;
 }
 
-static void test_widening_sees_what_is_left(void **state) {
-    (void)state;
-    rig r = rig_open((rig_config){.model = "tiny_llama", .recording = true, .engine = f32});
+/* The spans shown to attention end in the middle of a page here: tokens of the first turn that are left. */
+static void check_widening(bool fast) {
+    rig r = rig_open((rig_config){.model = "tiny_llama", .fast = fast, .recording = true, .engine = f32});
     moa_pcg32 g = moa_pcg32_seed(8, 1);
     const int32_t n1 = 230, n2 = 390, n_vocab = r.shape->n_vocab, group = r.shape->n_head / r.shape->n_head_kv;
     int32_t ids[N_MAX], span1[64], span2[64], widest1[64] = {0}, widest2[64] = {0};
@@ -179,11 +182,17 @@ static void test_widening_sees_what_is_left(void **state) {
         assert_int_equal(moa_seq_lost(r.s), lost);
         feed(&r, ids + n1, n2 - n1, chunk, rows + (int64_t)n1 * n_vocab);
         const double d = max_diff(rows, b.logits, (int64_t)n2 * n_vocab);
-        if (d > TOLERANCE) fail_msg("chunks of %d: difference %g after widening", chunk, d);
+        if (d > tolerance(fast)) fail_msg("chunks of %d: difference %g after widening", chunk, d);
         free(rows);
     }
     brute_free(&b);
     rig_close(&r);
+}
+
+static void test_widening_sees_what_is_left(void **state) {
+    (void)state;
+    check_widening(false);
+    check_widening(true);
 }
 
 /* --- interruptions ----------------------------------------------------------------------------------------------------------- */

@@ -40,16 +40,17 @@ void moa_engine_free(moa_engine *e, moa_dev_mem *m) {
 }
 
 static void pool_moved(moa_engine *e) {
-    for (moa_seq *s = e->seqs; s; s = s->next) moa_seq_forget_recordings(s);
+    for (moa_seq *s = e->seqs; s; s = s->next)
+        moa_seq_forget_recordings(s);
 }
 
-moa_status moa_engine_reserve(moa_engine *e, int64_t n_pages, moa_err *err) {
-    const bool refit = e->pages.used == 0 && e->pages.capacity != n_pages;
+moa_status moa_engine_reserve(moa_engine *e, int64_t n_pages, bool fit, moa_err *err) {
+    const bool refit = fit && e->pages.used == 0 && e->pages.capacity != n_pages;
     if (e->pages.capacity >= n_pages && !refit) return MOA_OK;
     size_t bytes;
     if (n_pages > INT32_MAX || !moa_size_mul((size_t)n_pages, e->page_bytes, &bytes))
-        return moa_fail(err, MOA_E_MEMORY, "%lld KV pages of %zu bytes are more than can be counted", (long long)n_pages,
-                        e->page_bytes);
+        return moa_fail(err, MOA_E_MEMORY, "%lld KV pages of %zu bytes are more than can be counted",
+                        (long long)n_pages, e->page_bytes);
     pool_moved(e);
     if (refit) {
         moa_engine_free(e, &e->pool);
@@ -60,7 +61,8 @@ moa_status moa_engine_reserve(moa_engine *e, int64_t n_pages, moa_err *err) {
     moa_status s = MOA_OK;
     MOA_TRY(moa_engine_alloc(e, bytes, &pool, err));
     if (e->pages.capacity > 0) {
-        MOA_TRY(e->vt->copy(e->backend, pool.data, e->pool.data, (size_t)e->pages.capacity * e->page_bytes, err));
+        MOA_TRY(
+            e->vt->copy(e->backend, pool.data, e->pool.data, (size_t)e->pages.capacity * e->page_bytes, err));
         MOA_TRY(e->vt->sync(e->backend, err));
     }
     MOA_TRY(moa_kv_pages_grow(refit ? &fresh : &e->pages, (int32_t)n_pages, err));
@@ -97,6 +99,7 @@ static layout lay_workspace(const moa_engine *e, char *base, moa_workspace *ws) 
     const size_t n = (size_t)e->chunk, d_head = (size_t)shape->d_head;
     layout at = {.base = base, .ok = true};
     ws->in = place(&at, n, 2);
+    ws->row_span = place(&at, MOA_GAP_TOK, (size_t)shape->n_head);
     ws->x = place(&at, n, (size_t)shape->d_model);
     ws->h = place(&at, n, (size_t)shape->d_model);
     ws->logits = place(&at, (size_t)e->n_logits, (size_t)shape->n_vocab);
@@ -117,12 +120,17 @@ static moa_status open_workspace(moa_engine *e, moa_err *err) {
     if (rows < 1) rows = 1;
     e->n_logits = rows < (size_t)e->chunk ? (int32_t)rows : e->chunk;
     const layout need = lay_workspace(e, NULL, &e->ws);
-    if (!need.ok) return moa_fail(err, MOA_E_MEMORY, "the workspace for %d tokens does not fit the address space", e->chunk);
+    if (!need.ok)
+        return moa_fail(err, MOA_E_MEMORY, "the workspace for %d tokens does not fit the address space",
+                        e->chunk);
     const moa_status s = moa_engine_alloc(e, need.size, &e->workspace_mem, err);
     if (s != MOA_OK) return s;
     (void)lay_workspace(e, e->workspace_mem.data, &e->ws);
     e->in = malloc(2 * (size_t)e->chunk * sizeof *e->in);
-    return e->in ? MOA_OK : moa_fail(err, MOA_E_MEMORY, "no memory for the ids of %d tokens", e->chunk);
+    e->row_span = malloc(MOA_GAP_TOK * (size_t)e->model->shape.n_head * sizeof *e->row_span);
+    if (!e->in || !e->row_span)
+        return moa_fail(err, MOA_E_MEMORY, "no memory for the ids of %d tokens", e->chunk);
+    return MOA_OK;
 }
 
 /* --- weights -------------------------------------------------------------------------------------------------------------- */
@@ -137,7 +145,9 @@ typedef struct loader {
 static moa_status load(loader *ld, const moa_weight *w, moa_dev_weight **out, moa_err *err) {
     moa_engine *e = ld->e;
     if (!w->data && w->bytes == 0) return MOA_OK; /* the model has none */
-    if (!w->data) return moa_fail(err, MOA_E_INVALID, "%s: only the header was read, there are no weights to load", w->name);
+    if (!w->data)
+        return moa_fail(err, MOA_E_INVALID, "%s: only the header was read, there are no weights to load",
+                        w->name);
     const moa_status s = e->vt->weight_load(e->backend, w, true, out, err);
     if (s != MOA_OK) return s;
     e->weight_bytes += w->bytes;
@@ -151,9 +161,18 @@ static moa_status load_layer(loader *ld, const moa_layer *from, moa_engine_layer
     const struct {
         const moa_weight *w;
         moa_dev_weight **out;
-    } parts[] = {{&from->attn_norm, &to->attn_norm}, {&from->wq, &to->wq}, {&from->wk, &to->wk}, {&from->wv, &to->wv},
-                 {&from->bq, &to->bq}, {&from->bk, &to->bk}, {&from->bv, &to->bv}, {&from->wo, &to->wo},
-                 {&from->ffn_norm, &to->ffn_norm}, {&from->gate, &to->gate}, {&from->up, &to->up}, {&from->down, &to->down}};
+    } parts[] = {{&from->attn_norm, &to->attn_norm},
+                 {&from->wq, &to->wq},
+                 {&from->wk, &to->wk},
+                 {&from->wv, &to->wv},
+                 {&from->bq, &to->bq},
+                 {&from->bk, &to->bk},
+                 {&from->bv, &to->bv},
+                 {&from->wo, &to->wo},
+                 {&from->ffn_norm, &to->ffn_norm},
+                 {&from->gate, &to->gate},
+                 {&from->up, &to->up},
+                 {&from->down, &to->down}};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         const moa_status s = load(ld, parts[i].w, parts[i].out, err);
         if (s != MOA_OK) return s;
@@ -166,13 +185,17 @@ static moa_status load_weights(loader *ld, moa_err *err) {
     const moa_model *m = e->model;
     moa_status s = MOA_OK;
     e->layers = calloc((size_t)m->shape.n_layer, sizeof *e->layers);
-    if (!e->layers) return moa_fail(err, MOA_E_MEMORY, "no memory for the table of %d layers", m->shape.n_layer);
+    if (!e->layers)
+        return moa_fail(err, MOA_E_MEMORY, "no memory for the table of %d layers", m->shape.n_layer);
     MOA_TRY(load(ld, &m->embed, &e->embed, err));
     MOA_TRY(load(ld, &m->rope_freqs, &e->rope_freqs, err));
-    for (int32_t l = 0; l < m->shape.n_layer; l++) MOA_TRY(load_layer(ld, &m->layers[l], &e->layers[l], err));
+    for (int32_t l = 0; l < m->shape.n_layer; l++)
+        MOA_TRY(load_layer(ld, &m->layers[l], &e->layers[l], err));
     MOA_TRY(load(ld, &m->out_norm, &e->out_norm, err));
-    if (m->tied) e->output = e->embed;
-    else MOA_TRY(load(ld, &m->output, &e->output, err));
+    if (m->tied)
+        e->output = e->embed;
+    else
+        MOA_TRY(load(ld, &m->output, &e->output, err));
     e->device_bytes += e->weight_bytes;
     e->device_peak = e->device_bytes;
 out:
@@ -187,9 +210,10 @@ static void free_weights(moa_engine *e) {
     vt->weight_free(e->backend, e->out_norm);
     for (int32_t l = 0; e->layers && l < e->model->shape.n_layer; l++) {
         const moa_engine_layer *y = &e->layers[l];
-        moa_dev_weight *all[] = {y->attn_norm, y->wq, y->wk, y->wv, y->bq, y->bk,
+        moa_dev_weight *all[] = {y->attn_norm, y->wq, y->wk,       y->wv,   y->bq, y->bk,
                                  y->bv,        y->wo, y->ffn_norm, y->gate, y->up, y->down};
-        for (size_t i = 0; i < sizeof all / sizeof *all; i++) vt->weight_free(e->backend, all[i]);
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            vt->weight_free(e->backend, all[i]);
     }
     free(e->layers);
 }
@@ -202,16 +226,18 @@ static moa_status configure(moa_engine *e, const moa_engine_config *config, moa_
     if (chunk < 1) return moa_fail(err, MOA_E_USAGE, "a chunk of %d tokens; at least 1", chunk);
     e->chunk = chunk < shape->n_ctx ? chunk : shape->n_ctx;
     e->kv_type = config ? config->kv_type : MOA_KV_F16;
-    e->capture_limit_bytes = config && config->capture_limit_bytes ? config->capture_limit_bytes : CAPTURE_LIMIT_DEFAULT;
+    e->capture_limit_bytes =
+        config && config->capture_limit_bytes ? config->capture_limit_bytes : CAPTURE_LIMIT_DEFAULT;
     e->page_bytes = 2 * (size_t)MOA_PAGE_TOK * (size_t)shape->d_head * moa_kv_elem_bytes(e->kv_type);
     if (e->vt->abi != MOA_BACKEND_ABI)
-        return moa_fail(err, MOA_E_UNSUPPORTED, "backend %s has interface %u, this program %d", e->vt->name, e->vt->abi,
-                        (int)MOA_BACKEND_ABI);
+        return moa_fail(err, MOA_E_UNSUPPORTED, "backend %s has interface %u, this program %d", e->vt->name,
+                        e->vt->abi, (int)MOA_BACKEND_ABI);
     return MOA_OK;
 }
 
-moa_status moa_engine_open(moa_engine **out, const moa_model *model, moa_backend *backend, const moa_engine_config *config,
-                           moa_progress_fn progress, void *user, moa_err *err) {
+moa_status moa_engine_open(moa_engine **out, const moa_model *model, moa_backend *backend,
+                           const moa_engine_config *config, moa_progress_fn progress, void *user,
+                           moa_err *err) {
     moa_status s = MOA_OK;
     moa_engine *e = calloc(1, sizeof *e);
     *out = NULL;
@@ -242,30 +268,41 @@ void moa_engine_close(moa_engine **pe) {
     moa_engine_free(e, &e->workspace_mem);
     moa_kv_pages_close(&e->pages);
     free(e->in);
+    free(e->row_span);
     free_weights(e);
     moa_backend_close(&e->backend);
     free(e);
     *pe = NULL;
 }
 
-const moa_model *moa_engine_model(const moa_engine *e) { return e->model; }
-moa_backend *moa_engine_backend(const moa_engine *e) { return e->backend; }
-uint64_t moa_engine_device_bytes(const moa_engine *e) { return e->device_bytes; }
-uint64_t moa_engine_device_peak(const moa_engine *e) { return e->device_peak; }
+const moa_model *moa_engine_model(const moa_engine *e) {
+    return e->model;
+}
+moa_backend *moa_engine_backend(const moa_engine *e) {
+    return e->backend;
+}
+uint64_t moa_engine_device_bytes(const moa_engine *e) {
+    return e->device_bytes;
+}
+uint64_t moa_engine_device_peak(const moa_engine *e) {
+    return e->device_peak;
+}
 
-moa_status moa_engine_need(const moa_engine *e, const moa_rule *rules, int32_t n_reserved, int32_t n_prompt, bool capture,
-                           moa_memory_need *out, moa_err *err) {
+moa_status moa_engine_need(const moa_engine *e, const moa_rule *rules, int32_t n_reserved, int32_t n_prompt,
+                           bool capture, moa_memory_need *out, moa_err *err) {
     const moa_shape *shape = &e->model->shape;
     *out = (moa_memory_need){0};
     if (n_reserved < 1 || n_reserved > shape->n_ctx || n_prompt < 0 || n_prompt > n_reserved)
-        return moa_fail(err, MOA_E_INVALID, "%d tokens reserved for a prompt of %d; the model's context is %d", n_reserved,
+        return moa_fail(err, MOA_E_INVALID,
+                        "%d tokens reserved for a prompt of %d; the model's context is %d", n_reserved,
                         n_prompt, shape->n_ctx);
     const size_t n_span = (size_t)shape->n_layer * (size_t)shape->n_head;
     int32_t *span = malloc(2 * n_span * sizeof *span);
     if (!span) return moa_fail(err, MOA_E_MEMORY, "no memory for %zu spans", 2 * n_span);
     int32_t *widest = span + n_span;
     moa_kv_spans(shape, rules, n_reserved, span, widest);
-    const moa_kv_course course = {.shape = shape, .widest = widest, .n = n_prompt, .chunk = e->chunk, .n_reserved = n_reserved};
+    const moa_kv_course course = {
+        .shape = shape, .widest = widest, .n = n_prompt, .chunk = e->chunk, .n_reserved = n_reserved};
     out->weights = e->weight_bytes;
     out->workspace = e->workspace_mem.bytes + moa_seq_state_bytes(shape, n_reserved);
     out->kv = (uint64_t)moa_kv_pages_peak(&course) * e->page_bytes;

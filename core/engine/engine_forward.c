@@ -9,6 +9,9 @@
  * A step reads all that changes (id, position, page tables, spans) from device memory, so its operations are recorded the
  * second time they run (the first lets the backend allocate what it wants) and replayed from then on, until a buffer moves.
  *
+ * While keys of the windows are lost (seq.c), a chunk is attended as if its tokens were as many sequences that share one page
+ * table, so that each can have its own spans: attn_decode with a stride of 0.
+ *
  * Only a chunk that has passed all layers counts: then the ids are appended, the statistics added, the retired pages free.
  * Any failure or cancelling before that rolls back to the tokens there were (seq.c). */
 #include <assert.h>
@@ -27,27 +30,34 @@ typedef struct pass {
     bool stopped;             /* by each_logits */
 } pass;
 
-static const moa_shape *shape_of(const pass *p) { return &p->s->engine->model->shape; }
+static const moa_shape *shape_of(const pass *p) {
+    return &p->s->engine->model->shape;
+}
 
 /* --- one layer ------------------------------------------------------------------------------------------------------------ */
 
-static moa_status multiply(const pass *p, const float *x, const moa_dev_weight *w, const moa_dev_weight *bias, float *y,
-                           moa_err *err) {
+static moa_status multiply(const pass *p, const float *x, const moa_dev_weight *w, const moa_dev_weight *bias,
+                           float *y, moa_err *err) {
     moa_engine *e = p->s->engine;
-    return e->vt->matmul(e->backend, &(moa_args_matmul){.x = x, .w = w, .bias = bias, .y = y, .n_tok = p->n}, err);
+    return e->vt->matmul(e->backend, &(moa_args_matmul){.x = x, .w = w, .bias = bias, .y = y, .n_tok = p->n},
+                         err);
 }
 
 /* x += y W^T: back onto the residual stream */
 static moa_status add_back(const pass *p, const float *y, const moa_dev_weight *w, moa_err *err) {
     moa_engine *e = p->s->engine;
-    return e->vt->matmul(e->backend, &(moa_args_matmul){.x = y, .w = w, .y = e->ws.x, .n_tok = p->n, .accumulate = true}, err);
+    return e->vt->matmul(
+        e->backend, &(moa_args_matmul){.x = y, .w = w, .y = e->ws.x, .n_tok = p->n, .accumulate = true}, err);
 }
 
-static moa_status normalise(const pass *p, const float *x, const moa_dev_weight *w, float *y, int32_t n, moa_err *err) {
+static moa_status normalise(const pass *p, const float *x, const moa_dev_weight *w, float *y, int32_t n,
+                            moa_err *err) {
     moa_engine *e = p->s->engine;
     const moa_shape *shape = shape_of(p);
     return e->vt->rmsnorm(
-        e->backend, &(moa_args_rmsnorm){.x = x, .w = w, .y = y, .n_tok = n, .n = shape->d_model, .eps = shape->rms_eps}, err);
+        e->backend,
+        &(moa_args_rmsnorm){.x = x, .w = w, .y = y, .n_tok = n, .n = shape->d_model, .eps = shape->rms_eps},
+        err);
 }
 
 static moa_status rotate(const pass *p, float *x, int32_t n_head, moa_err *err) {
@@ -79,6 +89,33 @@ static moa_kv_view view(const pass *p, int32_t layer) {
                          .type = s->engine->kv_type};
 }
 
+/* n queries of one sequence, each under its own spans */
+static moa_status attend_one_by_one(const pass *p, int32_t layer, moa_err *err) {
+    moa_seq *s = p->s;
+    moa_engine *e = s->engine;
+    const moa_shape *shape = shape_of(p);
+    const size_t n = (size_t)p->n * (size_t)shape->n_head;
+    moa_kv_view kv = view(p, layer);
+    kv.table_seq_stride = 0;
+    for (int32_t t = 0; t < p->n; t++)
+        moa_seq_spans_at(s, layer, p->pos0 + t, e->row_span + (int64_t)t * shape->n_head);
+    const moa_status status =
+        e->vt->upload(e->backend, e->ws.row_span, e->row_span, n * sizeof *e->row_span, err);
+    if (status != MOA_OK) return status;
+    return e->vt->attn_decode(e->backend,
+                              &(moa_args_attn_decode){.q = e->ws.q,
+                                                      .o = e->ws.o,
+                                                      .kv = kv,
+                                                      .pos = p->pos,
+                                                      .span = e->ws.row_span,
+                                                      .span_seq_stride = shape->n_head,
+                                                      .n_seq = p->n,
+                                                      .n_head = shape->n_head,
+                                                      .scale = moa_attn_scale(shape),
+                                                      .probe = moa_probe_args(s, layer, p->n)},
+                              err);
+}
+
 static moa_status attend(const pass *p, int32_t layer, moa_err *err) {
     moa_seq *s = p->s;
     moa_engine *e = s->engine;
@@ -97,6 +134,7 @@ static moa_status attend(const pass *p, int32_t layer, moa_err *err) {
                                                           .scale = moa_attn_scale(shape),
                                                           .probe = moa_probe_args(s, layer, 1)},
                                   err);
+    if (s->has_gaps) return attend_one_by_one(p, layer, err);
     return e->vt->attn_prefill(e->backend,
                                &(moa_args_attn_prefill){.q = e->ws.q,
                                                         .o = e->ws.o,
@@ -123,8 +161,10 @@ static moa_status attention_half(const pass *p, int32_t layer, moa_err *err) {
     MOA_TRY(multiply(p, ws->h, w->wv, w->bv, ws->v, err));
     MOA_TRY(rotate(p, ws->q, shape->n_head, err));
     MOA_TRY(rotate(p, ws->k, shape->n_head_kv, err));
-    MOA_TRY(e->vt->kv_store(e->backend,
-                            &(moa_args_kv_store){.k = ws->k, .v = ws->v, .kv = view(p, layer), .pos = p->pos, .n_tok = p->n}, err));
+    MOA_TRY(e->vt->kv_store(
+        e->backend,
+        &(moa_args_kv_store){.k = ws->k, .v = ws->v, .kv = view(p, layer), .pos = p->pos, .n_tok = p->n},
+        err));
     MOA_TRY(moa_capture_rows(p->s, layer, ws->q, ws->k, p->pos, p->n, err));
     MOA_TRY(attend(p, layer, err));
     MOA_TRY(add_back(p, ws->o, w->wo, err));
@@ -142,7 +182,9 @@ static moa_status feed_forward_half(const pass *p, int32_t layer, moa_err *err) 
     MOA_TRY(multiply(p, ws->h, w->up, NULL, ws->up, err));
     MOA_TRY(e->vt->silu_mul(
         e->backend,
-        &(moa_args_silu_mul){.gate = ws->gate, .up = ws->up, .y = ws->gate, .n = (int64_t)p->n * shape_of(p)->d_ff}, err));
+        &(moa_args_silu_mul){
+            .gate = ws->gate, .up = ws->up, .y = ws->gate, .n = (int64_t)p->n * shape_of(p)->d_ff},
+        err));
     MOA_TRY(add_back(p, ws->gate, w->down, err));
 out:
     return s;
@@ -155,7 +197,8 @@ static moa_status run_layer(const pass *p, int32_t layer, moa_err *err) {
 
 static moa_status embed(const pass *p, moa_err *err) {
     moa_engine *e = p->s->engine;
-    return e->vt->embed(e->backend, &(moa_args_embed){.w = e->embed, .ids = p->ids, .y = e->ws.x, .n_tok = p->n}, err);
+    return e->vt->embed(e->backend,
+                        &(moa_args_embed){.w = e->embed, .ids = p->ids, .y = e->ws.x, .n_tok = p->n}, err);
 }
 
 /* logits of n tokens of the chunk from row `first` on, into ws.logits */
@@ -164,19 +207,22 @@ static moa_status project(const pass *p, int32_t first, int32_t n, moa_err *err)
     const int32_t d_model = shape_of(p)->d_model;
     const moa_status s = normalise(p, e->ws.x + (int64_t)first * d_model, e->out_norm, e->ws.h, n, err);
     if (s != MOA_OK) return s;
-    return e->vt->matmul(e->backend, &(moa_args_matmul){.x = e->ws.h, .w = e->output, .y = e->ws.logits, .n_tok = n}, err);
+    return e->vt->matmul(
+        e->backend, &(moa_args_matmul){.x = e->ws.h, .w = e->output, .y = e->ws.logits, .n_tok = n}, err);
 }
 
 static moa_status download_logits(const pass *p, float *host, int32_t n, moa_err *err) {
     moa_engine *e = p->s->engine;
-    return e->vt->download(e->backend, host, e->ws.logits, (size_t)n * (size_t)shape_of(p)->n_vocab * sizeof *host, err);
+    return e->vt->download(e->backend, host, e->ws.logits,
+                           (size_t)n * (size_t)shape_of(p)->n_vocab * sizeof *host, err);
 }
 
 /* --- a step: one token ------------------------------------------------------------------------------------------------------ */
 
 static moa_status step_operations(const pass *p, bool logits, moa_err *err) {
     moa_status s = embed(p, err);
-    for (int32_t l = 0; l < shape_of(p)->n_layer && s == MOA_OK; l++) s = run_layer(p, l, err);
+    for (int32_t l = 0; l < shape_of(p)->n_layer && s == MOA_OK; l++)
+        s = run_layer(p, l, err);
     return s == MOA_OK && logits ? project(p, 0, 1, err) : s;
 }
 
@@ -195,7 +241,8 @@ static void *record_step(const pass *p, bool logits) {
 static moa_status play_step(const pass *p, bool logits, moa_err *err) {
     moa_seq *s = p->s;
     moa_engine *e = s->engine;
-    const bool can = e->vt->record_begin && e->vt->record_end && e->vt->replay && e->vt->recording_free && !s->no_recording;
+    const bool can = e->vt->record_begin && e->vt->record_end && e->vt->replay && e->vt->recording_free &&
+                     !s->no_recording;
     if (can && !s->recording[logits] && s->step_done[logits]) {
         s->recording[logits] = record_step(p, logits);
         s->no_recording = !s->recording[logits];
@@ -211,7 +258,8 @@ static moa_status run_step(pass *p, moa_err *err) {
     moa_engine *e = s->engine;
     const bool logits = p->last || p->rows;
     moa_status status = MOA_OK;
-    for (int32_t l = 0; l < shape_of(p)->n_layer && status == MOA_OK; l++) status = moa_seq_extend(s, l, p->pos0 + 1, err);
+    for (int32_t l = 0; l < shape_of(p)->n_layer && status == MOA_OK; l++)
+        status = moa_seq_extend(s, l, p->pos0 + 1, err);
     if (status == MOA_OK) status = moa_seq_state_upload(s, err);
     if (status == MOA_OK) status = play_step(p, logits, err);
     if (status == MOA_OK) status = moa_probe_fetch(s, 1, err);
@@ -225,7 +273,9 @@ static moa_status run_step(pass *p, moa_err *err) {
 
 /* --- a chunk ---------------------------------------------------------------------------------------------------------------- */
 
-static bool cancelled(const pass *p) { return p->f->cancelled && p->f->cancelled(p->f->user); }
+static bool cancelled(const pass *p) {
+    return p->f->cancelled && p->f->cancelled(p->f->user);
+}
 
 static moa_status every_logits(pass *p, moa_err *err) {
     const int32_t n_vocab = shape_of(p)->n_vocab, block = p->s->engine->n_logits;
@@ -255,7 +305,8 @@ static moa_status run_chunk(pass *p, moa_err *err) {
         MOA_TRY(run_layer(p, l, err));
         moa_seq_trim(seq, l, n_after, true);
     }
-    if (p->rows) MOA_TRY(every_logits(p, err));
+    if (p->rows)
+        MOA_TRY(every_logits(p, err));
     else if (p->last) {
         MOA_TRY(project(p, p->n - 1, 1, err));
         MOA_TRY(download_logits(p, p->last, 1, err));
@@ -287,7 +338,8 @@ static void commit(const pass *p, const int32_t *ids) {
     s->n_past += p->n;
     s->n_journal = 0;
     moa_kv_pages_settle(&s->engine->pages);
-    for (int32_t l = 0; p->n == 1 && l < shape_of(p)->n_layer; l++) moa_seq_trim(s, l, s->n_past, false);
+    for (int32_t l = 0; p->n == 1 && l < shape_of(p)->n_layer; l++)
+        moa_seq_trim(s, l, s->n_past, false);
     if (s->has_gaps) moa_seq_show_spans(s);
 }
 
@@ -311,20 +363,26 @@ static moa_status run_pass(pass *p, const int32_t *ids, moa_err *err) {
 static moa_status check(const moa_seq *s, const moa_forward *f, moa_err *err) {
     const int32_t n_vocab = s->engine->model->shape.n_vocab;
     if (f->n < 1 || f->n > s->n_reserved - s->n_past)
-        return moa_fail(err, MOA_E_INVALID, "%d tokens to append to %d, but %d are reserved", f->n, s->n_past, s->n_reserved);
+        return moa_fail(err, MOA_E_INVALID, "%d tokens to append to %d, but %d are reserved", f->n, s->n_past,
+                        s->n_reserved);
     if (f->chunk < 0) return moa_fail(err, MOA_E_USAGE, "a chunk of %d tokens; at least 1", f->chunk);
     for (int32_t i = 0; i < f->n; i++)
         if (f->ids[i] < 0 || f->ids[i] >= n_vocab)
-            return moa_fail(err, MOA_E_INVALID, "token %d has id %d; the vocabulary has %d", i, f->ids[i], n_vocab);
+            return moa_fail(err, MOA_E_INVALID, "token %d has id %d; the vocabulary has %d", i, f->ids[i],
+                            n_vocab);
     return MOA_OK;
 }
 
 /* pages this call may need at most, with what other sequences hold */
-static moa_status reserve(moa_seq *s, int32_t n, int32_t chunk, moa_err *err) {
+static moa_status reserve(moa_seq *s, int32_t n, int32_t chunk, bool fit, moa_err *err) {
     moa_engine *e = s->engine;
-    const moa_kv_course course = {.shape = &e->model->shape, .widest = s->widest, .n_past = s->n_past, .n = n,
-                                  .chunk = chunk, .n_reserved = s->n_reserved};
-    return moa_engine_reserve(e, moa_kv_pages_peak(&course) + e->pages.used - s->n_held, err);
+    const moa_kv_course course = {.shape = &e->model->shape,
+                                  .widest = s->widest,
+                                  .n_past = s->n_past,
+                                  .n = n,
+                                  .chunk = chunk,
+                                  .n_reserved = s->n_reserved};
+    return moa_engine_reserve(e, moa_kv_pages_peak(&course) + e->pages.used - s->n_held, fit, err);
 }
 
 moa_status moa_seq_forward(moa_seq *s, const moa_forward *f, moa_err *err) {
@@ -333,7 +391,7 @@ moa_status moa_seq_forward(moa_seq *s, const moa_forward *f, moa_err *err) {
     if (status != MOA_OK) return status;
     const int32_t chunk = f->chunk > 0 && f->chunk < e->chunk ? f->chunk : e->chunk;
     pass p = {.s = s, .f = f};
-    if ((status = reserve(s, f->n, chunk, err)) != MOA_OK) return status;
+    if ((status = reserve(s, f->n, chunk, true, err)) != MOA_OK) return status;
     if (f->each_logits) {
         p.rows = malloc((size_t)e->n_logits * (size_t)e->model->shape.n_vocab * sizeof *p.rows);
         if (!p.rows) return moa_fail(err, MOA_E_MEMORY, "no memory for %d rows of logits", e->n_logits);
@@ -343,13 +401,17 @@ moa_status moa_seq_forward(moa_seq *s, const moa_forward *f, moa_err *err) {
             status = moa_fail(err, MOA_E_CANCELLED, "interrupted after %d tokens", s->n_past);
             break;
         }
-        p.n = s->has_gaps ? 1 : f->n - done < chunk ? f->n - done : chunk;
+        const int32_t most = s->has_gaps && chunk > MOA_GAP_TOK ? MOA_GAP_TOK : chunk;
+        p.n = f->n - done < most ? f->n - done : most;
         p.pos0 = s->n_past;
         p.last = done + p.n == f->n ? f->logits : NULL;
-        status = run_pass(&p, f->ids + done, err);
+        /* grows the pool only where lost keys made the chunks other than foreseen */
+        status = reserve(s, p.n, p.n, false, err);
+        if (status == MOA_OK) status = run_pass(&p, f->ids + done, err);
         if (status == MOA_OK && f->progress) f->progress(f->user, done + p.n, f->n);
     }
-    if (status == MOA_OK && p.stopped) status = moa_fail(err, MOA_E_CANCELLED, "stopped after %d tokens", s->n_past);
+    if (status == MOA_OK && p.stopped)
+        status = moa_fail(err, MOA_E_CANCELLED, "stopped after %d tokens", s->n_past);
     free(p.rows);
     return status;
 }

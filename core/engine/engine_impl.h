@@ -15,23 +15,27 @@
 #include "core/engine/engine.h"
 #include "core/engine/kv_pages.h"
 
+enum { MOA_GAP_TOK = 64 }; /* tokens of a chunk at most while keys are lost: each then has its own spans */
+
 typedef struct moa_dev_mem {
     void *data;
     size_t bytes;
 } moa_dev_mem;
 
 typedef struct moa_engine_layer {
-    moa_dev_weight *attn_norm, *wq, *wk, *wv, *bq, *bk, *bv, *wo, *ffn_norm, *gate, *up, *down; /* biases may be NULL */
+    moa_dev_weight *attn_norm, *wq, *wk, *wv, *bq, *bk, *bv, *wo, *ffn_norm, *gate, *up,
+        *down; /* biases may be NULL */
 } moa_engine_layer;
 
 /* Activations of one chunk, device. q, k, v, o share their memory with gate and up: the two halves of a layer. */
 typedef struct moa_workspace {
-    int32_t *in;   /* (2 * chunk): ids (n), then positions (n) */
-    float *x, *h;  /* (chunk, d_model): the residual stream; what the norms give */
-    float *q, *o;  /* (chunk, n_head, d_head) */
-    float *k, *v;  /* (chunk, n_head_kv, d_head) */
-    float *gate, *up; /* (chunk, d_ff) */
-    float *logits; /* (n_logits, n_vocab) */
+    int32_t *in;       /* (2 * chunk): ids (n), then positions (n) */
+    int32_t *row_span; /* (MOA_GAP_TOK, n_head) spans of one layer, token by token */
+    float *x, *h;      /* (chunk, d_model): the residual stream; what the norms give */
+    float *q, *o;      /* (chunk, n_head, d_head) */
+    float *k, *v;      /* (chunk, n_head_kv, d_head) */
+    float *gate, *up;  /* (chunk, d_ff) */
+    float *logits;     /* (n_logits, n_vocab) */
 } moa_workspace;
 
 struct moa_engine {
@@ -44,10 +48,11 @@ struct moa_engine {
     uint64_t capture_limit_bytes;
 
     moa_engine_layer *layers; /* (n_layer) */
-    moa_dev_weight *embed, *rope_freqs, *out_norm, *output; /* rope_freqs may be NULL; output is embed when tied */
+    moa_dev_weight *embed, *rope_freqs, *out_norm,
+        *output; /* rope_freqs may be NULL; output is embed when tied */
     moa_dev_mem workspace_mem;
     moa_workspace ws;
-    int32_t *in; /* host copy of ws.in */
+    int32_t *in, *row_span; /* host copies of ws.in and ws.row_span */
     moa_kv_pages pages;
     moa_dev_mem pool;
     size_t page_bytes;
@@ -60,7 +65,7 @@ struct moa_engine {
 typedef struct moa_journal_entry {
     int32_t page;
     int32_t layer, head_kv, index; /* of the table */
-    bool shared; /* others still use it */
+    bool shared;                   /* others still use it */
 } moa_journal_entry;
 
 typedef struct moa_head_sums {
@@ -82,32 +87,34 @@ struct moa_seq {
     bool measure_differs;
 
     /* mirrored on the device: state = [table | shown | measure] */
-    int32_t *table;      /* (n_layer, n_head_kv, max_pages) page of the pool or -1 */
-    int32_t *shown;      /* (n_layer, n_head) spans given to attention: less than span where keys are gone */
+    int32_t *table; /* (n_layer, n_head_kv, max_pages) page of the pool or -1 */
+    int32_t *shown; /* (n_layer, n_head) spans given to attention: less than span where keys are gone */
     int64_t dirty_first, dirty_end; /* part of table to be uploaded */
     bool shown_dirty, measure_dirty;
     moa_dev_mem state;
     int32_t *d_table, *d_shown, *d_measure;
 
     int64_t n_held, peak_held; /* pages; peak since the plan was set */
-    int32_t *from;        /* (n_layer, n_head_kv): keys [from, n_past) and the sink are held; MOA_SINK_TOK: all of them */
-    int32_t *from_before; /* the same before the chunk under way */
-    bool has_gaps;        /* some key that a head may see is gone */
+    int32_t *
+        from; /* (n_layer, n_head_kv): keys [from, n_past) and the sink are held; MOA_SINK_TOK: all of them */
+    int32_t *from_before;       /* the same before the chunk under way */
+    bool has_gaps;              /* some key that a head may see is gone */
     moa_journal_entry *journal; /* pages retired by the chunk under way */
     int64_t n_journal, journal_capacity;
 
     /* MOA_WATCH_STATS: probe = [stat | hist | hist as it was before the chunk] */
     moa_dev_mem probe;
-    float *d_stat, *d_hist, *d_hist_before; /* (n_layer, n of the chunk, n_head, MOA_N_STAT); (n_layer, n_head, 8, 1+n_bin) */
-    float *stat;                            /* host copy of d_stat */
+    float *d_stat, *d_hist,
+        *d_hist_before; /* (n_layer, n of the chunk, n_head, MOA_N_STAT); (n_layer, n_head, 8, 1+n_bin) */
+    float *stat;        /* host copy of d_stat */
     int32_t n_bin, bucket_tok;
-    bool hist_stale; /* d_hist must be zeroed before use */
+    bool hist_stale;     /* d_hist must be zeroed before use */
     moa_head_sums *sums; /* (n_layer, n_head) */
     int64_t n_query, bucket_queries[MOA_HIST_BUCKETS];
 
     /* MOA_WATCH_CAPTURE */
-    moa_dev_mem *capture;    /* (n_layer): q (n_head, max_tok, d_head), then k (n_head_kv, max_tok, d_head) */
-    int32_t *capture_tok;    /* (n_layer): max_tok */
+    moa_dev_mem *capture; /* (n_layer): q (n_head, max_tok, d_head), then k (n_head_kv, max_tok, d_head) */
+    int32_t *capture_tok; /* (n_layer): max_tok */
 
     void *recording[2]; /* a decode step without and with logits */
     bool step_done[2];  /* that step has run once, unrecorded: its backend has allocated what it needs */
@@ -115,13 +122,15 @@ struct moa_seq {
 };
 
 /* of q.k */
-static inline float moa_attn_scale(const moa_shape *shape) { return (float)(1 / sqrt((double)shape->d_head)); }
+static inline float moa_attn_scale(const moa_shape *shape) {
+    return (float)(1 / sqrt((double)shape->d_head));
+}
 
 /* --- engine.c */
 moa_status moa_engine_alloc(moa_engine *e, size_t bytes, moa_dev_mem *out, moa_err *err);
 void moa_engine_free(moa_engine *e, moa_dev_mem *m);
-/* room for n_pages in the pool; what is in use is kept */
-moa_status moa_engine_reserve(moa_engine *e, int64_t n_pages, moa_err *err);
+/* room for n_pages in the pool; what is in use is kept. fit: when nothing is, make it just that large */
+moa_status moa_engine_reserve(moa_engine *e, int64_t n_pages, bool fit, moa_err *err);
 
 /* --- kv_formula.c: pages, by the spans of KV heads: widest (n_layer, n_head_kv) */
 int64_t moa_kv_pages_at(const moa_shape *shape, const int32_t *widest, int32_t n_past);
@@ -133,23 +142,29 @@ typedef struct moa_kv_course {
 } moa_kv_course;
 int64_t moa_kv_pages_peak(const moa_kv_course *c); /* most pages held at any moment of it */
 /* spans (n_layer, n_head) by rules (NULL: dense), and the widest of each group (n_layer, n_head_kv) */
-void moa_kv_spans(const moa_shape *shape, const moa_rule *rules, int32_t n_reserved, int32_t *span, int32_t *widest);
+void moa_kv_spans(const moa_shape *shape, const moa_rule *rules, int32_t n_reserved, int32_t *span,
+                  int32_t *widest);
 
 /* --- seq.c */
 static inline int64_t moa_seq_at(const moa_seq *s, int32_t layer, int32_t head_kv) {
     return ((int64_t)layer * s->engine->model->shape.n_head_kv + head_kv) * s->max_pages;
 }
-moa_status moa_seq_extend(moa_seq *s, int32_t layer, int32_t n_after, moa_err *err); /* pages for tokens n_past..n_after-1 */
-void moa_seq_trim(moa_seq *s, int32_t layer, int32_t n_after, bool journal);         /* frees what is dead at n_after */
-void moa_seq_rollback(moa_seq *s); /* an unfinished chunk: its pages go back, retired ones return */
-void moa_seq_show_spans(moa_seq *s); /* shown, for a query at n_past */
+moa_status moa_seq_extend(moa_seq *s, int32_t layer, int32_t n_after,
+                          moa_err *err); /* pages for tokens n_past..n_after-1 */
+void moa_seq_trim(moa_seq *s, int32_t layer, int32_t n_after,
+                  bool journal);     /* frees what is dead at n_after */
+void moa_seq_rollback(moa_seq *s);   /* an unfinished chunk: its pages go back, retired ones return */
+void moa_seq_show_spans(moa_seq *s); /* shown and has_gaps, for a query at n_past */
+/* the same for one layer and the query at pos >= n_past: span (n_head) */
+void moa_seq_spans_at(const moa_seq *s, int32_t layer, int32_t pos, int32_t *span);
 void moa_seq_forget_recordings(moa_seq *s);
 size_t moa_seq_state_bytes(const moa_shape *shape, int32_t n_reserved);
 moa_status moa_seq_state_upload(moa_seq *s, moa_err *err); /* what is dirty */
 
 /* --- probe.c */
 size_t moa_probe_bytes(const moa_shape *shape, int32_t n_reserved, int32_t chunk);
-moa_status moa_probe_plan(moa_seq *s, bool on, int32_t n_reserved, moa_err *err); /* memory for it; begins anew */
+moa_status moa_probe_plan(moa_seq *s, bool on, int32_t n_reserved,
+                          moa_err *err); /* memory for it; begins anew */
 void moa_probe_restart(moa_seq *s);
 moa_status moa_probe_begin(moa_seq *s, int32_t n, moa_err *err); /* before the operations of a chunk */
 moa_probe moa_probe_args(const moa_seq *s, int32_t layer, int32_t n);
@@ -159,9 +174,10 @@ void moa_probe_rollback(moa_seq *s, int32_t n);
 
 /* --- map.c */
 size_t moa_capture_layer_bytes(const moa_shape *shape, int32_t n_reserved); /* SIZE_MAX: too much to count */
-moa_status moa_capture_plan(moa_seq *s, bool on, int32_t n_reserved, char *note, size_t note_bytes, moa_err *err);
-void moa_capture_close(moa_seq *s);
-moa_status moa_capture_rows(moa_seq *s, int32_t layer, const float *q, const float *k, const int32_t *pos, int32_t n,
+moa_status moa_capture_plan(moa_seq *s, bool on, int32_t n_reserved, char *note, size_t note_bytes,
                             moa_err *err);
+void moa_capture_close(moa_seq *s);
+moa_status moa_capture_rows(moa_seq *s, int32_t layer, const float *q, const float *k, const int32_t *pos,
+                            int32_t n, moa_err *err);
 
 #endif

@@ -11,9 +11,12 @@
  * before the next one is begun. */
 #include "core/engine/engine_impl.h"
 
-static int32_t pages_of(int32_t n_tok) { return (n_tok + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK; }
+static int32_t pages_of(int32_t n_tok) {
+    return (n_tok + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK;
+}
 
-void moa_kv_spans(const moa_shape *shape, const moa_rule *rules, int32_t n_reserved, int32_t *span, int32_t *widest) {
+void moa_kv_spans(const moa_shape *shape, const moa_rule *rules, int32_t n_reserved, int32_t *span,
+                  int32_t *widest) {
     const int32_t group = shape->n_head / shape->n_head_kv;
     for (int32_t l = 0; l < shape->n_layer; l++)
         for (int32_t h = 0; h < shape->n_head; h++) {
@@ -33,7 +36,8 @@ static int64_t layer_kept(const moa_shape *shape, const int32_t *widest, int32_t
 
 int64_t moa_kv_pages_at(const moa_shape *shape, const int32_t *widest, int32_t n_past) {
     int64_t n = 0;
-    for (int32_t l = 0; l < shape->n_layer; l++) n += layer_kept(shape, widest, l, n_past);
+    for (int32_t l = 0; l < shape->n_layer; l++)
+        n += layer_kept(shape, widest, l, n_past);
     return n;
 }
 
@@ -65,8 +69,10 @@ int64_t moa_kv_pages_peak(const moa_kv_course *c) {
     return x > peak ? x : peak;
 }
 
-moa_kv_bytes moa_kv_formula(const moa_shape *shape, moa_kv_type type, const moa_rule *rules, int32_t n_reserved, int32_t n_past) {
-    const uint64_t page_bytes = 2 * (uint64_t)MOA_PAGE_TOK * (uint64_t)shape->d_head * moa_kv_elem_bytes(type);
+moa_kv_bytes moa_kv_formula(const moa_shape *shape, moa_kv_type type, const moa_rule *rules,
+                            int32_t n_reserved, int32_t n_past) {
+    const uint64_t page_bytes =
+        2 * (uint64_t)MOA_PAGE_TOK * (uint64_t)shape->d_head * moa_kv_elem_bytes(type);
     const int32_t group = shape->n_head / shape->n_head_kv;
     uint64_t n = 0;
     for (int32_t l = 0; l < shape->n_layer; l++)

@@ -23,7 +23,8 @@ moa_status moa_kv_pages_grow(moa_kv_pages *p, int32_t capacity, moa_err *err) {
         return moa_fail(err, MOA_E_MEMORY, "no memory for the lists of %d KV pages", capacity);
     /* the new pages go below the old ones, lowest number on top: a fresh pool is filled from its beginning */
     const int32_t n_new = capacity - p->capacity;
-    for (int32_t i = p->n_free; i > 0; i--) p->free_list[i - 1 + n_new] = p->free_list[i - 1];
+    for (int32_t i = p->n_free; i > 0; i--)
+        p->free_list[i - 1 + n_new] = p->free_list[i - 1];
     for (int32_t i = 0; i < n_new; i++) {
         p->free_list[i] = capacity - 1 - i;
         p->n_use[capacity - 1 - i] = 0;
@@ -74,7 +75,8 @@ void moa_kv_pages_drop(moa_kv_pages *p, int32_t page) {
 bool moa_kv_pages_retire(moa_kv_pages *p, int32_t page) {
     if (!leave(p, page)) return false;
     if (p->n_retired == p->capacity) { /* some were taken: close the gap they left */
-        for (int32_t i = p->retired_first; i < p->n_retired; i++) p->retired[i - p->retired_first] = p->retired[i];
+        for (int32_t i = p->retired_first; i < p->n_retired; i++)
+            p->retired[i - p->retired_first] = p->retired[i];
         p->n_retired -= p->retired_first;
         p->retired_first = 0;
     }
@@ -102,4 +104,6 @@ void moa_kv_pages_settle(moa_kv_pages *p) {
     p->n_retired = p->retired_first = 0;
 }
 
-void moa_kv_pages_reset_peak(moa_kv_pages *p) { p->peak = p->used; }
+void moa_kv_pages_reset_peak(moa_kv_pages *p) {
+    p->peak = p->used;
+}

@@ -16,10 +16,11 @@
 #include "core/base/status.h"
 
 typedef struct moa_kv_pages {
-    int32_t capacity; /* pages of the pool */
-    int32_t *n_use;   /* (capacity) use count; 0: free; -1: retired. Owned, as the following */
+    int32_t capacity;   /* pages of the pool */
+    int32_t *n_use;     /* (capacity) use count; 0: free; -1: retired. Owned, as the following */
     int32_t *free_list; /* (capacity) the first n_free are free pages, the last is given out first */
-    int32_t *retired;   /* (capacity) pages retired since the last settle, in order; taken from retired_first on */
+    int32_t
+        *retired; /* (capacity) pages retired since the last settle, in order; taken from retired_first on */
     int32_t n_free, n_retired, retired_first;
     int64_t used, peak; /* pages in use now; most since the last moa_kv_pages_reset_peak */
 } moa_kv_pages;
@@ -28,11 +29,13 @@ typedef struct moa_kv_pages {
 moa_status moa_kv_pages_grow(moa_kv_pages *p, int32_t capacity, moa_err *err);
 void moa_kv_pages_close(moa_kv_pages *p); /* frees the lists; p is empty and usable again */
 
-int32_t moa_kv_pages_take(moa_kv_pages *p); /* a page with use count 1; -1: none is left */
+int32_t moa_kv_pages_take(moa_kv_pages *p);             /* a page with use count 1; -1: none is left */
 void moa_kv_pages_share(moa_kv_pages *p, int32_t page); /* one more user */
 void moa_kv_pages_drop(moa_kv_pages *p, int32_t page);  /* one user less; free when it was the last */
-bool moa_kv_pages_retire(moa_kv_pages *p, int32_t page); /* as drop, but given out last; false: others still use it */
-bool moa_kv_pages_revive(moa_kv_pages *p, int32_t page); /* undoes a retire that was true; false: it was taken meanwhile */
+bool moa_kv_pages_retire(moa_kv_pages *p,
+                         int32_t page); /* as drop, but given out last; false: others still use it */
+bool moa_kv_pages_revive(moa_kv_pages *p,
+                         int32_t page); /* undoes a retire that was true; false: it was taken meanwhile */
 void moa_kv_pages_settle(moa_kv_pages *p);
 void moa_kv_pages_reset_peak(moa_kv_pages *p);
 

@@ -17,7 +17,9 @@
 #include "core/base/size.h"
 #include "core/engine/engine_impl.h"
 
-static int32_t div_up(int32_t a, int32_t b) { return (a + b - 1) / b; }
+static int32_t div_up(int32_t a, int32_t b) {
+    return (a + b - 1) / b;
+}
 
 static size_t stat_elems(const moa_shape *shape, int32_t n) {
     return (size_t)shape->n_layer * (size_t)n * (size_t)shape->n_head * MOA_N_STAT;
@@ -25,7 +27,9 @@ static size_t stat_elems(const moa_shape *shape, int32_t n) {
 static size_t layer_hist_elems(const moa_shape *shape, int32_t n_bin) {
     return (size_t)shape->n_head * MOA_HIST_BUCKETS * (1 + (size_t)n_bin);
 }
-static size_t pad(size_t elems) { return (elems + 63) & ~(size_t)63; }
+static size_t pad(size_t elems) {
+    return (elems + 63) & ~(size_t)63;
+}
 
 size_t moa_probe_bytes(const moa_shape *shape, int32_t n_reserved, int32_t chunk) {
     const size_t hist = (size_t)shape->n_layer * layer_hist_elems(shape, div_up(n_reserved, MOA_PAGE_TOK));
@@ -51,8 +55,11 @@ moa_status moa_probe_plan(moa_seq *s, bool on, int32_t n_reserved, moa_err *err)
     moa_dev_mem fresh = {0};
     float *stat = malloc(stat_elems(shape, e->chunk) * sizeof *stat);
     moa_head_sums *sums = calloc((size_t)shape->n_layer * (size_t)shape->n_head, sizeof *sums);
-    moa_status status = stat && sums ? MOA_OK : moa_fail(err, MOA_E_MEMORY, "no memory for the statistics of %d tokens", e->chunk);
-    if (status == MOA_OK) status = moa_engine_alloc(e, moa_probe_bytes(shape, n_reserved, e->chunk), &fresh, err);
+    moa_status status =
+        stat && sums ? MOA_OK
+                     : moa_fail(err, MOA_E_MEMORY, "no memory for the statistics of %d tokens", e->chunk);
+    if (status == MOA_OK)
+        status = moa_engine_alloc(e, moa_probe_bytes(shape, n_reserved, e->chunk), &fresh, err);
     if (status != MOA_OK) {
         free(stat);
         free(sums);
@@ -93,7 +100,8 @@ moa_status moa_probe_begin(moa_seq *s, int32_t n, moa_err *err) {
         status = e->vt->zero(e->backend, s->d_hist, hist_bytes(s), err);
         if (status == MOA_OK) s->hist_stale = false;
     }
-    if (status == MOA_OK && n > 1) status = e->vt->copy(e->backend, s->d_hist_before, s->d_hist, hist_bytes(s), err);
+    if (status == MOA_OK && n > 1)
+        status = e->vt->copy(e->backend, s->d_hist_before, s->d_hist, hist_bytes(s), err);
     return status;
 }
 
@@ -101,7 +109,8 @@ moa_probe moa_probe_args(const moa_seq *s, int32_t layer, int32_t n) {
     const moa_shape *shape = &s->engine->model->shape;
     if (!s->d_stat) return (moa_probe){0};
     return (moa_probe){.stat = s->d_stat + (size_t)layer * (size_t)n * (size_t)shape->n_head * MOA_N_STAT,
-                       .measure_span = s->measure_differs ? s->d_measure + (int64_t)layer * shape->n_head : NULL,
+                       .measure_span =
+                           s->measure_differs ? s->d_measure + (int64_t)layer * shape->n_head : NULL,
                        .hist = s->d_hist + (size_t)layer * layer_hist_elems(shape, s->n_bin),
                        .n_bin = s->n_bin,
                        .bucket_tok = s->bucket_tok};
@@ -110,7 +119,8 @@ moa_probe moa_probe_args(const moa_seq *s, int32_t layer, int32_t n) {
 moa_status moa_probe_fetch(moa_seq *s, int32_t n, moa_err *err) {
     moa_engine *e = s->engine;
     if (!s->d_stat) return MOA_OK;
-    return e->vt->download(e->backend, s->stat, s->d_stat, stat_elems(&e->model->shape, n) * sizeof(float), err);
+    return e->vt->download(e->backend, s->stat, s->d_stat, stat_elems(&e->model->shape, n) * sizeof(float),
+                           err);
 }
 
 void moa_probe_commit(moa_seq *s, int32_t n) {
@@ -146,7 +156,8 @@ void moa_probe_rollback(moa_seq *s, int32_t n) {
 
 moa_status moa_seq_stats(moa_seq *s, moa_head_stats *stats, moa_err *err) {
     const moa_shape *shape = &s->engine->model->shape;
-    if (!s->sums || s->n_query == 0) return moa_fail(err, MOA_E_FAILED, "no statistics were gathered: nothing was watched");
+    if (!s->sums || s->n_query == 0)
+        return moa_fail(err, MOA_E_FAILED, "no statistics were gathered: nothing was watched");
     const double n = (double)s->n_query;
     for (int64_t i = 0; i < (int64_t)shape->n_layer * shape->n_head; i++) {
         const moa_head_sums *sum = &s->sums[i];
@@ -168,11 +179,13 @@ moa_status moa_seq_hist(moa_seq *s, int32_t layer, float **hist, int32_t *n_bin,
     *hist = NULL;
     if (layer < 0 || layer >= shape->n_layer)
         return moa_fail(err, MOA_E_INVALID, "layer %d of a model with %d layers", layer, shape->n_layer);
-    if (!s->d_hist || s->n_query == 0) return moa_fail(err, MOA_E_FAILED, "no histogram was gathered: nothing was watched");
+    if (!s->d_hist || s->n_query == 0)
+        return moa_fail(err, MOA_E_FAILED, "no histogram was gathered: nothing was watched");
     const size_t n = layer_hist_elems(shape, s->n_bin);
     float *out = malloc(n * sizeof *out);
     if (!out) return moa_fail(err, MOA_E_MEMORY, "no memory for a histogram of %zu values", n);
-    const moa_status status = e->vt->download(e->backend, out, s->d_hist + (size_t)layer * n, n * sizeof *out, err);
+    const moa_status status =
+        e->vt->download(e->backend, out, s->d_hist + (size_t)layer * n, n * sizeof *out, err);
     if (status != MOA_OK) {
         free(out);
         return status;

@@ -42,7 +42,8 @@ static moa_status begin_reference(moa_run_reference *r, int32_t n, int32_t n_voc
     if (r->capacity < n || r->n_vocab != n_vocab) {
         size_t bytes;
         float *rows = NULL;
-        if (moa_size_mul((size_t)(n > 0 ? n : 1), (size_t)n_vocab, &bytes) && moa_size_mul(bytes, sizeof *rows, &bytes))
+        if (moa_size_mul((size_t)(n > 0 ? n : 1), (size_t)n_vocab, &bytes) &&
+            moa_size_mul(bytes, sizeof *rows, &bytes))
             rows = malloc(bytes);
         if (!rows) return moa_fail(err, MOA_E_MEMORY, "no memory to keep the logits of %d tokens", n);
         free(r->logits);
@@ -69,15 +70,17 @@ typedef struct run {
 static moa_status check(const run *x, moa_err *err) {
     const moa_run_config *c = x->c;
     const int32_t n_past = x->s->n_past, n_ctx = x->model->shape.n_ctx;
-    if (c->n_ids < 1 || !c->ids) return moa_fail(err, MOA_E_USAGE, "a run of %d tokens; at least 1", c->n_ids);
+    if (c->n_ids < 1 || !c->ids)
+        return moa_fail(err, MOA_E_USAGE, "a run of %d tokens; at least 1", c->n_ids);
     if (c->n_gen < 0 || c->n_force < 0 || c->n_force > c->n_gen)
         return moa_fail(err, MOA_E_USAGE, "%d tokens to generate, %d of them given", c->n_gen, c->n_force);
     for (int32_t i = 0; i < c->n_force; i++)
         if (c->force[i] < 0 || c->force[i] >= x->model->shape.n_vocab)
-            return moa_fail(err, MOA_E_INVALID, "given token %d has id %d; the vocabulary has %d", i, c->force[i],
-                            x->model->shape.n_vocab);
+            return moa_fail(err, MOA_E_INVALID, "given token %d has id %d; the vocabulary has %d", i,
+                            c->force[i], x->model->shape.n_vocab);
     if (c->n_ids > n_ctx - n_past)
-        return moa_fail(err, MOA_E_INVALID, "%d tokens after %d do not fit the model's context of %d", c->n_ids, n_past, n_ctx);
+        return moa_fail(err, MOA_E_INVALID, "%d tokens after %d do not fit the model's context of %d",
+                        c->n_ids, n_past, n_ctx);
     return MOA_OK;
 }
 
@@ -94,7 +97,8 @@ static moa_status begin(run *x, moa_err *err) {
     x->logits = malloc((size_t)shape->n_vocab * sizeof *x->logits);
     if (!x->logits) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for %d logits", shape->n_vocab));
     if (c->keep) MOA_TRY(begin_reference(c->keep, x->n_gen, shape->n_vocab, err));
-    MOA_TRY(moa_seq_plan(x->s, c->rules, c->measure, x->s->n_past + c->n_ids + x->n_gen, c->watch, note, sizeof note, err));
+    MOA_TRY(moa_seq_plan(x->s, c->rules, c->measure, x->s->n_past + c->n_ids + x->n_gen, c->watch, note,
+                         sizeof note, err));
     x->r->n_reserved = x->s->n_reserved;
     if (c->planned) c->planned(c->user, x->s, note);
 out:
@@ -124,7 +128,8 @@ static moa_status prefill(run *x, moa_err *err) {
 static void describe(const run *x, int32_t index, int32_t id, moa_run_token *t) {
     const moa_run_reference *ref = x->c->against;
     const int32_t n_vocab = x->model->shape.n_vocab;
-    *t = (moa_run_token){.index = index, .pos = x->s->n_past, .id = id, .kl = NAN, .n_top = n_vocab < N_TOP ? n_vocab : N_TOP};
+    *t = (moa_run_token){
+        .index = index, .pos = x->s->n_past, .id = id, .kl = NAN, .n_top = n_vocab < N_TOP ? n_vocab : N_TOP};
     moa_logits_describe(x->logits, n_vocab, id, t->n_top, t->top, &t->logprob, &t->entropy);
     if (ref && index < ref->n && ref->n_vocab == n_vocab)
         t->kl = (float)moa_logits_kl(ref->logits + (int64_t)index * n_vocab, x->logits, n_vocab);
@@ -148,8 +153,10 @@ static moa_status one_token(run *x, int32_t index, bool *more, moa_err *err) {
     const bool stopped = c->token && !c->token(c->user, &token);
     const bool end = !forced && !c->ignore_end && moa_tokenizer_is_end(x->model->tokenizer, id);
     *more = !stopped && !end && index + 1 < x->n_gen;
-    if (stopped) x->r->stop = MOA_STOP_CANCELLED;
-    else if (end) x->r->stop = MOA_STOP_END;
+    if (stopped)
+        x->r->stop = MOA_STOP_CANCELLED;
+    else if (end)
+        x->r->stop = MOA_STOP_END;
     /* not to be cancelled: what was told is in the sequence */
     const moa_forward f = {.ids = &id, .n = 1, .logits = *more ? x->logits : NULL};
     const moa_status s = moa_seq_forward(x->s, &f, err);
@@ -162,7 +169,8 @@ static moa_status generate(run *x, moa_err *err) {
     bool more = x->n_gen > 0;
     x->r->stop = x->clipped ? MOA_STOP_CONTEXT : MOA_STOP_LENGTH;
     for (int32_t i = 0; more && s == MOA_OK; i++) {
-        if (x->c->cancelled && x->c->cancelled(x->c->user)) return moa_fail(err, MOA_E_CANCELLED, "interrupted after %d tokens", i);
+        if (x->c->cancelled && x->c->cancelled(x->c->user))
+            return moa_fail(err, MOA_E_CANCELLED, "interrupted after %d tokens", i);
         s = one_token(x, i, &more, err);
     }
     return s;

@@ -81,7 +81,8 @@ moa_status moa_sampler_open(moa_sampler **out, const moa_sampling *how, int32_t 
     s->p = calloc((size_t)s->n_max, sizeof *s->p);
     if (!s->best || !s->p) {
         moa_sampler_close(&s);
-        return moa_fail(err, MOA_E_MEMORY, "no memory to sort %d tokens", how->top_k > 0 ? how->top_k : n_vocab);
+        return moa_fail(err, MOA_E_MEMORY, "no memory to sort %d tokens",
+                        how->top_k > 0 ? how->top_k : n_vocab);
     }
     *out = s;
     return MOA_OK;
@@ -95,8 +96,12 @@ void moa_sampler_close(moa_sampler **s) {
     *s = NULL;
 }
 
-static float clean(float logit) { return isnan(logit) ? -INFINITY : logit; }
-static bool better(candidate a, candidate b) { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
+static float clean(float logit) {
+    return isnan(logit) ? -INFINITY : logit;
+}
+static bool better(candidate a, candidate b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+}
 
 static int by_rank(const void *a, const void *b) {
     const candidate *x = a, *y = b;
@@ -119,9 +124,11 @@ static void sink(candidate *heap, int32_t n, int32_t i) {
 
 /* the n_max best of all, sorted */
 static void rank(moa_sampler *s, const float *logits) {
-    for (int32_t id = 0; id < s->n_max; id++) s->best[id] = (candidate){clean(logits[id]), id};
+    for (int32_t id = 0; id < s->n_max; id++)
+        s->best[id] = (candidate){clean(logits[id]), id};
     if (s->n_max < s->n_vocab) {
-        for (int32_t i = s->n_max / 2; i-- > 0;) sink(s->best, s->n_max, i);
+        for (int32_t i = s->n_max / 2; i-- > 0;)
+            sink(s->best, s->n_max, i);
         for (int32_t id = s->n_max; id < s->n_vocab; id++) {
             const candidate c = {clean(logits[id]), id};
             if (!better(c, s->best[0])) continue;
@@ -152,11 +159,13 @@ int32_t moa_sampler_next(moa_sampler *s, const float *logits) {
         const double enough = (double)s->how.top_p * sum;
         double have = s->p[0];
         int32_t k = 1;
-        while (k < n && have < enough) have += s->p[k++];
+        while (k < n && have < enough)
+            have += s->p[k++];
         n = k;
     }
     if (s->how.min_p > 0)
-        while (n > 1 && s->p[n - 1] < (double)s->how.min_p) n--; /* p[0] is 1 */
+        while (n > 1 && s->p[n - 1] < (double)s->how.min_p)
+            n--; /* p[0] is 1 */
     double left = uniform(&s->random) * weigh(s, n, (double)s->how.temp);
     for (int32_t i = 0; i < n; i++) {
         left -= s->p[i];
@@ -172,12 +181,13 @@ static double log_sum_exp(const float *logits, int32_t n) {
     for (int32_t i = 0; i < n; i++)
         if ((double)logits[i] > max) max = (double)logits[i];
     if (max == -INFINITY) return -INFINITY;
-    for (int32_t i = 0; i < n; i++) sum += exp((double)clean(logits[i]) - max);
+    for (int32_t i = 0; i < n; i++)
+        sum += exp((double)clean(logits[i]) - max);
     return max + log(sum);
 }
 
-void moa_logits_describe(const float *logits, int32_t n_vocab, int32_t id, int32_t n, moa_top *top, float *logprob,
-                         float *entropy) {
+void moa_logits_describe(const float *logits, int32_t n_vocab, int32_t id, int32_t n, moa_top *top,
+                         float *logprob, float *entropy) {
     const double lse = log_sum_exp(logits, n_vocab);
     double h = 0;
     int32_t n_top = 0;
@@ -187,13 +197,16 @@ void moa_logits_describe(const float *logits, int32_t n_vocab, int32_t id, int32
         if (l > -INFINITY) h -= exp(l) * l;
         const candidate c = {clean(logits[i]), i};
         int32_t at = n_top;
-        while (at > 0 && better(c, (candidate){clean(logits[top[at - 1].id]), top[at - 1].id})) at--;
+        while (at > 0 && better(c, (candidate){clean(logits[top[at - 1].id]), top[at - 1].id}))
+            at--;
         if (at >= n) continue;
         if (n_top < n) n_top++;
-        for (int32_t k = n_top - 1; k > at; k--) top[k] = top[k - 1];
+        for (int32_t k = n_top - 1; k > at; k--)
+            top[k] = top[k - 1];
         top[at] = (moa_top){i, (float)l};
     }
-    for (int32_t k = n_top; k < n; k++) top[k] = (moa_top){-1, -INFINITY};
+    for (int32_t k = n_top; k < n; k++)
+        top[k] = (moa_top){-1, -INFINITY};
     if (logprob) *logprob = (float)((double)clean(logits[id]) - lse);
     if (entropy) *entropy = (float)h;
 }

@@ -6,8 +6,8 @@
  * Per KV head the held keys are the sink and one range [from, n_past). Normally `from` trails the window of the group's widest
  * head. After widening (an edited rule; a rule with beta > 0 in a longer turn) or after a cancelled chunk the window may reach
  * back beyond `from`: those keys are lost until a new prefill. Attention must not look for them, so while that lasts the
- * spans shown to it end at `from`, and since such a span grows with every token, tokens then go one at a time
- * (engine_forward.c). With it every chunking still gives the same result.
+ * spans shown to it end at `from`; since such a span grows with every token, each token of a chunk then has its own
+ * (engine_forward.c). So every chunking still gives the same result.
  *
  * The table and the spans live on the host and are mirrored on the device; a dirty range is uploaded once before a step. */
 #include <assert.h>
@@ -19,8 +19,12 @@
 #include "core/base/size.h"
 #include "core/engine/engine_impl.h"
 
-static int32_t pages_of(int32_t n_tok) { return (n_tok + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK; }
-static const moa_shape *shape_of(const moa_seq *s) { return &s->engine->model->shape; }
+static int32_t pages_of(int32_t n_tok) {
+    return (n_tok + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK;
+}
+static const moa_shape *shape_of(const moa_seq *s) {
+    return &s->engine->model->shape;
+}
 
 /* --- open, close, reset ---------------------------------------------------------------------------------------------------- */
 
@@ -46,7 +50,8 @@ static void drop_pages(moa_seq *s) {
     s->n_held = 0;
     s->dirty_first = 0;
     s->dirty_end = n;
-    for (int64_t i = 0; s->from && i < (int64_t)shape->n_layer * shape->n_head_kv; i++) s->from[i] = MOA_SINK_TOK;
+    for (int64_t i = 0; s->from && i < (int64_t)shape->n_layer * shape->n_head_kv; i++)
+        s->from[i] = MOA_SINK_TOK;
 }
 
 void moa_seq_forget_recordings(moa_seq *s) {
@@ -92,7 +97,8 @@ void moa_seq_close(moa_seq **ps) {
 /* What a plan brings: made whole before anything of the old one is touched. */
 typedef struct plan_parts {
     int32_t *ids;
-    int32_t *spans; /* one block: span, measure, shown (n_layer, n_head each), widest, from, from_before (n_layer, n_head_kv) */
+    int32_t *
+        spans; /* one block: span, measure, shown (n_layer, n_head each), widest, from, from_before (n_layer, n_head_kv) */
     int32_t *table;
     moa_journal_entry *journal;
     int64_t journal_capacity;
@@ -107,14 +113,20 @@ static void drop_parts(moa_engine *e, plan_parts *p) {
     moa_engine_free(e, &p->state);
 }
 
-static size_t n_span(const moa_shape *shape) { return (size_t)shape->n_layer * (size_t)shape->n_head; }
-static size_t n_widest(const moa_shape *shape) { return (size_t)shape->n_layer * (size_t)shape->n_head_kv; }
+static size_t n_span(const moa_shape *shape) {
+    return (size_t)shape->n_layer * (size_t)shape->n_head;
+}
+static size_t n_widest(const moa_shape *shape) {
+    return (size_t)shape->n_layer * (size_t)shape->n_head_kv;
+}
 
 /* elements, padded so that what follows is aligned on the device */
 static size_t table_elems(const moa_shape *shape, int32_t n_reserved) {
     return (n_widest(shape) * (size_t)pages_of(n_reserved) + 63) & ~(size_t)63;
 }
-static size_t span_elems(const moa_shape *shape) { return (n_span(shape) + 63) & ~(size_t)63; }
+static size_t span_elems(const moa_shape *shape) {
+    return (n_span(shape) + 63) & ~(size_t)63;
+}
 
 size_t moa_seq_state_bytes(const moa_shape *shape, int32_t n_reserved) {
     return (table_elems(shape, n_reserved) + 2 * span_elems(shape)) * sizeof(int32_t);
@@ -129,8 +141,10 @@ static moa_status make_parts(moa_engine *e, int32_t n_reserved, plan_parts *p, m
     p->table = malloc(n_table * sizeof *p->table);
     p->journal = calloc((size_t)p->journal_capacity, sizeof *p->journal);
     if (!p->ids || !p->spans || !p->table || !p->journal)
-        return moa_fail(err, MOA_E_MEMORY, "no memory for the page tables of %d tokens (%zu entries)", n_reserved, n_table);
-    for (size_t i = 0; i < n_table; i++) p->table[i] = -1;
+        return moa_fail(err, MOA_E_MEMORY, "no memory for the page tables of %d tokens (%zu entries)",
+                        n_reserved, n_table);
+    for (size_t i = 0; i < n_table; i++)
+        p->table[i] = -1;
     return moa_engine_alloc(e, moa_seq_state_bytes(shape, n_reserved), &p->state, err);
 }
 
@@ -144,7 +158,8 @@ static void take_parts(moa_seq *s, plan_parts *p, int32_t n_reserved) {
         for (int32_t k = 0; k < n_used; k++)
             p->table[i * (size_t)max_pages + (size_t)k] = s->table[i * (size_t)s->max_pages + (size_t)k];
     }
-    for (int32_t i = 0; i < s->n_past; i++) p->ids[i] = s->ids[i];
+    for (int32_t i = 0; i < s->n_past; i++)
+        p->ids[i] = s->ids[i];
     const plan_parts old = {s->ids, s->span, s->table, s->journal, 0, s->state};
     s->ids = p->ids;
     s->span = spans;
@@ -173,7 +188,8 @@ static moa_status check_rules(const moa_shape *shape, const moa_rule *rules, moa
         for (int32_t h = 0; h < shape->n_head; h++) {
             const moa_rule r = rules[(int64_t)l * shape->n_head + h];
             if (!isfinite(r.alpha) || !isfinite(r.beta))
-                return moa_fail(err, MOA_E_INVALID, "layer %d head %d: the rule (%g, %g) is not finite", l, h, r.alpha, r.beta);
+                return moa_fail(err, MOA_E_INVALID, "layer %d head %d: the rule (%g, %g) is not finite", l, h,
+                                r.alpha, r.beta);
         }
     return MOA_OK;
 }
@@ -181,21 +197,24 @@ static moa_status check_rules(const moa_shape *shape, const moa_rule *rules, moa
 static void set_spans(moa_seq *s, const moa_rule *rules, const moa_rule *measure) {
     const moa_shape *shape = shape_of(s);
     moa_kv_spans(shape, rules, s->n_reserved, s->span, s->widest);
-    for (size_t i = 0; i < n_span(shape); i++) s->measure[i] = measure ? moa_span(measure[i], s->n_reserved) : s->span[i];
+    for (size_t i = 0; i < n_span(shape); i++)
+        s->measure[i] = measure ? moa_span(measure[i], s->n_reserved) : s->span[i];
     s->measure_differs = memcmp(s->measure, s->span, n_span(shape) * sizeof *s->span) != 0;
 }
 
-moa_status moa_seq_plan(moa_seq *s, const moa_rule *rules, const moa_rule *measure, int32_t n_reserved, int watch,
-                        char *note, size_t note_bytes, moa_err *err) {
+moa_status moa_seq_plan(moa_seq *s, const moa_rule *rules, const moa_rule *measure, int32_t n_reserved,
+                        int watch, char *note, size_t note_bytes, moa_err *err) {
     moa_engine *e = s->engine;
     const moa_shape *shape = shape_of(s);
     plan_parts parts = {0};
     moa_status status = MOA_OK;
     if (note && note_bytes) *note = 0;
     if (n_reserved < 1 || n_reserved < s->n_past || n_reserved > shape->n_ctx)
-        return moa_fail(err, MOA_E_INVALID, "%d tokens to be reserved: the sequence has %d and the model's context is %d",
+        return moa_fail(err, MOA_E_INVALID,
+                        "%d tokens to be reserved: the sequence has %d and the model's context is %d",
                         n_reserved, s->n_past, shape->n_ctx);
-    if ((status = check_rules(shape, rules, err)) != MOA_OK || (status = check_rules(shape, measure, err)) != MOA_OK)
+    if ((status = check_rules(shape, rules, err)) != MOA_OK ||
+        (status = check_rules(shape, measure, err)) != MOA_OK)
         return status;
     /* recordings hold the addresses of what is about to move */
     moa_seq_forget_recordings(s);
@@ -206,7 +225,8 @@ moa_status moa_seq_plan(moa_seq *s, const moa_rule *rules, const moa_rule *measu
     if (status == MOA_OK) {
         take_parts(s, &parts, n_reserved);
         set_spans(s, rules, measure);
-        for (int32_t l = 0; l < shape->n_layer; l++) moa_seq_trim(s, l, s->n_past, false);
+        for (int32_t l = 0; l < shape->n_layer; l++)
+            moa_seq_trim(s, l, s->n_past, false);
         moa_seq_show_spans(s);
         s->peak_held = s->n_held;
         moa_kv_pages_reset_peak(&e->pages);
@@ -242,7 +262,8 @@ moa_status moa_seq_extend(moa_seq *s, int32_t layer, int32_t n_after, moa_err *e
             if (s->table[at] >= 0) continue;
             const int32_t page = moa_kv_pages_take(&s->engine->pages);
             if (page < 0)
-                return moa_fail(err, MOA_E_FAILED, "layer %d: the pool of %d KV pages is empty, %lld are in use", layer,
+                return moa_fail(err, MOA_E_FAILED,
+                                "layer %d: the pool of %d KV pages is empty, %lld are in use", layer,
                                 s->engine->pages.capacity, (long long)s->engine->pages.used);
             set_page(s, at, page);
         }
@@ -287,8 +308,10 @@ void moa_seq_rollback(moa_seq *s) {
         int32_t *from = &s->from[(int64_t)e->layer * shape->n_head_kv + e->head_kv];
         const int32_t end = (e->index + 1) * MOA_PAGE_TOK;
         if (e->shared) moa_kv_pages_share(pages, e->page);
-        if (e->shared || moa_kv_pages_revive(pages, e->page)) set_page(s, moa_seq_at(s, e->layer, e->head_kv) + e->index, e->page);
-        else if (end > *from) *from = end < s->n_past ? end : s->n_past;
+        if (e->shared || moa_kv_pages_revive(pages, e->page))
+            set_page(s, moa_seq_at(s, e->layer, e->head_kv) + e->index, e->page);
+        else if (end > *from)
+            *from = end < s->n_past ? end : s->n_past;
     }
     s->n_journal = 0;
     moa_kv_pages_settle(pages);
@@ -302,20 +325,24 @@ static int32_t lost(const moa_seq *s, int64_t head) {
     return from > first ? from - first : 0;
 }
 
-void moa_seq_show_spans(moa_seq *s) {
+void moa_seq_spans_at(const moa_seq *s, int32_t layer, int32_t pos, int32_t *span) {
     const moa_shape *shape = shape_of(s);
     const int32_t group = shape->n_head / shape->n_head_kv;
-    s->has_gaps = false;
-    for (size_t i = 0; i < n_widest(shape); i++) {
-        const bool gap = lost(s, (int64_t)i) > 0;
-        const int32_t reach = MOA_SINK_TOK + s->n_past - s->from[i] + 1; /* the span that ends at from */
-        s->has_gaps = s->has_gaps || gap;
-        for (size_t h = i * (size_t)group; h < (i + 1) * (size_t)group; h++) {
-            const int32_t shown = gap && s->span[h] > reach ? reach : s->span[h];
-            if (shown != s->shown[h]) s->shown_dirty = true;
-            s->shown[h] = shown;
-        }
+    for (int32_t h = 0; h < shape->n_head; h++) {
+        const int32_t from = s->from[(int64_t)layer * shape->n_head_kv + h / group];
+        span[h] = s->span[(int64_t)layer * shape->n_head + h];
+        if (moa_window_first(span[h], pos) < from) span[h] = MOA_SINK_TOK + pos - from + 1;
     }
+}
+
+void moa_seq_show_spans(moa_seq *s) {
+    const moa_shape *shape = shape_of(s);
+    s->has_gaps = moa_seq_lost(s) > 0;
+    for (int32_t l = 0; l < shape->n_layer; l++) {
+        int32_t *shown = s->shown + (int64_t)l * shape->n_head;
+        moa_seq_spans_at(s, l, s->n_past, shown);
+    }
+    s->shown_dirty = true;
 }
 
 moa_status moa_seq_state_upload(moa_seq *s, moa_err *err) {
@@ -343,15 +370,26 @@ moa_status moa_seq_state_upload(moa_seq *s, moa_err *err) {
 
 /* --- looking at it --------------------------------------------------------------------------------------------------------- */
 
-int32_t moa_seq_n_past(const moa_seq *s) { return s->n_past; }
-int32_t moa_seq_n_reserved(const moa_seq *s) { return s->n_reserved; }
-const int32_t *moa_seq_ids(const moa_seq *s) { return s->ids; }
-const int32_t *moa_seq_spans(const moa_seq *s) { return s->span; }
-moa_engine *moa_seq_engine(const moa_seq *s) { return s->engine; }
+int32_t moa_seq_n_past(const moa_seq *s) {
+    return s->n_past;
+}
+int32_t moa_seq_n_reserved(const moa_seq *s) {
+    return s->n_reserved;
+}
+const int32_t *moa_seq_ids(const moa_seq *s) {
+    return s->ids;
+}
+const int32_t *moa_seq_spans(const moa_seq *s) {
+    return s->span;
+}
+moa_engine *moa_seq_engine(const moa_seq *s) {
+    return s->engine;
+}
 
 int64_t moa_seq_lost(const moa_seq *s) {
     int64_t n = 0;
-    for (size_t i = 0; s->from && i < n_widest(shape_of(s)); i++) n += lost(s, (int64_t)i);
+    for (size_t i = 0; s->from && i < n_widest(shape_of(s)); i++)
+        n += lost(s, (int64_t)i);
     return n;
 }
 
@@ -359,7 +397,8 @@ double moa_seq_kv_density(const moa_seq *s) {
     const size_t n = n_widest(shape_of(s));
     if (!s->from || s->n_past == 0) return NAN;
     double kept = 0;
-    for (size_t i = 0; i < n; i++) kept += moa_n_seen(s->widest[i], s->n_past - 1);
+    for (size_t i = 0; i < n; i++)
+        kept += moa_n_seen(s->widest[i], s->n_past - 1);
     /* lost() speaks of the next query, whose window has moved by one; what it lacks was lacking before */
     return (kept - (double)moa_seq_lost(s)) / (double)n / s->n_past;
 }
@@ -380,5 +419,6 @@ void moa_seq_pages(const moa_seq *s, moa_pages *out) {
 
 void moa_seq_page_map(const moa_seq *s, uint8_t *held) {
     const int64_t n = (int64_t)n_widest(shape_of(s)) * s->max_pages;
-    for (int64_t i = 0; i < n; i++) held[i] = s->table[i] >= 0;
+    for (int64_t i = 0; i < n; i++)
+        held[i] = s->table[i] >= 0;
 }
