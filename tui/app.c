@@ -512,6 +512,7 @@ static void close_all(tui_app *app) {
                                   &app->model.device, &app->model.device_why, &app->prompt_name};
     for (size_t i = 0; i < sizeof cleans / sizeof *cleans; i++) moa_clean_close(cleans[i]);
     free(app->map.mass), free(app->map.max), free(app->map.stat);
+    free(app->row.mass), free(app->row.max), free(app->row.stat);
     moa_buf_free(&app->prompt);
     moa_buf_free(&app->popup_text);
     viz_canvas_close(&app->canvas);

@@ -160,6 +160,8 @@ typedef struct tui_map_ask {
     bool follow;
 } tui_map_ask;
 void tui_map_request(tui_app *app, const tui_map_ask *ask);
+/* The same for app->row: one query, one cell a key (rows 1). It waits behind maps, and never follows. */
+void tui_row_request(tui_app *app, const tui_map_ask *ask);
 
 /* --- the plan ------------------------------------------------------------------------------------------------------------ */
 
@@ -276,6 +278,8 @@ struct tui_app {
     bool compare_next; /* after the running dense run: force its tokens through the plan */
     tui_map map;
     tui_map_ask map_ask; bool map_waiting, map_again; uint32_t map_job;
+    tui_map row;       /* exact attention of one query, beside the map */
+    tui_map_ask row_ask; bool row_again, map_is_row; /* map_is_row: what is on its way is a row */
     tui_plan plan;
     tui_cursor cursor;
     int32_t n_user;    /* :set n; 0: automatic */

@@ -124,7 +124,7 @@ moa_status tui_engine_start(tui_app *app, const char *device, moa_err *err) {
     if (device && *device) (void)snprintf(app->options.device, sizeof app->options.device, "%s", device);
     app->model.loaded = false;
     app->slot_running = -1;
-    app->map_waiting = app->map_again = false;
+    app->map_waiting = app->map_again = app->row_again = false;
     app->load_done = app->load_total = 0;
     return tui_link_open(app, err); /* WELCOME leads to the loading of options.model */
 }
@@ -244,7 +244,7 @@ moa_status tui_run_start(tui_app *app, tui_slot slot, moa_err *err) {
     app->newest = slot;
     if (slot != TUI_F) app->cursor.run = slot;
     app->link.state = TUI_LINK_BUSY;
-    app->map_waiting = app->map_again = false;
+    app->map_waiting = app->map_again = app->row_again = false;
 out:
     free(alphas);
     free(force);
@@ -262,12 +262,13 @@ void tui_run_cancel(tui_app *app) {
     }
 }
 
-static void map_send(tui_app *app) {
-    const tui_map_ask *k = &app->map_ask;
+static void map_send(tui_app *app, bool row) {
+    const tui_map_ask *k = row ? &app->row_ask : &app->map_ask;
     moa_wire_msg m = {.type = MOA_WIRE_SELECT_MAP};
     m.u.select_map = (moa_msg_select_map){.layer = k->layer, .head = k->head, .span = k->span, .measure_span = k->measure_span, .q0 = k->q0, .q1 = k->q1,
                                           .k0 = k->k0, .k1 = k->k1, .rows = k->rows, .cols = k->cols, .follow = k->follow};
-    app->map_again = false;
+    *(row ? &app->row_again : &app->map_again) = false;
+    app->map_is_row = row;
     app->map_waiting = tui_link_send(app, &m, NULL) == MOA_OK;
     app->map_job = m.job;
 }
@@ -276,7 +277,22 @@ void tui_map_request(tui_app *app, const tui_map_ask *ask) {
     app->map_ask = *ask;
     if (!app->model.loaded || !app->runs[app->newest].number || app->runs[app->newest].n_prompt == 0) return;
     if (app->map_waiting) app->map_again = true; /* one on its way at most: holding a key down does not fill the pipe */
-    else map_send(app);
+    else map_send(app, false);
+}
+
+void tui_row_request(tui_app *app, const tui_map_ask *ask) {
+    app->row_ask = *ask;
+    app->row_ask.follow = false;
+    if (!app->model.loaded || !app->runs[app->newest].number || app->runs[app->newest].n_prompt == 0) return;
+    if (app->map_waiting) app->row_again = true;
+    else map_send(app, true);
+}
+
+/* an answer came: what was asked meanwhile goes out. The engine follows what it was asked last, so a row in between asks for the map anew. */
+static void map_next(tui_app *app, bool was_row) {
+    if (app->map_waiting) return;
+    if (app->map_again || (was_row && app->map_ask.follow && app->slot_running >= 0)) map_send(app, false);
+    else if (app->row_again) map_send(app, true);
 }
 
 /* --- hearing: the model ------------------------------------------------------------------------------------------------------ */
@@ -524,6 +540,7 @@ static void on_hist(tui_app *app, const moa_msg_hist *m) {
 
 static void on_map(tui_app *app, uint32_t job, const moa_msg_map *m) {
     size_t n, n_stat;
+    const bool row = job == app->map_job && app->map_is_row;
     if (job == app->map_job) app->map_waiting = false;
     if (m->rows < 1 || m->cols < 1 || !moa_size_mul((size_t)m->rows, (size_t)m->cols, &n) || m->mass.n != n || (m->max.n != 0 && m->max.n != n) ||
         !moa_size_mul((size_t)m->rows, MOA_N_STAT, &n_stat) || (m->stat.n != 0 && m->stat.n != n_stat) || m->layer < 0 || m->layer >= app->model.n_layer ||
@@ -531,7 +548,7 @@ static void on_map(tui_app *app, uint32_t job, const moa_msg_map *m) {
         odd(app, "a map");
         return;
     }
-    tui_map *t = &app->map;
+    tui_map *t = row ? &app->row : &app->map;
     free(t->mass), free(t->max), free(t->stat);
     *t = (tui_map){.there = true, .slot = app->newest, .layer = m->layer, .head = m->head, .span = m->span, .measure_span = m->measure_span, .q0 = m->q0,
                    .q1 = m->q1, .k0 = m->k0, .k1 = m->k1, .rows = m->rows, .cols = m->cols, .n_past = m->n_past};
@@ -539,7 +556,7 @@ static void on_map(tui_app *app, uint32_t job, const moa_msg_map *m) {
     t->max = m->max.n ? copy_of(m->max.data, n * sizeof *t->max) : NULL;
     t->stat = m->stat.n ? copy_of(m->stat.data, n_stat * sizeof *t->stat) : NULL;
     t->there = t->mass != NULL;
-    if (app->map_again && !app->map_waiting) map_send(app);
+    map_next(app, row);
     tell(app, TUI_EV_MAP);
 }
 
@@ -603,7 +620,7 @@ static void on_failed(tui_app *app, uint32_t job, const moa_msg_failed *m) {
     if (job == app->map_job && app->map_waiting) {
         app->map_waiting = false;
         tui_say(app, TUI_WARN, "%s", text);
-        if (app->map_again) map_send(app);
+        map_next(app, false);
         return;
     }
     if (r) {
