@@ -138,6 +138,7 @@ typedef struct tui_run {
 const char *tui_run_piece(const tui_run *r, int32_t pos, size_t *n);
 /* the same as one line of shown text (⏎ and ␣ visible when `marks`), appended */
 void tui_run_piece_shown(const tui_run *r, int32_t pos, bool marks, bool ascii, moa_buf *out);
+void tui_bytes_shown(const char *s, size_t n, bool ascii, moa_buf *out); /* any token's bytes, with marks */
 const float *tui_run_hist(const tui_run *r, int32_t layer, int32_t head, int32_t *n_bin); /* (1 + n_bin) or NULL */
 double tui_run_stat(const tui_run *r, const float *array, int32_t layer, int32_t head);   /* NAN: not there */
 /* first output position at which A and B differ; -1: not both there, or no difference so far */

@@ -38,7 +38,9 @@ static void status_line(tui_app *app, viz_pane p) {
     char text[200], a[16], b[24];
     viz_fill(p, 0, 0, 1, p.w, viz_on(VIZ_TEXT, VIZ_BG_BAR), " ");
     const viz_style s = viz_on(VIZ_TEXT, VIZ_BG_BAR), dim = viz_on(VIZ_DIM, VIZ_BG_BAR);
-    const int x_n = wide ? 28 : 18, x_plan = wide ? 41 : 26, x_kv = wide ? 69 : 45, x_mem = wide ? 90 : 63, w_job = wide ? 24 : 17;
+    const bool large = p.w >= 160;
+    const int x_n = large ? 40 : wide ? 28 : 18, x_plan = large ? 55 : wide ? 41 : 26, x_kv = large ? 110 : wide ? 69 : 45;
+    const int x_mem = large ? 132 : wide ? 90 : 63, w_job = wide ? 24 : 17;
     const bool loaded = app->model.loaded;
     if (loaded) viz_clean(p, 0, 1, x_n - 2, (viz_style){VIZ_TITLE, VIZ_BG_BAR, VIZ_A_BOLD}, app->model.name);
     else viz_text(p, 0, 1, (viz_style){VIZ_TITLE, VIZ_BG_BAR, VIZ_A_BOLD}, "moascope");

@@ -101,7 +101,12 @@ void tui_flow_draw(const tui_flow *f, viz_pane p, int32_t first, tui_flow_style 
             const int32_t token = tui_flow_token_at(f, at);
             uint32_t stop = token < f->n_tok ? f->ends[token] : end;
             if (stop > end || stop <= at) stop = end;
-            x += viz_bytes(p, y, x, style(user, token), f->text.data + at, stop - at);
+            const viz_style s = style(user, token);
+            if (f->text.data[at] == ' ' && stop - at > 1) { /* a word's blank keeps the ground: calmer, and lines end clean */
+                x += viz_bytes(p, y, x, (viz_style){s.fg, VIZ_DEFAULT, 0}, " ", 1);
+                at++;
+            }
+            x += viz_bytes(p, y, x, s, f->text.data + at, stop - at);
             at = stop;
         }
     }

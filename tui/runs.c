@@ -73,15 +73,29 @@ const char *tui_run_piece(const tui_run *r, int32_t pos, size_t *n) {
     return r->pieces.data ? r->pieces.data + t->text_at : "";
 }
 
-void tui_run_piece_shown(const tui_run *r, int32_t pos, bool marks, bool ascii, moa_buf *out) {
-    size_t n;
-    const char *s = tui_run_piece(r, pos, &n);
+static void shown(const char *s, size_t n, bool marks, bool ascii, moa_buf *out) {
     if (marks && n > 0 && s[0] == ' ') {
         moa_buf_str(out, ascii ? "_" : "␣");
         s++;
         n--;
     }
-    moa_text_clean(s, n, MOA_TEXT_LINE | (ascii ? MOA_TEXT_ASCII : 0), out);
+    for (size_t at = 0; at < n;) { /* line ends have a sign of their own that every font has */
+        const char *stop = marks ? memchr(s + at, '\n', n - at) : NULL;
+        const size_t k = stop ? (size_t)(stop - s) - at : n - at;
+        moa_text_clean(s + at, k, MOA_TEXT_LINE | (ascii ? MOA_TEXT_ASCII : 0), out);
+        if (stop) moa_buf_str(out, ascii ? "$" : "↵");
+        at += k + (stop != NULL);
+    }
+}
+
+void tui_run_piece_shown(const tui_run *r, int32_t pos, bool marks, bool ascii, moa_buf *out) {
+    size_t n;
+    const char *s = tui_run_piece(r, pos, &n);
+    shown(s, n, marks, ascii, out);
+}
+
+void tui_bytes_shown(const char *s, size_t n, bool ascii, moa_buf *out) {
+    shown(s, n, true, ascii, out);
 }
 
 const float *tui_run_hist(const tui_run *r, int32_t layer, int32_t head, int32_t *n_bin) {

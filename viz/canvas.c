@@ -353,12 +353,12 @@ static const char *const eighth_right[] = {" ", "▏", "▎", "▍", "▌", "▋
 static const char *const eighth_up[] = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
 static const char glyph_ramp[] = " .:-=+*#%@";
 
-/* a thin line on a darker one where there are colours: bars under each other stay apart */
+/* a heavy line on a thin, darker one where there are colours: bars under each other stay apart, and a copied text still tells */
 static void line_bar(viz_pane p, int y, int x, int w, double v, viz_color fg) {
     const int halves = (int)lround(v * w * 2);
     for (int i = 0; i < w; i++) {
         const int k = halves - 2 * i;
-        viz_text(p, y, x + i, viz_fg(k >= 1 ? fg : (viz_color)VIZ_BAR_REST), k == 1 ? "╸" : "━");
+        viz_text(p, y, x + i, viz_fg(k >= 1 ? fg : (viz_color)VIZ_BAR_REST), k == 1 ? "╸" : k > 1 ? "━" : "─");
     }
 }
 

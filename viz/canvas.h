@@ -174,7 +174,7 @@ void viz_vline(viz_pane p, int y, int x, int h, viz_style s);
  * Focus is drawn as colour and as a heavier frame. */
 viz_pane viz_box(viz_pane p, const char *title, const char *note, bool focus);
 
-/* ━━━━━╸━━━━ of w cells (without colours ▕██████▋   ▏); share 0..1, NAN draws an empty bar with `-` */
+/* ━━━━━╸──── of w cells (without colours ▕██████▋   ▏); share 0..1, NAN draws an empty bar with `-` */
 void viz_bar(viz_pane p, int y, int x, int w, double share, viz_color fg);
 /* values (n) -> ▁▂▃▄▅▆▇█, resampled to w cells (mean), scaled to lo..hi (lo >= hi: own range); NAN draws a space.
  * With a mono or ASCII canvas: ` .:-=+*#%@` */

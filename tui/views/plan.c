@@ -103,6 +103,8 @@ static void beta_text(char out[24], double v) {
 }
 
 enum { X_HEAD = 2, X_ALPHA = 10, X_BETA = 18, X_SPAN = 25, X_COVER = 34, X_ENT = 41, X_KV = 46, X_CLASS = 57, X_NOTE = 66 };
+/* further columns where there is room */
+enum { X_95 = 82, X_WORST = 92, X_DIST = 101, DIST_W = 24, W_WIDE = X_DIST + DIST_W };
 
 static void header(viz_pane p) {
     static const struct {
@@ -115,6 +117,32 @@ static void header(viz_pane p) {
     } right[] = {{X_ALPHA, 7, "alpha"}, {X_BETA, 6, "beta"}, {X_SPAN, 8, "span"}, {X_COVER, 6, "cover"}, {X_ENT, 4, "ent"}, {X_KV, 9, "KV/group"}};
     for (size_t i = 0; i < 3; i++) viz_text(p, 0, heads[i].x, viz_fg(VIZ_DIM), heads[i].text);
     for (size_t i = 0; i < 6; i++) viz_text_right(p, 0, right[i].x, right[i].w, viz_fg(VIZ_DIM), right[i].text);
+    if (p.w < W_WIDE) return;
+    viz_text_right(p, 0, X_95, 8, viz_fg(VIZ_DIM), "95% at");
+    viz_text_right(p, 0, X_WORST, 7, viz_fg(VIZ_DIM), "worst");
+    viz_text(p, 0, X_DIST, viz_fg(VIZ_DIM), "mass: sink, then distance");
+}
+
+/* the mass by distance in log2 bins of blocks, the first the sink; how far the span reaches is drawn bright */
+static void distance_strip(const tui_app *app, viz_pane p, int y, int32_t layer, int32_t head, int32_t span) {
+    int32_t n_bin;
+    const float *h = tui_run_hist(tui_truth(app), layer, head, &n_bin);
+    float bins[DIST_W];
+    double all = 0;
+    if (!h) return;
+    for (int i = 0; i < DIST_W; i++) bins[i] = 0;
+    for (int32_t i = 0; i <= n_bin; i++) all += (double)h[i];
+    if (!(all > 0)) return;
+    for (int32_t d = 0; d < n_bin; d++) { /* two bins an octave: 64 128 .. tokens */
+        const int b = 1 + (int)(2 * log2((double)d + 1));
+        bins[b < DIST_W ? b : DIST_W - 1] += (float)((double)h[1 + d] / all);
+    }
+    bins[0] = (float)((double)h[0] / all);
+    const int reach = 2 + (int)(2 * log2((double)(span - MOA_SINK_TOK) / 64));
+    int last = 2 + (int)(2 * log2((double)(n_bin > 0 ? n_bin : 1)));
+    if (last > DIST_W) last = DIST_W;
+    for (int i = 0; i < last; i++)
+        viz_spark(p, y, X_DIST + i, 1, viz_fg(i == 0 ? VIZ_CAT1 : i <= reach ? VIZ_BAR : VIZ_FAINT), &bins[i], 1, 0, 0.5f);
 }
 
 static void note_of(const tui_app *app, const tui_head_figures *f, int32_t at, char *out, size_t n) {
@@ -151,7 +179,12 @@ static void table_row(tui_app *app, viz_pane p, int y, int32_t at, bool here) {
     const char *class = tui_head_class(app, layer, head);
     viz_text_cut(p, y, X_CLASS, 8, viz_fg(class_color(class)), class);
     note_of(app, &f, at, note, sizeof note);
-    viz_text_cut(p, y, X_NOTE, p.w - X_NOTE, viz_fg(VIZ_DIM), note);
+    viz_text_cut(p, y, X_NOTE, p.w < W_WIDE ? p.w - X_NOTE : X_95 - X_NOTE - 1, viz_fg(VIZ_DIM), note);
+    if (p.w >= W_WIDE) {
+        viz_text_right(p, y, X_95, 8, viz_fg(VIZ_DIM), f.span95 ? viz_count_text(t, f.span95) : "-");
+        viz_text_right(p, y, X_WORST, 7, viz_fg(VIZ_DIM), viz_percent_text(t, f.worst_cover, 1));
+        distance_strip(app, p, y, layer, head, f.span);
+    }
     if (!here) return;
     viz_restyle(p, y, 0, 1, p.w, VIZ_BG_SELECT, 0);
     if (p.c->caps.depth == VIZ_MONO) viz_text(p, y, 1, viz_bold(VIZ_ACCENT), ">");
@@ -201,7 +234,7 @@ static int kv_row(viz_pane in, int y, const char *label, uint64_t bytes, uint64_
     char b[16];
     viz_text_cut(in, y, 0, 12, viz_fg(VIZ_DIM), label);
     viz_text_right(in, y, 12, 9, viz_fg(VIZ_TEXT), viz_bytes_text(b, bytes));
-    const int room = in.w - 22 - 8;
+    const int room = in.w - 22 - 12;
     if (room >= 6) viz_bar(in, y, 22, room > 30 ? 30 : room, most ? (double)bytes / (double)most : (double)NAN, color);
     viz_text(in, y, 23 + (room > 30 ? 30 : room > 0 ? room : 0), viz_fg(VIZ_DIM), after);
     return y + 1;
@@ -214,7 +247,7 @@ static int budget_row(tui_app *app, viz_pane in, int y, uint64_t plan) {
     const double share = (double)plan / (double)budget;
     viz_text_cut(in, y, 0, 12, viz_fg(VIZ_DIM), "budget");
     viz_text_right(in, y, 12, 9, viz_fg(VIZ_TEXT), viz_bytes_text(a, budget));
-    const int room = in.w - 30;
+    const int room = in.w - 34;
     if (room >= 6) viz_bar(in, y, 22, room > 30 ? 30 : room, share, share > 1 ? VIZ_BAD : VIZ_GOOD);
     (void)snprintf(text, sizeof text, "%.0f%%%s", 100 * share, share > 1 ? " over" : "");
     viz_text(in, y, 23 + (room > 30 ? 30 : room > 0 ? room : 0), viz_fg(share > 1 ? VIZ_BAD : VIZ_GOOD), text);

@@ -173,14 +173,7 @@ static void draw_output(tui_app *app, viz_canvas *c, viz_rect rect, const tui_ru
 static void draw_top(tui_app *app, viz_pane in, int y, const tui_run *r, const tui_token *t) {
     for (int32_t i = 0; i < t->n_top && y < in.h; i++, y++) {
         moa_buf b = {0};
-        const char *s = r->pieces.data + t->top_at[i];
-        size_t n = t->top_n[i];
-        if (n > 0 && *s == ' ') {
-            moa_buf_str(&b, app->caps.utf8 ? "␣" : "_");
-            s++;
-            n--;
-        }
-        moa_text_clean(s, n, MOA_TEXT_LINE | (app->caps.utf8 ? 0 : MOA_TEXT_ASCII), &b);
+        tui_bytes_shown(r->pieces.data + t->top_at[i], t->top_n[i], !app->caps.utf8, &b);
         const double p = exp((double)t->top_logprob[i]);
         const bool chosen = t->top_ids[i] == t->id;
         viz_text_cut(in, y, 0, 14, (viz_style){chosen ? VIZ_TEXT : VIZ_DIM, VIZ_DEFAULT, chosen ? VIZ_A_BOLD : 0}, b.data ? b.data : "");
@@ -221,7 +214,7 @@ static void draw_token(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
         x = viz_text(in, 1, 0, viz_fg(VIZ_DIM), "next  ");
         for (int32_t i = 0; i < t->n_top && x < in.w - 16; i++) {
             moa_buf one = {0};
-            moa_text_clean(r->pieces.data + t->top_at[i], t->top_n[i], MOA_TEXT_LINE | (app->caps.utf8 ? 0 : MOA_TEXT_ASCII), &one);
+            tui_bytes_shown(r->pieces.data + t->top_at[i], t->top_n[i], !app->caps.utf8, &one);
             x += viz_text(in, 1, x, viz_fg(t->top_ids[i] == t->id ? VIZ_TEXT : VIZ_DIM), one.data ? one.data : "");
             x += viz_printf(in, 1, x, viz_fg(VIZ_DIM), " %.0f%%  ", 100 * exp((double)t->top_logprob[i]));
             moa_buf_free(&one);
