@@ -20,8 +20,14 @@
  * Everything is summed in a fixed order: the same bits every time. The probe's statistics are merged like l. Its histogram is
  * a third kernel that runs only when asked for: a block owns a distance bin of a head and sums it in order over the sequences.
  *
- *   version   idea                                                           us, share of the ceiling (see docs/measurements)
- *   v1        equal stretches of pages, 16-byte loads, merge in a second kernel                                       <- best */
+ *   version   idea                                         H100, f16, one layer: us, share of the measured 2811 GB/s
+ *   v1        equal stretches of pages, 16-byte loads,       Llama-3-8B 32/8 x 128  1 x 4k dense 24.1 us 25 %, half 24.6 us 12 %
+ *             merge in a second kernel                                              1 x 16k dense 47.9 us 50 %, half 37.6 us 32 %
+ *                                                                                   8 x 16k dense 247 us 77 %, half 139 us 69 %
+ *                                                            Vicuna-7B 32/32 x 128  1 x 16k dense 103 us 93 %, half 61.9 us 77 %
+ *                                                            SmolLM2 9/3 x 64       1 x 4k dense 14.2 us 8 %            <- best
+ *   (tried, slower: merging the parts one after the other in each thread: 33.0 us at 8B 1 x 4k)
+ *   measured 2026-11-24 with  test_ops_cuda --bench attn_decode  (docs/measurements/2026-11-24-h100-cuda-v1.md)            */
 #include "cuda/cuda_common.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * 32, MAX_GROUP = 8, U = 4, MAX_BLOCK = 1024;

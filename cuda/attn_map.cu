@@ -10,8 +10,8 @@
  * A cell belongs to one warp and is summed in order, so a map is the same bits every time. Float32 with one float a key and
  * thread; q is read from shared memory by all lanes at once, k by each lane its own row.
  *
- *   version   idea                                              us, share of the ceiling (see docs/measurements)
- *   v1        a warp for 4 queries (rows), a warp a cell                                                                <- best */
+ *   version   idea                                              us
+ *   v1        a warp for 4 queries (rows), a warp a cell        not timed yet: maps are asked for by a person           <- best */
 #include "cuda/cuda_common.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * 32, NQ = 4, MAX_D = 256;

@@ -15,8 +15,10 @@
  * computes S again once m and l are known; a page and a row meet at most two distance bins. Histogram sums are added
  * with float atomics: their last bits may differ between runs, nothing else does. Off, none of it is compiled in.
  *
- *   version   idea                                                           us, share of the ceiling (see docs/measurements)
- *   v1        64 x 64 tiles, float32 FMA                                                                              <- best */
+ *   version   idea                             H100, f16 cache: us, TFLOP/s of the visible pairs (its FMA units: 60)
+ *   v1        64 x 64 tiles, float32 FMA       SmolLM2 9/3 x 64 at 4096: dense 1140 us 17.0, span 512 253 us 17.9; 8B 32/8 x 128
+ *                                              at 8192: dense 17.4 ms 31.6, span 4096 13.0 ms 31.7                    <- best
+ *   measured 2026-11-24 with  test_ops_cuda --bench attn_prefill  (docs/measurements/2026-11-24-h100-cuda-v1.md)           */
 #include "cuda/cuda_common.cuh"
 
 static constexpr int SIDE = 16, THREADS = SIDE * SIDE, MAX_SLOT = 3;

@@ -5,7 +5,7 @@
  * The table and the positions are read on the device, so a recorded step stays valid while pages come and go. A row whose
  * position is negative (an idle sequence) or whose page is not there is left out.
  *
- *   version   idea                                        us a call (see docs/measurements)
+ *   version   idea                                        us a call
  *   v1        a block per (row, KV head), K and V together   launch bound in decode                                  <- best */
 #include "cuda/cuda_common.cuh"
 

@@ -13,9 +13,15 @@
  *
  * Sums are float32 in a fixed order, so a step repeats bit for bit.
  *
- *   version     idea                                             us, share of the ceiling (see docs/measurements)
- *   matvec_v1   a warp an output, a unit a lane, x in shared                                                         <- best
- *   decode_v1   a unit a thread, transposed through shared so that the writes are whole lines                        <- best */
+ *   version     idea                                       H100, rows of x: us, share of the measured 2811 GB/s (4096 x 4096)
+ *   matvec_v1   a warp an output, a unit a lane, x in      1 row: Q4_0 8.9 us 38 %, Q8_0 12.0 us 53 %, Q4_K 13.1 us 26 %,
+ *               shared; four outputs a warp from 4 rows    Q6_K 17.3 us 28 %; 8 rows: Q4_0 45.6 us 7 %                  <- best
+ *   plain_v1    a warp an output, neighbouring lanes       BF16 1 row: 17.4 us 69 %, 8 rows: 75.7 us 16 %              <- best
+ *               neighbouring elements
+ *   (tried, slower: four outputs a warp for plain elements, 98.7 us at 8 rows of BF16)
+ *   decode_v1   a unit a thread, transposed through        + cuBLAS, Q4_0 4096 x 4096, 512 rows: f32 389 us (44 TFLOP/s), tf32
+ *   + cuBLAS    shared so that the writes are whole lines  81 us, bf16 52 us; NMSE 8e-14, 1.4e-7, 1.1e-5                <- best
+ *   measured 2026-11-24 with  test_ops_cuda --bench matmul  (docs/measurements/2026-11-24-h100-cuda-v1.md)                */
 #include <cuda_bf16.h>
 
 #include "cuda/quant.cuh"
@@ -174,33 +180,27 @@ template <typename U, int NT> __global__ static void __launch_bounds__(WARPS * 3
 /* Rows of single elements (F32, F16, BF16): lanes take neighbouring elements, so that the loads are whole lines. V elements at
  * once where the row allows it. */
 template <typename U, int NT, int V> __global__ static void __launch_bounds__(WARPS * 32) matvec_plain_v1(matvec_job j) {
-    constexpr int R = rows_of<NT>::value;
-    const int lane = threadIdx.x % 32, o = ((int)blockIdx.x * WARPS + (int)threadIdx.x / 32) * R;
+    const int lane = threadIdx.x % 32, o = (int)blockIdx.x * WARPS + (int)threadIdx.x / 32;
     if (o >= j.n_out) return;
-    float acc[R][NT] = {};
-#pragma unroll 4 / R
+    const uint8_t *row = j.w + (size_t)o * j.row_bytes;
+    float acc[NT] = {};
+#pragma unroll 4
     for (int i = lane * V; i < j.n_in; i += 32 * V) {
-        float w[R][V];
+        float w[V];
+        U::template load<V>(row, i, w);
 #pragma unroll
-        for (int r = 0; r < R; r++) /* rows past the end are read as the last one and not written */
-            U::template load<V>(j.w + (size_t)min(o + r, j.n_out - 1) * j.row_bytes, i, w[r]);
-#pragma unroll
-        for (int t = 0; t < NT; t++) {
-            if (t >= j.n_tok) break;
-            const float *x = j.x + (int64_t)t * j.n_in + i;
-            if constexpr (V == 4) {
-                const float4 v = load4(x, j.wide_x);
-#pragma unroll
-                for (int r = 0; r < R; r++) acc[r][t] += w[r][0] * v.x + w[r][1] * v.y + w[r][2] * v.z + w[r][3] * v.w;
-            } else {
-#pragma unroll
-                for (int r = 0; r < R; r++) acc[r][t] += w[r][0] * x[0];
+        for (int t = 0; t < NT; t++)
+            if (t < j.n_tok) {
+                const float *x = j.x + (int64_t)t * j.n_in + i;
+                if constexpr (V == 4) {
+                    const float4 v = load4(x, j.wide_x);
+                    acc[t] += w[0] * v.x + w[1] * v.y + w[2] * v.z + w[3] * v.w;
+                } else {
+                    acc[t] += w[0] * x[0];
+                }
             }
-        }
     }
-#pragma unroll
-    for (int r = 0; r < R; r++)
-        if (o + r < j.n_out) matvec_write<NT>(j, o + r, acc[r]);
+    matvec_write<NT>(j, o, acc);
 }
 
 /* V elements from element i on, V * size aligned */
@@ -232,7 +232,7 @@ struct plain_bf16 {
 };
 
 template <typename U, int NT> static void matvec_plain_launch(moa_cuda *c, const matvec_job &j) {
-    const unsigned grid = (unsigned)moa_ceil_div(j.n_out, WARPS * rows_of<NT>::value);
+    const unsigned grid = (unsigned)moa_ceil_div(j.n_out, WARPS);
     if (j.n_in % 4 == 0) matvec_plain_v1<U, NT, 4><<<grid, WARPS * 32, 0, c->stream>>>(j);
     else matvec_plain_v1<U, NT, 1><<<grid, WARPS * 32, 0, c->stream>>>(j);
 }
