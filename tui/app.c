@@ -328,7 +328,7 @@ static void want_tokens(tui_app *app) {
 
 bool tui_idle(const tui_app *app) {
     const tui_link_state s = app->link.state;
-    return s != TUI_LINK_HELLO && s != TUI_LINK_LOADING && s != TUI_LINK_BUSY && app->slot_running < 0 && !app->map_waiting && app->tokenize_job == 0 &&
+    return s != TUI_LINK_HELLO && s != TUI_LINK_LOADING && s != TUI_LINK_BUSY && app->slot_running < 0 && !app->map_waiting && !app->blame.active && app->tokenize_job == 0 &&
            app->link.out_done >= app->link.out.size;
 }
 
@@ -508,6 +508,7 @@ static void close_all(tui_app *app) {
     term_close();
     for (int i = 0; i < TUI_SLOTS; i++) tui_run_free(&app->runs[i]);
     tui_plan_free(app);
+    tui_blame_free(app);
     moa_clean **const cleans[] = {&app->link.devices, &app->link.no_gpu, &app->model.name, &app->model.path, &app->model.arch, &app->model.quant,
                                   &app->model.device, &app->model.device_why, &app->prompt_name};
     for (size_t i = 0; i < sizeof cleans / sizeof *cleans; i++) moa_clean_close(cleans[i]);
@@ -522,9 +523,9 @@ static void close_all(tui_app *app) {
 static moa_status begin(tui_app *app, const moa_args *a, moa_err *err) {
     app->link.fd_in = app->link.fd_out = -1;
     app->slot_running = app->view_before = -1;
-    app->cursor.query = app->cursor.key = -1;
+    app->cursor.query = app->cursor.key = app->blame.query = -1;
     app->ramp = VIZ_RAMP_CIVIDIS;
-    app->now = clock_s();
+    app->now = app->started_at = clock_s();
     app->caps = (viz_caps){VIZ_24BIT, true};
     moa_status s = read_options(app, a, err);
     if (s == MOA_OK && moa_args_has(a, MOA_OPT_OWN + OWN_SCRIPT)) s = tui_script_open(app, moa_args_text(a, MOA_OPT_OWN + OWN_SCRIPT), err);

@@ -164,6 +164,21 @@ void tui_map_request(tui_app *app, const tui_map_ask *ask);
 /* The same for app->row: one query, one cell a key (rows 1). It waits behind maps, and never follows. */
 void tui_row_request(tui_app *app, const tui_map_ask *ask);
 
+/* --- blame: which heads' spans cut most of what one query wanted ------------------------------------------------------------ */
+
+/* Asked head by head from the captured q and k of the newest run, dense, measured with the plan's span of the head. */
+typedef struct tui_blame {
+    bool active;      /* asking now */
+    tui_slot slot;    /* the run it was asked of */
+    int32_t query;    /* position; -1: none was asked */
+    int32_t n, next;  /* heads, and how many were answered */
+    float *cut;       /* (n_layer*n_head) share of the dense mass outside the span; NAN: not answered; owned */
+    uint32_t job;
+} tui_blame;
+moa_status tui_blame_start(tui_app *app, int32_t query, moa_err *err);
+/* heads by cut, largest first: at most max of them into out (layer*n_head + head); returns how many */
+int32_t tui_blame_top(const tui_app *app, int32_t *out, int32_t max);
+
 /* --- the plan ------------------------------------------------------------------------------------------------------------ */
 
 typedef struct tui_change { /* one step of the undo list; opaque outside plan_edit.c */
@@ -281,6 +296,7 @@ struct tui_app {
     tui_map_ask map_ask; bool map_waiting, map_again; uint32_t map_job;
     tui_map row;       /* exact attention of one query, beside the map */
     tui_map_ask row_ask; bool row_again, map_is_row; /* map_is_row: what is on its way is a row */
+    tui_blame blame;
     tui_plan plan;
     tui_cursor cursor;
     int32_t n_user;    /* :set n; 0: automatic */
@@ -300,7 +316,7 @@ struct tui_app {
     char sync[64];     /* token of `:sync`, shown in the status line when idle */
     bool quit, dirty_screen, resized;
     int exit_code;
-    double now;        /* monotonic seconds of this turn of the loop */
+    double now, started_at; /* monotonic seconds: of this turn of the loop, of the start */
     double interrupt_at; int n_interrupt;
     struct tui_script *script;
     bool no_restore;

@@ -19,6 +19,19 @@ moa_status tui_kill_engine(tui_app *app, moa_err *err);
 typedef moa_status tui_run_fn(tui_app *app, const tui_args *args, moa_err *err);
 tui_run_fn tui_rule_widen, tui_rule_narrow, tui_rule_beta_up, tui_rule_beta_down, tui_rule_ask, tui_rule_full, tui_rule_sink, tui_rule_free_widen,
     tui_rule_group_lock, tui_rule_copy, tui_rule_paste, tui_mark_toggle, tui_mark_alike;
+/* blame.c */
+bool tui_blame_answer(tui_app *app, uint32_t job, const moa_msg_map *m); /* was it blame's? */
+bool tui_blame_failed(tui_app *app, uint32_t job);
+void tui_blame_go(tui_app *app); /* the first question, if it is not asked yet */
+void tui_blame_free(tui_app *app);
+void tui_map_resend(tui_app *app); /* runs.c: the map asked for meanwhile */
+/* views/run.c: what compare shows too */
+void tui_output_draw(tui_app *app, viz_canvas *c, viz_rect rect, const tui_run *r, bool focus);
+double tui_output_kl(const tui_app *app, int32_t i); /* KL(A||plan) of A's i-th output token; NAN: not compared */
+int32_t tui_output_selected(tui_app *app, const tui_run *r); /* output token under the cursor, -1: none */
+tui_run *tui_output_focused(tui_app *app);
+tui_run_fn tui_token_left, tui_token_right, tui_token_up, tui_token_down, tui_token_first, tui_token_last, tui_token_hot_next, tui_token_hot_previous, tui_token_tint,
+    tui_token_other_run;
 /* popup.c */
 void tui_popup_key(tui_app *app, int key);
 void tui_popup_draw(tui_app *app, viz_pane p);

@@ -112,10 +112,13 @@ static void plan_panes(const tui_layout_ask *a, viz_rect r, viz_rect *out) {
 }
 
 static void compare_panes(const tui_layout_ask *a, viz_rect r, viz_rect *out) {
-    out[TUI_COMPARE_COST] = tui_cut_bottom(&r, a->size >= TUI_WIDE ? 8 : 6, 0);
-    out[TUI_COMPARE_KL] = tui_cut_bottom(&r, a->size >= TUI_WIDE ? 8 : 4, 0);
+    const bool wide = a->size >= TUI_WIDE;
+    viz_rect bottom = tui_cut_bottom(&r, a->size == TUI_LARGE ? 14 : wide ? 11 : 7, 0);
+    out[TUI_COMPARE_KL] = tui_cut_bottom(&r, wide ? 7 : 4, 0);
     out[TUI_COMPARE_A] = tui_cut_left(&r, r.w / 2, 0);
     out[TUI_COMPARE_B] = r;
+    out[TUI_COMPARE_COST] = tui_cut_left(&bottom, bottom.w / 2, 0);
+    out[TUI_COMPARE_BLAME] = bottom;
 }
 
 static void memory_panes(const tui_layout_ask *a, viz_rect r, viz_rect *out) {

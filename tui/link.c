@@ -120,7 +120,7 @@ static void died(tui_app *app, const char *what) {
         if (!*r->failed) (void)snprintf(r->failed, sizeof r->failed, "the engine ended: %.400s", l->why);
         app->slot_running = -1;
     }
-    app->map_waiting = app->map_again = app->compare_next = false;
+    app->map_waiting = app->map_again = app->compare_next = app->blame.active = false;
     app->tokenize_job = 0;
     tui_say(app, TUI_BAD, "The engine ended (%s). Everything is kept%s: :engine restart, or :engine restart cpu", l->why, had_model ? "" : ", nothing was loaded");
     for (int i = 0; i < tui_view_count(); i++)

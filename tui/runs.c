@@ -9,7 +9,7 @@
 
 #include "core/base/size.h"
 #include "core/engine/engine.h"
-#include "tui/app.h"
+#include "tui/internal.h"
 
 /* --- small things -------------------------------------------------------------------------------------------------------- */
 
@@ -258,7 +258,7 @@ moa_status tui_run_start(tui_app *app, tui_slot slot, moa_err *err) {
     app->newest = slot;
     if (slot != TUI_F) app->cursor.run = slot;
     app->link.state = TUI_LINK_BUSY;
-    app->map_waiting = app->map_again = app->row_again = false;
+    app->map_waiting = app->map_again = app->row_again = app->blame.active = false;
 out:
     free(alphas);
     free(force);
@@ -290,7 +290,7 @@ static void map_send(tui_app *app, bool row) {
 void tui_map_request(tui_app *app, const tui_map_ask *ask) {
     app->map_ask = *ask;
     if (!app->model.loaded || !app->runs[app->newest].number || app->runs[app->newest].n_prompt == 0) return;
-    if (app->map_waiting) app->map_again = true; /* one on its way at most: holding a key down does not fill the pipe */
+    if (app->map_waiting || app->blame.active) app->map_again = true; /* one on its way at most: holding a key down does not fill the pipe */
     else map_send(app, false);
 }
 
@@ -298,16 +298,19 @@ void tui_row_request(tui_app *app, const tui_map_ask *ask) {
     app->row_ask = *ask;
     app->row_ask.follow = false;
     if (!app->model.loaded || !app->runs[app->newest].number || app->runs[app->newest].n_prompt == 0) return;
-    if (app->map_waiting) app->row_again = true;
+    if (app->map_waiting || app->blame.active) app->row_again = true;
     else map_send(app, true);
 }
 
 /* an answer came: what was asked meanwhile goes out. The engine follows what it was asked last, so a row in between asks for the map anew. */
 static void map_next(tui_app *app, bool was_row) {
     if (app->map_waiting) return;
-    if (app->map_again || (was_row && app->map_ask.follow && app->slot_running >= 0)) map_send(app, false);
+    if (app->blame.active) tui_blame_go(app); /* it waited for the map */
+    else if (app->map_again || (was_row && app->map_ask.follow && app->slot_running >= 0)) map_send(app, false);
     else if (app->row_again) map_send(app, true);
 }
+
+void tui_map_resend(tui_app *app) { map_next(app, true); }
 
 /* --- hearing: the model ------------------------------------------------------------------------------------------------------ */
 
@@ -555,6 +558,7 @@ static void on_hist(tui_app *app, const moa_msg_hist *m) {
 static void on_map(tui_app *app, uint32_t job, const moa_msg_map *m) {
     size_t n, n_stat;
     const bool row = job == app->map_job && app->map_is_row;
+    if (tui_blame_answer(app, job, m)) return;
     if (job == app->map_job) app->map_waiting = false;
     if (m->rows < 1 || m->cols < 1 || !moa_size_mul((size_t)m->rows, (size_t)m->cols, &n) || m->mass.n != n || (m->max.n != 0 && m->max.n != n) ||
         !moa_size_mul((size_t)m->rows, MOA_N_STAT, &n_stat) || (m->stat.n != 0 && m->stat.n != n_stat) || m->layer < 0 || m->layer >= app->model.n_layer ||
@@ -631,6 +635,10 @@ static void on_failed(tui_app *app, uint32_t job, const moa_msg_failed *m) {
     char text[512];
     copy_text(text, sizeof text, m->text);
     tui_run *r = run_of(app, job);
+    if (tui_blame_failed(app, job)) {
+        tui_say(app, TUI_WARN, "%s", text);
+        return;
+    }
     if (job == app->map_job && app->map_waiting) {
         app->map_waiting = false;
         tui_say(app, TUI_WARN, "%s", text);

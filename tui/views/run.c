@@ -30,7 +30,7 @@ static tui_view_state *vars(tui_app *app) { return tui_view_vars(app, &tui_view_
 static bool both(const tui_app *app) { return app->runs[TUI_A].number && app->runs[TUI_B].number; }
 
 /* the run whose output has the cursor */
-static tui_run *focused(tui_app *app) {
+tui_run *tui_output_focused(tui_app *app) {
     tui_slot s = app->cursor.run;
     if (s == TUI_F || !app->runs[s].number) s = app->runs[TUI_B].number ? TUI_B : TUI_A;
     return &app->runs[s];
@@ -39,7 +39,7 @@ static tui_run *focused(tui_app *app) {
 static bool is_a(const tui_app *app, const tui_run *r) { return r == &app->runs[TUI_A]; }
 
 /* KL of A's i-th token under the plan, from the forced run; NAN: not compared */
-static double kl_at(const tui_app *app, int32_t i) {
+double tui_output_kl(const tui_app *app, int32_t i) {
     const tui_run *f = &app->runs[TUI_F], *a = &app->runs[TUI_A];
     if (!f->number || f->prompt_key != a->prompt_key || i >= f->n_token || i >= a->n_token || f->tokens[i].id != a->tokens[i].id) return (double)NAN;
     return (double)f->tokens[i].kl;
@@ -47,7 +47,7 @@ static double kl_at(const tui_app *app, int32_t i) {
 
 static int tint_of(const tui_app *app, int tint, const tui_run *r) {
     if (tint != TINT_AUTO) return tint;
-    return is_a(app, r) && !isnan(kl_at(app, 0)) ? TINT_KL : TINT_LOGPROB;
+    return is_a(app, r) && !isnan(tui_output_kl(app, 0)) ? TINT_KL : TINT_LOGPROB;
 }
 
 /* 0..1, NAN: unknown. KL 0.01 .. 2 nats on a log scale; surprise up to 5 nats; entropy up to 4 nats */
@@ -56,7 +56,7 @@ static double tint_value(const tui_app *app, int tint, const tui_run *r, int32_t
     double v;
     switch (tint) {
     case TINT_KL:
-        v = is_a(app, r) ? kl_at(app, i) : (double)NAN;
+        v = is_a(app, r) ? tui_output_kl(app, i) : (double)NAN;
         return isnan(v) ? v : v <= 1e-2 ? 0 : fmin(1, (log10(v) + 2) / 2.3);
     case TINT_LOGPROB: return isnan(t->logprob) ? (double)NAN : fmin(1, -(double)t->logprob / 5);
     case TINT_ENTROPY: return isnan(t->entropy) ? (double)NAN : fmin(1, (double)t->entropy / 4);
@@ -135,7 +135,7 @@ static void run_title(const tui_app *app, const tui_run *r, char *out, size_t n)
     (void)snprintf(out, n, "%s  #%d", is_a(app, r) ? "A full attention" : "B plan", r->number);
 }
 
-static void draw_output(tui_app *app, viz_canvas *c, viz_rect rect, const tui_run *r, bool focus) {
+void tui_output_draw(tui_app *app, viz_canvas *c, viz_rect rect, const tui_run *r, bool focus) {
     tui_view_state *v = vars(app);
     char title[64] = "Output", note[96] = "";
     const int tint = tint_of(app, (int)v->v[V_TINT], r);
@@ -183,15 +183,15 @@ static void draw_top(tui_app *app, viz_pane in, int y, const tui_run *r, const t
     }
 }
 
-static int32_t selected(tui_app *app, const tui_run *r) {
+int32_t tui_output_selected(tui_app *app, const tui_run *r) {
     const tui_view_state *v = vars(app);
     int32_t at = v->v[V_FOLLOW_OFF] ? (int32_t)v->v[V_AT] : r->n_token - 1;
     return at >= r->n_token ? r->n_token - 1 : at;
 }
 
 static void draw_token(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
-    tui_run *r = focused(app);
-    const int32_t at = selected(app, r);
+    tui_run *r = tui_output_focused(app);
+    const int32_t at = tui_output_selected(app, r);
     const bool framed = rect.h > 4;
     char title[64];
     (void)snprintf(title, sizeof title, at >= 0 ? "Token %d of %d" : "Token", at + 1, r->n_token);
@@ -210,7 +210,7 @@ static void draw_token(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
         int x = viz_printf(in, 0, 0, viz_fg(VIZ_DIM), "token %d  ", at + 1);
         x += viz_text_cut(in, 0, x, 14, viz_bold(VIZ_TEXT), b.data ? b.data : "");
         viz_printf(in, 0, x + 1, viz_fg(VIZ_DIM), "p %.1f%%  entropy %s  KL %s", 100 * exp((double)t->logprob), viz_real_text(en, (double)t->entropy, 2),
-                   viz_real_text(kl, kl_at(app, at), 4));
+                   viz_real_text(kl, tui_output_kl(app, at), 4));
         x = viz_text(in, 1, 0, viz_fg(VIZ_DIM), "next  ");
         for (int32_t i = 0; i < t->n_top && x < in.w - 16; i++) {
             moa_buf one = {0};
@@ -226,7 +226,7 @@ static void draw_token(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     moa_buf_free(&b);
     viz_printf(in, 1, 0, viz_fg(VIZ_DIM), "id %d   position %d", t->id, t->pos);
     viz_printf(in, 2, 0, viz_fg(VIZ_DIM), "log p %s   entropy %s nats", viz_real_text(lp, (double)t->logprob, 3), viz_real_text(en, (double)t->entropy, 2));
-    viz_printf(in, 3, 0, viz_fg(VIZ_DIM), "KL(A|plan) %s nats", viz_real_text(kl, kl_at(app, at), 4));
+    viz_printf(in, 3, 0, viz_fg(VIZ_DIM), "KL(A|plan) %s nats", viz_real_text(kl, tui_output_kl(app, at), 4));
     draw_top(app, in, 5, r, t);
     const tui_run *other = is_a(app, r) ? &app->runs[TUI_B] : &app->runs[TUI_A];
     if (other->number && at < other->n_token && in.h > 5 + t->n_top + 3) {
@@ -269,7 +269,7 @@ static void strip(tui_app *app, viz_pane in, int y, const tui_run *r) {
 
 static void draw_progress(tui_app *app, viz_canvas *c, viz_rect rect) {
     const bool framed = rect.h > 4;
-    const tui_run *r = app->slot_running >= 0 ? &app->runs[app->slot_running] : focused(app);
+    const tui_run *r = app->slot_running >= 0 ? &app->runs[app->slot_running] : tui_output_focused(app);
     viz_pane in = viz_pane_of(c, rect);
     char prefill[96] = "", decode[96] = "", kv[96] = "", a[16], b[16];
     if (framed) in = viz_box(in, "Progress", r->number && !is_a(app, r) && r == &app->runs[TUI_F] ? "A's tokens through the plan" : NULL, false);
@@ -297,19 +297,19 @@ static void draw_progress(tui_app *app, viz_canvas *c, viz_rect rect) {
         bar_row(in, y, "KV", r->pages.formula_dense ? (double)r->pages.used_bytes / (double)r->pages.formula_dense : (double)NAN, VIZ_BAR, kv);
         y++;
     }
-    if (y < in.h) strip(app, in, y, focused(app));
+    if (y < in.h) strip(app, in, y, tui_output_focused(app));
 }
 
 static void draw(tui_app *app, viz_canvas *c, const viz_rect *p) {
     const int focus = vars(app)->focus;
     const bool two = both(app) && !viz_rect_empty(p[TUI_RUN_OUT_B]);
-    const tui_run *in_focus = focused(app);
+    const tui_run *in_focus = tui_output_focused(app);
     if (!viz_rect_empty(p[TUI_RUN_PROMPT])) draw_prompt(app, c, p[TUI_RUN_PROMPT], focus == TUI_RUN_PROMPT);
     if (!viz_rect_empty(p[TUI_RUN_OUT])) {
         const tui_run *r = two ? &app->runs[TUI_A] : in_focus;
-        draw_output(app, c, p[TUI_RUN_OUT], r, r == in_focus && focus != TUI_RUN_PROMPT);
+        tui_output_draw(app, c, p[TUI_RUN_OUT], r, r == in_focus && focus != TUI_RUN_PROMPT);
     }
-    if (!viz_rect_empty(p[TUI_RUN_OUT_B])) draw_output(app, c, p[TUI_RUN_OUT_B], &app->runs[TUI_B], &app->runs[TUI_B] == in_focus && focus != TUI_RUN_PROMPT);
+    if (!viz_rect_empty(p[TUI_RUN_OUT_B])) tui_output_draw(app, c, p[TUI_RUN_OUT_B], &app->runs[TUI_B], &app->runs[TUI_B] == in_focus && focus != TUI_RUN_PROMPT);
     if (!viz_rect_empty(p[TUI_RUN_TOKEN])) draw_token(app, c, p[TUI_RUN_TOKEN], false);
     if (!viz_rect_empty(p[TUI_RUN_PROGRESS])) draw_progress(app, c, p[TUI_RUN_PROGRESS]);
 }
@@ -317,7 +317,7 @@ static void draw(tui_app *app, viz_canvas *c, const viz_rect *p) {
 /* --- keys ---------------------------------------------------------------------------------------------------------------------------- */
 
 static void select_token(tui_app *app, int32_t at) {
-    const tui_run *r = focused(app);
+    const tui_run *r = tui_output_focused(app);
     tui_view_state *v = vars(app);
     if (r->n_token == 0) return;
     if (at < 0) at = 0;
@@ -329,24 +329,24 @@ static void select_token(tui_app *app, int32_t at) {
 }
 
 static int times(const tui_args *a) { return a->count > 0 ? a->count : 1; }
-static moa_status go_left(tui_app *app, const tui_args *a, moa_err *err) {
+moa_status tui_token_left(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    select_token(app, selected(app, focused(app)) - times(a));
+    select_token(app, tui_output_selected(app, tui_output_focused(app)) - times(a));
     return MOA_OK;
 }
-static moa_status go_right(tui_app *app, const tui_args *a, moa_err *err) {
+moa_status tui_token_right(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    select_token(app, selected(app, focused(app)) + times(a));
+    select_token(app, tui_output_selected(app, tui_output_focused(app)) + times(a));
     return MOA_OK;
 }
 
 /* the token under or over the one selected, as the output is wrapped now */
 static moa_status by_line(tui_app *app, int dir) {
-    const tui_run *r = focused(app);
+    const tui_run *r = tui_output_focused(app);
     const int w = (int)vars(app)->v[V_WIDTH];
     tui_flow f = {0};
     if (w > 0 && tui_flow_tokens(&f, r, r->n_prompt, r->n_token, true, !app->caps.utf8) && tui_flow_wrap(&f, w) && f.n_line > 0) {
-        const int32_t at = selected(app, r), line = tui_flow_line_of(&f, at);
+        const int32_t at = tui_output_selected(app, r), line = tui_flow_line_of(&f, at);
         int32_t to = line + dir;
         if (to < 0) to = 0;
         if (to >= f.n_line) to = f.n_line - 1;
@@ -358,33 +358,33 @@ static moa_status by_line(tui_app *app, int dir) {
     tui_flow_free(&f);
     return MOA_OK;
 }
-static moa_status go_up(tui_app *app, const tui_args *a, moa_err *err) {
+moa_status tui_token_up(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
     return by_line(app, -times(a));
 }
-static moa_status go_down(tui_app *app, const tui_args *a, moa_err *err) {
+moa_status tui_token_down(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
     return by_line(app, times(a));
 }
-static moa_status go_first(tui_app *app, const tui_args *a, moa_err *err) {
+moa_status tui_token_first(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
     (void)err;
     select_token(app, 0);
     return MOA_OK;
 }
-static moa_status go_last(tui_app *app, const tui_args *a, moa_err *err) {
+moa_status tui_token_last(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
     (void)err;
-    select_token(app, focused(app)->n_token - 1);
+    select_token(app, tui_output_focused(app)->n_token - 1);
     vars(app)->v[V_FOLLOW_OFF] = 0;
     return MOA_OK;
 }
 
 /* the next token that is hot: the divergence, or tinted above one half */
 static moa_status hot(tui_app *app, int dir, moa_err *err) {
-    const tui_run *r = focused(app);
+    const tui_run *r = tui_output_focused(app);
     const int tint = tint_of(app, (int)vars(app)->v[V_TINT], r);
-    for (int32_t i = selected(app, r) + dir; i >= 0 && i < r->n_token; i += dir) {
+    for (int32_t i = tui_output_selected(app, r) + dir; i >= 0 && i < r->n_token; i += dir) {
         const double t = tint_value(app, tint, r, i);
         if (i == tui_divergence(app) || (!isnan(t) && t > 0.5)) {
             select_token(app, i);
@@ -393,16 +393,16 @@ static moa_status hot(tui_app *app, int dir, moa_err *err) {
     }
     return moa_fail(err, MOA_E_FAILED, "no token stands out that way");
 }
-static moa_status hot_next(tui_app *app, const tui_args *a, moa_err *err) {
+moa_status tui_token_hot_next(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
     return hot(app, 1, err);
 }
-static moa_status hot_previous(tui_app *app, const tui_args *a, moa_err *err) {
+moa_status tui_token_hot_previous(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
     return hot(app, -1, err);
 }
 
-static moa_status next_tint(tui_app *app, const tui_args *a, moa_err *err) {
+moa_status tui_token_tint(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
     (void)err;
     tui_view_state *v = vars(app);
@@ -411,9 +411,9 @@ static moa_status next_tint(tui_app *app, const tui_args *a, moa_err *err) {
     return MOA_OK;
 }
 
-static moa_status other_run(tui_app *app, const tui_args *a, moa_err *err) {
+moa_status tui_token_other_run(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
-    const tui_slot to = is_a(app, focused(app)) ? TUI_B : TUI_A;
+    const tui_slot to = is_a(app, tui_output_focused(app)) ? TUI_B : TUI_A;
     if (!app->runs[to].number) return moa_fail(err, MOA_E_FAILED, to == TUI_A ? "there is no run with full attention; R makes one" : "there is no run under the plan; r makes one");
     app->cursor.run = to;
     return MOA_OK;
@@ -436,7 +436,7 @@ static moa_status open_editor(tui_app *app, const tui_args *a, moa_err *err) {
 }
 
 static bool search(tui_app *app, const char *needle, int dir, int *n_match) {
-    const tui_run *r = focused(app);
+    const tui_run *r = tui_output_focused(app);
     const size_t n = strlen(needle);
     tui_flow f = {0};
     int32_t found = -1, count = 0;
@@ -444,7 +444,7 @@ static bool search(tui_app *app, const char *needle, int dir, int *n_match) {
         tui_flow_free(&f);
         return false;
     }
-    const int32_t at = selected(app, r);
+    const int32_t at = tui_output_selected(app, r);
     int32_t first = -1, last = -1, before = -1, after = -1;
     for (const char *s = f.text.data; s && (s = memmem(s, f.text.size - (size_t)(s - f.text.data), needle, n)) != NULL; s++) {
         const int32_t token = tui_flow_token_at(&f, (uint32_t)(s - f.text.data));
@@ -470,18 +470,18 @@ static void event(tui_app *app, int what) {
 }
 
 static const tui_command commands[] = {
-    {"token left", "h Left", NULL, "the token before", NULL, NULL, TUI_CMD_COUNT, go_left, NULL},
-    {"token right", "l Right", NULL, "the token after", NULL, NULL, TUI_CMD_COUNT, go_right, NULL},
-    {"token up", "k Up", NULL, "the token in the line above", NULL, NULL, TUI_CMD_COUNT, go_up, NULL},
-    {"token down", "j Down", NULL, "the token in the line below", NULL, NULL, TUI_CMD_COUNT, go_down, NULL},
-    {"token first", "gg Home", NULL, "the first token of the output", NULL, NULL, 0, go_first, NULL},
-    {"token last", "G End", NULL, "the last token, and follow the output", NULL, NULL, 0, go_last, NULL},
+    {"token left", "h Left", NULL, "the token before", NULL, NULL, TUI_CMD_COUNT, tui_token_left, NULL},
+    {"token right", "l Right", NULL, "the token after", NULL, NULL, TUI_CMD_COUNT, tui_token_right, NULL},
+    {"token up", "k Up", NULL, "the token in the line above", NULL, NULL, TUI_CMD_COUNT, tui_token_up, NULL},
+    {"token down", "j Down", NULL, "the token in the line below", NULL, NULL, TUI_CMD_COUNT, tui_token_down, NULL},
+    {"token first", "gg Home", NULL, "the first token of the output", NULL, NULL, 0, tui_token_first, NULL},
+    {"token last", "G End", NULL, "the last token, and follow the output", NULL, NULL, 0, tui_token_last, NULL},
     {"prompt type", "i", NULL, "edit the prompt in one line", "prompt", NULL, 0, type_prompt, NULL},
     {"prompt file", "o", NULL, "edit the prompt in $EDITOR", "editor", NULL, 0, open_editor, NULL},
-    {"hot next", "]", NULL, "the next token that stands out, or the divergence", NULL, NULL, 0, hot_next, NULL},
-    {"hot previous", "[", NULL, "the token before that stands out", NULL, NULL, 0, hot_previous, NULL},
-    {"tint", "t", NULL, "tint tokens by KL, surprise, entropy, or not", "tint", NULL, 0, next_tint, NULL},
-    {"other run", "v", NULL, "the cursor to the other run: A or B", "A/B", NULL, 0, other_run, NULL},
+    {"hot next", "]", NULL, "the next token that stands out, or the divergence", NULL, NULL, 0, tui_token_hot_next, NULL},
+    {"hot previous", "[", NULL, "the token before that stands out", NULL, NULL, 0, tui_token_hot_previous, NULL},
+    {"tint", "t", NULL, "tint tokens by KL, surprise, entropy, or not", "tint", NULL, 0, tui_token_tint, NULL},
+    {"other run", "v", NULL, "the cursor to the other run: A or B", "A/B", NULL, 0, tui_token_other_run, NULL},
     {0},
 };
 
