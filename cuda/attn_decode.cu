@@ -70,7 +70,8 @@ template <typename T> __device__ static decode_item item_of(const decode_job<T> 
     it.n_page = 0;
     if (it.pos < 0) return it;
     int widest = 0;
-    for (int h = 0; h < it.n_head; h++) widest = max(widest, j.span[it.seq * j.span_stride + it.head + h]);
+    for (int h = 0; h < it.n_head; h++)
+        widest = max(widest, j.span[it.seq * j.span_stride + it.head + h]);
     it.first = max(moa_window_first(widest, it.pos) / MOA_PAGE_TOK, 1);
     it.n_page = 1 + max(it.pos / MOA_PAGE_TOK - it.first + 1, 0);
     return it;
@@ -80,10 +81,13 @@ template <typename T> __device__ static decode_item item_of(const decode_job<T> 
  * stretch of that block begins. *before: pages of the items before it; *total: T; *used: W, but not more than T, so that
  * every block that works has a page and every slot that merging reads was written. s: shared, WARPS + 2 ints. */
 template <typename T>
-__device__ static void count_line(const decode_job<T> &j, int block, int *n, int *before, int *total, int *used, int *s) {
-    const int per = (j.n_item + THREADS - 1) / THREADS, begin = threadIdx.x * per, end = min(begin + per, j.n_item);
+__device__ static void count_line(const decode_job<T> &j, int block, int *n, int *before, int *total,
+                                  int *used, int *s) {
+    const int per = (j.n_item + THREADS - 1) / THREADS, begin = threadIdx.x * per,
+              end = min(begin + per, j.n_item);
     int mine = 0;
-    for (int k = begin; k < end; k++) mine += item_of(j, k).n_page;
+    for (int k = begin; k < end; k++)
+        mine += item_of(j, k).n_page;
     int sum = mine; /* inclusive scan over the block */
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
@@ -117,7 +121,7 @@ __device__ static void count_line(const decode_job<T> &j, int block, int *n, int
     __syncthreads();
 }
 
-/* --- the pass over K and V --------------------------------------------------------------------------------------------------- */
+/* --- the pass over K and V ------------------------------------------------------------------------------ */
 
 /* LPR lanes hold a row; a warp reads ROWS rows at once, a block STEP of them; head sizes up to DP */
 template <int DP> struct unit_of {
@@ -145,7 +149,8 @@ template <> struct raw8<float> {
         y = __ldg(reinterpret_cast<const float4 *>(p) + 1);
     }
     __device__ void unpack(float out[8]) const {
-        out[0] = x.x, out[1] = x.y, out[2] = x.z, out[3] = x.w, out[4] = y.x, out[5] = y.y, out[6] = y.z, out[7] = y.w;
+        out[0] = x.x, out[1] = x.y, out[2] = x.z, out[3] = x.w, out[4] = y.x, out[5] = y.y, out[6] = y.z,
+        out[7] = y.w;
     }
 };
 
@@ -160,7 +165,8 @@ template <int G, bool PROBE> struct unit_state {
             f[h].m = -INFINITY;
             f[h].l = 0;
 #pragma unroll
-            for (int i = 0; i < 8; i++) o[h][i] = 0;
+            for (int i = 0; i < 8; i++)
+                o[h][i] = 0;
             if (PROBE) st[h] = moa_soft_stat();
         }
     }
@@ -171,16 +177,18 @@ template <int G, bool PROBE> struct unit_state {
         f[h].l *= factor;
         f[h].m = m;
 #pragma unroll
-        for (int i = 0; i < 8; i++) o[h][i] *= factor;
+        for (int i = 0; i < 8; i++)
+            o[h][i] *= factor;
     }
 };
 
 /* one page for all heads. q: shared (G, DP), scaled; window, measure: shared (G) */
 template <int DP, int G, typename T, bool PROBE>
-__device__ static void attend_page(unit_state<G, PROBE> &u, const T *page, int p, const decode_item &it, int d_head,
-                                   const float *q, const int *window, const int *measure) {
+__device__ static void attend_page(unit_state<G, PROBE> &u, const T *page, int p, const decode_item &it,
+                                   int d_head, const float *q, const int *window, const int *measure) {
     typedef unit_of<DP> t;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % t::LPR * 8, row_in_warp = lane / t::LPR;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % t::LPR * 8,
+              row_in_warp = lane / t::LPR;
     const bool inside = c < d_head;
     for (int step = 0; step < MOA_PAGE_TOK; step += t::STEP) {
         if (p * MOA_PAGE_TOK + step > it.pos) break;
@@ -196,7 +204,8 @@ __device__ static void attend_page(unit_state<G, PROBE> &u, const T *page, int p
 #pragma unroll
         for (int h = 0; h < G; h++) {
             if (h >= it.n_head) break;
-            if (p > 0 && it.pos - (p * MOA_PAGE_TOK + MOA_PAGE_TOK - 1) >= window[h]) continue; /* all of it is cut */
+            if (p > 0 && it.pos - (p * MOA_PAGE_TOK + MOA_PAGE_TOK - 1) >= window[h])
+                continue; /* all of it is cut */
             float s[U], x[8], qh[8];
             load8(q + h * DP + c, qh);
             float top = u.f[h].m;
@@ -205,7 +214,8 @@ __device__ static void attend_page(unit_state<G, PROBE> &u, const T *page, int p
                 k[n].unpack(x);
                 float dot = 0;
 #pragma unroll
-                for (int i = 0; i < 8; i++) dot += qh[i] * x[i]; /* q is zero where the head has no elements */
+                for (int i = 0; i < 8; i++)
+                    dot += qh[i] * x[i]; /* q is zero where the head has no elements */
                 dot = group_sum<t::LPR>(dot);
                 const int key = p * MOA_PAGE_TOK + step + (n * WARPS + warp) * t::ROWS + row_in_warp;
                 s[n] = moa_sees(window[h] + MOA_SINK_TOK, it.pos, key) ? dot : -INFINITY;
@@ -221,7 +231,8 @@ __device__ static void attend_page(unit_state<G, PROBE> &u, const T *page, int p
                 if (PROBE) stat_key(u.st[h], weight, s[n] - base, it.pos, key, measure[h]);
                 v[n].unpack(x);
 #pragma unroll
-                for (int i = 0; i < 8; i++) u.o[h][i] += weight * x[i];
+                for (int i = 0; i < 8; i++)
+                    u.o[h][i] += weight * x[i];
             }
         }
     }
@@ -229,8 +240,8 @@ __device__ static void attend_page(unit_state<G, PROBE> &u, const T *page, int p
 
 /* the units of a block become one partial result in slot `to`. s: shared (WARPS, G, DP), s_state: shared (WARPS, G, PART_STATE) */
 template <int DP, int G, typename T, bool PROBE>
-__device__ static void write_part(unit_state<G, PROBE> &u, const decode_job<T> &j, const decode_item &it, int64_t to, float *s,
-                                  float *s_state) {
+__device__ static void write_part(unit_state<G, PROBE> &u, const decode_job<T> &j, const decode_item &it,
+                                  int64_t to, float *s, float *s_state) {
     typedef unit_of<DP> t;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % t::LPR * 8, d_head = j.kv.d_head;
 #pragma unroll
@@ -238,13 +249,15 @@ __device__ static void write_part(unit_state<G, PROBE> &u, const decode_job<T> &
         if (h >= it.n_head) break;
         float m = u.f[h].m; /* over the units of the warp */
 #pragma unroll
-        for (int d = t::LPR; d < 32; d *= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, d));
+        for (int d = t::LPR; d < 32; d *= 2)
+            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, d));
         u.move(h, m);
 #pragma unroll
         for (int d = t::LPR; d < 32; d *= 2) {
             u.f[h].l += __shfl_xor_sync(0xffffffffu, u.f[h].l, d);
 #pragma unroll
-            for (int i = 0; i < 8; i++) u.o[h][i] += __shfl_xor_sync(0xffffffffu, u.o[h][i], d);
+            for (int i = 0; i < 8; i++)
+                u.o[h][i] += __shfl_xor_sync(0xffffffffu, u.o[h][i], d);
             if (PROBE) {
                 const moa_soft_stat other = {__shfl_xor_sync(0xffffffffu, u.st[h].t, d),
                                              __shfl_xor_sync(0xffffffffu, u.st[h].sink, d),
@@ -255,13 +268,15 @@ __device__ static void write_part(unit_state<G, PROBE> &u, const decode_job<T> &
         }
         if (lane < t::LPR) {
 #pragma unroll
-            for (int i = 0; i < 8; i++) s[(warp * G + h) * DP + c + i] = u.o[h][i];
+            for (int i = 0; i < 8; i++)
+                s[(warp * G + h) * DP + c + i] = u.o[h][i];
         }
         if (lane == 0) {
             float *state = s_state + (warp * G + h) * PART_STATE;
             state[0] = u.f[h].m, state[1] = u.f[h].l;
             if (PROBE)
-                state[2] = u.st[h].t, state[3] = u.st[h].sink, state[4] = u.st[h].window, state[5] = u.st[h].distance;
+                state[2] = u.st[h].t, state[3] = u.st[h].sink, state[4] = u.st[h].window,
+                state[5] = u.st[h].distance;
         }
     }
     __syncthreads();
@@ -269,7 +284,8 @@ __device__ static void write_part(unit_state<G, PROBE> &u, const decode_job<T> &
         const int h = e / d_head, i = e % d_head;
         float m = -INFINITY, o = 0;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) m = fmaxf(m, s_state[(w * G + h) * PART_STATE]);
+        for (int w = 0; w < WARPS; w++)
+            m = fmaxf(m, s_state[(w * G + h) * PART_STATE]);
 #pragma unroll
         for (int w = 0; w < WARPS; w++)
             o += soft_factor(s_state[(w * G + h) * PART_STATE], m) * s[(w * G + h) * DP + i];
@@ -312,18 +328,21 @@ __global__ static void __launch_bounds__(THREADS) decode_v1(const decode_job<T> 
             for (int e = threadIdx.x; e < G * DP; e += THREADS) {
                 const int h = e / DP, i = e % DP;
                 const bool there = h < it.n_head && i < j.kv.d_head;
-                q[e] = there ? j.q[((int64_t)it.seq * j.n_head + it.head + h) * j.kv.d_head + i] * j.scale : 0.0f;
+                q[e] = there ? j.q[((int64_t)it.seq * j.n_head + it.head + h) * j.kv.d_head + i] * j.scale
+                             : 0.0f;
             }
             if ((int)threadIdx.x < it.n_head) {
                 const int head = it.head + (int)threadIdx.x, span = j.span[it.seq * j.span_stride + head];
                 window[threadIdx.x] = moa_window(span);
-                measure[threadIdx.x] = moa_window(PROBE && j.probe.measure_span ? j.probe.measure_span[head] : span);
+                measure[threadIdx.x] =
+                    moa_window(PROBE && j.probe.measure_span ? j.probe.measure_span[head] : span);
             }
             __syncthreads();
             u.clear();
             for (int k = at - line; k < stop - line; k++) {
                 const T *page = j.kv.page(it.seq, it.head_kv, it.page(k));
-                if (page) attend_page<DP, G, T, PROBE>(u, page, it.page(k), it, j.kv.d_head, q, window, measure);
+                if (page)
+                    attend_page<DP, G, T, PROBE>(u, page, it.page(k), it, j.kv.d_head, q, window, measure);
             }
             write_part<DP, G, T, PROBE>(u, j, it, (int64_t)blockIdx.x + n, s, s_state);
         }
@@ -333,7 +352,7 @@ __global__ static void __launch_bounds__(THREADS) decode_v1(const decode_job<T> 
     }
 }
 
-/* --- the parts become the result ------------------------------------------------------------------------------------------- */
+/* --- the parts become the result ------------------------------------------------------------------------ */
 
 /* block that page x of the line belongs to: the smallest w with (w+1) T/W > x */
 __device__ static inline int block_of(int64_t x, int64_t total, int64_t used) {
@@ -345,52 +364,63 @@ __device__ static inline float block_max(float x, float *s) {
     x = group_max<32>(x);
     if (threadIdx.x % 32 == 0) s[threadIdx.x / 32] = x;
     __syncthreads();
-    for (int w = 0; w < WARPS; w++) x = fmaxf(x, s[w]);
+    for (int w = 0; w < WARPS; w++)
+        x = fmaxf(x, s[w]);
     return x;
 }
 
 /* o = inv * sum over the parts k of weight[k] * part k. Warp w takes every WARPS-th part, a lane every 32nd element; s: shared
  * (WARPS, 256). The parts lie MAX_GROUP rows of d_head apart. */
-__device__ static void merge_rows(const float *part, int n_part, const float *weight, int d_head, float inv, float *s, float *o) {
+__device__ static void merge_rows(const float *part, int n_part, const float *weight, int d_head, float inv,
+                                  float *s, float *o) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int64_t step = (int64_t)MAX_GROUP * d_head;
     for (int i = lane; i < d_head; i += 32) {
         float sum = 0;
 #pragma unroll 8
-        for (int k = warp; k < n_part; k += WARPS) sum += weight[k] * part[k * step + i];
+        for (int k = warp; k < n_part; k += WARPS)
+            sum += weight[k] * part[k * step + i];
         s[warp * 256 + i] = sum;
     }
     __syncthreads();
     for (int i = threadIdx.x; i < d_head; i += THREADS) {
         float sum = 0;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += s[w * 256 + i];
+        for (int w = 0; w < WARPS; w++)
+            sum += s[w * 256 + i];
         o[i] = sum * inv;
     }
 }
 
 /* grid: n_head x n_seq. First the parts' weights, a part a thread; then the rows. */
-template <typename T, bool PROBE> __global__ static void __launch_bounds__(THREADS) merge_v1(const decode_job<T> j) {
+template <typename T, bool PROBE>
+__global__ static void __launch_bounds__(THREADS) merge_v1(const decode_job<T> j) {
     __shared__ float s_sum[32], s_max[WARPS], weight[MAX_BLOCK], s[WARPS * 256];
     __shared__ int s_line[WARPS + 2];
     const int head = blockIdx.x, seq = blockIdx.y, d_head = j.kv.d_head, head_kv = head / j.group;
     const int h = head % j.group % MAX_GROUP;
-    int n = (seq * j.n_head_kv + head_kv) * j.n_part + head % j.group / MAX_GROUP, line = 0, total = 0, used = 0;
+    int n = (seq * j.n_head_kv + head_kv) * j.n_part + head % j.group / MAX_GROUP, line = 0, total = 0,
+        used = 0;
     count_line(j, -1, &n, &line, &total, &used, s_line);
     const decode_item it = item_of(j, n);
     float *o = j.o + ((int64_t)seq * j.n_head + head) * d_head;
-    float *stat = PROBE && j.probe.stat ? j.probe.stat + ((int64_t)seq * j.n_head + head) * MOA_N_STAT : nullptr;
+    float *stat =
+        PROBE && j.probe.stat ? j.probe.stat + ((int64_t)seq * j.n_head + head) * MOA_N_STAT : nullptr;
     if (it.n_page == 0) {
-        for (int i = threadIdx.x; i < d_head; i += THREADS) o[i] = 0;
+        for (int i = threadIdx.x; i < d_head; i += THREADS)
+            o[i] = 0;
         if (stat && threadIdx.x < MOA_N_STAT) stat[threadIdx.x] = 0;
         return;
     }
-    const int first = block_of(line, total, used), n_part = block_of(line + it.n_page - 1, total, used) - first + 1;
-    const int64_t slot = ((int64_t)first + n) * MAX_GROUP + h; /* of the first part; the next lies MAX_GROUP further */
+    const int first = block_of(line, total, used),
+              n_part = block_of(line + it.n_page - 1, total, used) - first + 1;
+    const int64_t slot =
+        ((int64_t)first + n) * MAX_GROUP + h; /* of the first part; the next lies MAX_GROUP further */
     const float *state = j.part_state + slot * PART_STATE;
     moa_soft f = {-INFINITY, 0};
     moa_soft_stat st = {};
-    for (int k = threadIdx.x; k < n_part; k += THREADS) f.m = fmaxf(f.m, state[k * MAX_GROUP * PART_STATE]);
+    for (int k = threadIdx.x; k < n_part; k += THREADS)
+        f.m = fmaxf(f.m, state[k * MAX_GROUP * PART_STATE]);
     f.m = block_max(f.m, s_max);
     for (int k = threadIdx.x; k < n_part; k += THREADS) {
         const float *x = state + k * MAX_GROUP * PART_STATE, factor = soft_factor(x[0], f.m);
@@ -414,12 +444,12 @@ template <typename T, bool PROBE> __global__ static void __launch_bounds__(THREA
     if (PROBE) j.lse[(int64_t)seq * j.n_head + head] = f.l > 0 ? f.m + logf(f.l) : INFINITY;
 }
 
-/* --- the histogram of distances ----------------------------------------------------------------------------------------------- */
+/* --- the histogram of distances ------------------------------------------------------------------------- */
 
 /* A of key `key` for the query in shared q, 0 where it is not seen or not there */
 template <typename T>
-__device__ static float mass_of(const decode_job<T> &j, const float *q, int seq, int head_kv, int span, int pos, int key,
-                                float lse) {
+__device__ static float mass_of(const decode_job<T> &j, const float *q, int seq, int head_kv, int span,
+                                int pos, int key, float lse) {
     if (key < 0 || !moa_sees(span, pos, key)) return 0;
     const T *row = j.kv.page(seq, head_kv, key / MOA_PAGE_TOK);
     if (!row) return 0;
@@ -428,7 +458,8 @@ __device__ static float mass_of(const decode_job<T> &j, const float *q, int seq,
     for (int c = 0; c < j.kv.d_head; c += 8) {
         load8(row + c, x);
 #pragma unroll
-        for (int i = 0; i < 8; i++) dot += q[c + i] * x[i];
+        for (int i = 0; i < 8; i++)
+            dot += q[c + i] * x[i];
     }
     return __expf(dot - lse);
 }
@@ -439,7 +470,8 @@ template <typename T> __global__ static void __launch_bounds__(64) hist_v1(const
     const int slot = blockIdx.x, head = blockIdx.y, d_head = j.kv.d_head, n_bin = j.probe.n_bin;
     for (int seq = 0; seq < j.n_seq; seq++) {
         const int pos = j.pos[seq], span = j.span[seq * j.span_stride + head];
-        if (pos < 0 || (slot > 0 && pos - (slot - 1) * MOA_PAGE_TOK < MOA_SINK_TOK)) continue; /* no key that far */
+        if (pos < 0 || (slot > 0 && pos - (slot - 1) * MOA_PAGE_TOK < MOA_SINK_TOK))
+            continue; /* no key that far */
         __syncthreads();
         for (int i = threadIdx.x; i < d_head; i += blockDim.x)
             q[i] = j.q[((int64_t)seq * j.n_head + head) * d_head + i] * j.scale;
@@ -449,7 +481,8 @@ template <typename T> __global__ static void __launch_bounds__(64) hist_v1(const
         if (slot == 0) {
             mass = mass_of(j, q, seq, head / j.group, span, pos, (int)threadIdx.x, lse);
         } else {
-            const int last = slot == n_bin ? pos / MOA_PAGE_TOK : slot - 1; /* the last bin takes all that lie beyond */
+            const int last =
+                slot == n_bin ? pos / MOA_PAGE_TOK : slot - 1; /* the last bin takes all that lie beyond */
             for (int bin = slot - 1; bin <= last && bin * MOA_PAGE_TOK < moa_window(span); bin++) {
                 const int key = pos - bin * MOA_PAGE_TOK - (int)threadIdx.x;
                 if (key >= MOA_SINK_TOK) mass += mass_of(j, q, seq, head / j.group, span, pos, key, lse);
@@ -457,21 +490,28 @@ template <typename T> __global__ static void __launch_bounds__(64) hist_v1(const
         }
         mass = block_sum(mass, s);
         const int bucket = min(pos / j.probe.bucket_tok, (int)MOA_HIST_BUCKETS - 1);
-        if (threadIdx.x == 0) j.probe.hist[((int64_t)head * MOA_HIST_BUCKETS + bucket) * (1 + n_bin) + slot] += mass;
+        if (threadIdx.x == 0)
+            j.probe.hist[((int64_t)head * MOA_HIST_BUCKETS + bucket) * (1 + n_bin) + slot] += mass;
     }
 }
 
-/* --- launching ---------------------------------------------------------------------------------------------------------------- */
+/* --- launching ------------------------------------------------------------------------------------------ */
 
 template <int DP, int G, typename T> static void launch(moa_cuda *c, const decode_job<T> &j, bool probe) {
-    if (probe) decode_v1<DP, G, T, true><<<(unsigned)j.n_block, THREADS, 0, c->stream>>>(j);
-    else decode_v1<DP, G, T, false><<<(unsigned)j.n_block, THREADS, 0, c->stream>>>(j);
+    if (probe)
+        decode_v1<DP, G, T, true><<<(unsigned)j.n_block, THREADS, 0, c->stream>>>(j);
+    else
+        decode_v1<DP, G, T, false><<<(unsigned)j.n_block, THREADS, 0, c->stream>>>(j);
 }
 template <int DP, typename T> static void launch_by_group(moa_cuda *c, const decode_job<T> &j, bool probe) {
-    if (j.group == 1) launch<DP, 1>(c, j, probe);
-    else if (j.group == 2) launch<DP, 2>(c, j, probe);
-    else if (j.group <= 4) launch<DP, 4>(c, j, probe);
-    else launch<DP, 8>(c, j, probe);
+    if (j.group == 1)
+        launch<DP, 1>(c, j, probe);
+    else if (j.group == 2)
+        launch<DP, 2>(c, j, probe);
+    else if (j.group <= 4)
+        launch<DP, 4>(c, j, probe);
+    else
+        launch<DP, 8>(c, j, probe);
 }
 
 /* Scratch for n_block + n_item partial results; n_block so that every multiprocessor is filled, but no block without a page. */
@@ -481,13 +521,15 @@ template <typename T> static moa_status attend(moa_cuda *c, const moa_args_attn_
     const bool probe = a->probe.stat || a->probe.hist;
     /* blocks a multiprocessor holds at once, by the registers of the kernel (96..128, ..168, ..232 of 65536) */
     const int per_sm = group <= 4 && !probe ? 4 : group <= 4 || !probe ? 3 : 2;
-    const int64_t pages = (int64_t)n_item * (a->kv.max_pages > 0 ? a->kv.max_pages : 1), full = (int64_t)c->n_sm * per_sm;
+    const int64_t pages = (int64_t)n_item * (a->kv.max_pages > 0 ? a->kv.max_pages : 1),
+                  full = (int64_t)c->n_sm * per_sm;
     const int64_t most = full < MAX_BLOCK ? full : MAX_BLOCK;
     const int n_block = (int)(pages < most ? pages : most);
     const size_t slots = (size_t)n_block + (size_t)n_item, per = MAX_GROUP * sizeof(float);
     const size_t o_bytes = slots * per * (size_t)d_head, state_bytes = slots * per * PART_STATE;
     char *space = nullptr;
-    MOA_RETURN(moa_cuda_scratch(c, o_bytes + state_bytes + sizeof(float) * (size_t)a->n_seq * (size_t)a->n_head,
+    MOA_RETURN(moa_cuda_scratch(c,
+                                o_bytes + state_bytes + sizeof(float) * (size_t)a->n_seq * (size_t)a->n_head,
                                 reinterpret_cast<void **>(&space), err));
     const decode_job<T> j = {a->q,
                              a->o,
@@ -507,13 +549,18 @@ template <typename T> static moa_status attend(moa_cuda *c, const moa_args_attn_
                              reinterpret_cast<float *>(space),
                              reinterpret_cast<float *>(space + o_bytes),
                              reinterpret_cast<float *>(space + o_bytes + state_bytes)};
-    if (d_head <= 64) launch_by_group<64>(c, j, probe);
-    else if (d_head <= 128) launch_by_group<128>(c, j, probe);
-    else launch_by_group<256>(c, j, probe);
+    if (d_head <= 64)
+        launch_by_group<64>(c, j, probe);
+    else if (d_head <= 128)
+        launch_by_group<128>(c, j, probe);
+    else
+        launch_by_group<256>(c, j, probe);
     MOA_LAUNCHED(c, "attn_decode");
     const dim3 heads((unsigned)a->n_head, (unsigned)a->n_seq);
-    if (probe) merge_v1<T, true><<<heads, THREADS, 0, c->stream>>>(j);
-    else merge_v1<T, false><<<heads, THREADS, 0, c->stream>>>(j);
+    if (probe)
+        merge_v1<T, true><<<heads, THREADS, 0, c->stream>>>(j);
+    else
+        merge_v1<T, false><<<heads, THREADS, 0, c->stream>>>(j);
     MOA_LAUNCHED(c, "attn_decode's merge");
     if (!a->probe.hist) return MOA_OK;
     const dim3 bins((unsigned)a->probe.n_bin + 1, (unsigned)a->n_head);
@@ -527,7 +574,8 @@ moa_status moa_cuda_attn_decode(moa_backend *b, const moa_args_attn_decode *a, m
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_seq <= 0) return MOA_OK;
     if (a->kv.d_head % 8 != 0 || a->kv.d_head > 256 || a->kv.d_head <= 0)
-        return moa_fail(err, MOA_E_UNSUPPORTED, "heads of %d elements: the CUDA backend takes multiples of 8 up to 256",
+        return moa_fail(err, MOA_E_UNSUPPORTED,
+                        "heads of %d elements: the CUDA backend takes multiples of 8 up to 256",
                         a->kv.d_head);
     return a->kv.type == MOA_KV_F32 ? attend<float>(c, a, err) : attend<__half>(c, a, err);
 }

@@ -1,6 +1,6 @@
 /* attn_map.cu -- attention of one head over a region, summed into cells, from captured q and k; never N x N in memory.
  *
- *            k0  key ranges -> columns  k1        1  rows_v1   each query of the region: its log-sum-exp and statistics over ALL keys
+ *            k0  key ranges -> columns  k1        1  rows_v1   each query of the region: log-sum-exp and statistics over ALL keys
  *        q0 +----+----+----+----+                              that the span lets it see, also those outside [k0, k1)
  *           |    |    |    |    |               2  cells_v1   a cell: sum and maximum of e^(s - lse) over its queries and keys
  *   rows    +----+----+----+----+               3  means_v1   a row's statistics: means over its queries
@@ -15,7 +15,8 @@
 #include "cuda/cuda_common.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * 32, NQ = 4, MAX_D = 256;
-static constexpr int ROW_FLOATS = 1 + MOA_N_STAT; /* of the region's queries in scratch: lse, then the statistics */
+static constexpr int ROW_FLOATS =
+    1 + MOA_N_STAT; /* of the region's queries in scratch: lse, then the statistics */
 
 struct map_job {
     const float *q, *k;
@@ -43,7 +44,8 @@ __device__ static inline void load_queries(const map_job &j, int first, int end,
 __device__ static inline void dots(const map_job &j, const float *q, int key, float s[NQ]) {
     const float *k = j.k + (int64_t)key * j.d_head;
 #pragma unroll
-    for (int n = 0; n < NQ; n++) s[n] = 0;
+    for (int n = 0; n < NQ; n++)
+        s[n] = 0;
 #pragma unroll 2
     for (int c = 0; c < j.d_head; c += 4) {
         const float4 x = *reinterpret_cast<const float4 *>(k + c);
@@ -90,7 +92,8 @@ __global__ static void __launch_bounds__(THREADS) rows_v1(map_job j) {
     moa_soft f[NQ];
     moa_soft_stat st[NQ];
 #pragma unroll
-    for (int n = 0; n < NQ; n++) f[n] = {-INFINITY, 0}, st[n] = moa_soft_stat();
+    for (int n = 0; n < NQ; n++)
+        f[n] = {-INFINITY, 0}, st[n] = moa_soft_stat();
     const int window_first = moa_window_first(j.span, first);
     for (int key = lane; key <= last; key += 32) {
         if (key >= MOA_SINK_TOK && key < window_first) { /* the cut: go on at its end, in the same lane */
@@ -102,7 +105,8 @@ __global__ static void __launch_bounds__(THREADS) rows_v1(map_job j) {
         dots(j, shared[warp], key, s);
 #pragma unroll
         for (int n = 0; n < NQ; n++)
-            if (moa_sees(j.span, first + n, key)) add_key(f[n], st[n], s[n], first + n, key, j.measure_window);
+            if (moa_sees(j.span, first + n, key))
+                add_key(f[n], st[n], s[n], first + n, key, j.measure_window);
     }
     __syncwarp();
 #pragma unroll
@@ -132,7 +136,8 @@ __global__ static void __launch_bounds__(THREADS) cells_v1(map_job j) {
         load_queries(j, first, q_end, shared[warp]);
         float lse[NQ];
 #pragma unroll
-        for (int n = 0; n < NQ; n++) lse[n] = j.row[(int64_t)(min(first + n, last) - j.q0) * ROW_FLOATS];
+        for (int n = 0; n < NQ; n++)
+            lse[n] = j.row[(int64_t)(min(first + n, last) - j.q0) * ROW_FLOATS];
         for (int key = k_first + lane; key < min(k_end, last + 1); key += 32) {
             float s[NQ];
             dots(j, shared[warp], key, s);
@@ -159,9 +164,11 @@ __global__ static void means_v1(map_job j) {
     const int first = cut(j.q0, j.q1, blockIdx.x, j.rows), end = cut(j.q0, j.q1, blockIdx.x + 1, j.rows);
     for (int k = 0; k < MOA_N_STAT; k++) {
         float sum = 0;
-        for (int i = first + (int)threadIdx.x; i < end; i += blockDim.x) sum += j.row[(int64_t)(i - j.q0) * ROW_FLOATS + 1 + k];
+        for (int i = first + (int)threadIdx.x; i < end; i += blockDim.x)
+            sum += j.row[(int64_t)(i - j.q0) * ROW_FLOATS + 1 + k];
         sum = block_sum(sum, s);
-        if (threadIdx.x == 0) j.stat[(int64_t)blockIdx.x * MOA_N_STAT + k] = end > first ? sum / (float)(end - first) : 0.0f;
+        if (threadIdx.x == 0)
+            j.stat[(int64_t)blockIdx.x * MOA_N_STAT + k] = end > first ? sum / (float)(end - first) : 0.0f;
     }
 }
 
@@ -173,18 +180,27 @@ moa_status moa_cuda_attn_map(moa_backend *b, const moa_args_attn_map *a, moa_err
         const size_t cells = sizeof(float) * (size_t)a->rows * (size_t)a->cols;
         MOA_CU(c, cudaMemsetAsync(a->mass, 0, cells, c->stream));
         if (a->max) MOA_CU(c, cudaMemsetAsync(a->max, 0, cells, c->stream));
-        if (a->stat) MOA_CU(c, cudaMemsetAsync(a->stat, 0, sizeof(float) * MOA_N_STAT * (size_t)a->rows, c->stream));
+        if (a->stat)
+            MOA_CU(c, cudaMemsetAsync(a->stat, 0, sizeof(float) * MOA_N_STAT * (size_t)a->rows, c->stream));
         return MOA_OK;
     }
     if (a->d_head % 4 != 0 || a->d_head > MAX_D || a->d_head <= 0)
-        return moa_fail(err, MOA_E_UNSUPPORTED, "heads of %d elements: the CUDA backend takes multiples of 4 up to %d in maps",
+        return moa_fail(err, MOA_E_UNSUPPORTED,
+                        "heads of %d elements: the CUDA backend takes multiples of 4 up to %d in maps",
                         a->d_head, MAX_D);
     const int n_query = a->q1 - a->q0;
     float *row = nullptr;
-    MOA_RETURN(moa_cuda_scratch(c, sizeof(float) * ROW_FLOATS * (size_t)n_query, reinterpret_cast<void **>(&row), err));
-    const map_job j = {a->q,  a->k,  a->d_head, moa_window(a->span), a->span, moa_window(a->measure_span),
-                       a->q0, a->q1, a->k0,     a->k1,               a->rows, a->cols,
-                       a->scale, a->mass, a->max, a->stat, row};
+    MOA_RETURN(moa_cuda_scratch(c, sizeof(float) * ROW_FLOATS * (size_t)n_query,
+                                reinterpret_cast<void **>(&row), err));
+    const map_job j = {a->q,      a->k,
+                       a->d_head, moa_window(a->span),
+                       a->span,   moa_window(a->measure_span),
+                       a->q0,     a->q1,
+                       a->k0,     a->k1,
+                       a->rows,   a->cols,
+                       a->scale,  a->mass,
+                       a->max,    a->stat,
+                       row};
     rows_v1<<<(unsigned)moa_ceil_div(n_query, WARPS * NQ), THREADS, 0, c->stream>>>(j);
     MOA_LAUNCHED(c, "attn_map's rows");
     const dim3 cells((unsigned)a->rows, (unsigned)moa_ceil_div(a->cols, WARPS));

@@ -36,18 +36,21 @@ template <typename T> struct prefill_job {
 /* the shapes of a tile for heads of up to DP elements */
 template <int DP> struct tile_of {
     static constexpr int BM = DP <= 128 ? 64 : 32, BN = BM, TM = BM / SIDE, TN = BN / SIDE, TD = DP / SIDE;
-    static constexpr int Q = DP * (BM + 4), KV = DP * (BN + 4), P = BN * (BM + 4); /* floats of shared memory */
+    static constexpr int Q = DP * (BM + 4), KV = DP * (BN + 4),
+                         P = BN * (BM + 4); /* floats of shared memory */
     static size_t shared_bytes() { return sizeof(float) * (Q + KV + P); }
 };
 
 /* rows of a page (BN of them, from row0 on) into shared memory, transposed: out[c][r]; c >= d_head is not written */
-template <int BN, typename T> __device__ static inline void load_transposed(const T *page, int row0, int d_head, float *out) {
+template <int BN, typename T>
+__device__ static inline void load_transposed(const T *page, int row0, int d_head, float *out) {
     for (int e = threadIdx.x; e < BN * (d_head / 8); e += THREADS) {
         const int r = e % BN, c = e / BN * 8;
         float x[8];
         load8(page + (row0 + r) * d_head + c, x);
 #pragma unroll
-        for (int i = 0; i < 8; i++) out[(c + i) * (BN + 4) + r] = x[i];
+        for (int i = 0; i < 8; i++)
+            out[(c + i) * (BN + 4) + r] = x[i];
     }
 }
 /* the same untransposed: out[r][c]; zero for c >= d_head, and for rows from n_row on: they are not written yet, and what lies
@@ -83,7 +86,8 @@ __device__ static inline void scores(const float *qt, const float *kt, int d_hea
 #pragma unroll
     for (int a = 0; a < t::TM; a++)
 #pragma unroll
-        for (int b = 0; b < t::TN; b++) s[a][b] = 0;
+        for (int b = 0; b < t::TN; b++)
+            s[a][b] = 0;
 #pragma unroll 8
     for (int c = 0; c < d_head; c++) {
         float x[t::TM], y[t::TN];
@@ -92,7 +96,8 @@ __device__ static inline void scores(const float *qt, const float *kt, int d_hea
 #pragma unroll
         for (int a = 0; a < t::TM; a++)
 #pragma unroll
-            for (int b = 0; b < t::TN; b++) s[a][b] += x[a] * y[b];
+            for (int b = 0; b < t::TN; b++)
+                s[a][b] += x[a] * y[b];
     }
 }
 
@@ -112,23 +117,28 @@ __device__ static inline page_list pages_of(int span, int i_first, int i_last) {
 /* masses of one swept page sub-tile into the histogram of its head.
  * s: scores; m, l: the rows' softmax; acc: shared (MOA_HIST_BUCKETS, MAX_SLOT), zero on entry and on exit */
 template <int DP>
-__device__ static void add_hist(const moa_probe &probe, float *hist, int span, int i0, int i_end, int page, int j0,
-                                const float s[tile_of<DP>::TM][tile_of<DP>::TN], const float *m, const float *l, float *acc) {
+__device__ static void add_hist(const moa_probe &probe, float *hist, int span, int i0, int i_end, int page,
+                                int j0, const float s[tile_of<DP>::TM][tile_of<DP>::TN], const float *m,
+                                const float *l, float *acc) {
     typedef tile_of<DP> t;
     const int tx = threadIdx.x % SIDE, ty = threadIdx.x / SIDE;
-    const int low = max((i0 - (page * MOA_PAGE_TOK + MOA_PAGE_TOK - 1)) / MOA_PAGE_TOK, 0); /* the bin of slot 0 */
+    const int low =
+        max((i0 - (page * MOA_PAGE_TOK + MOA_PAGE_TOK - 1)) / MOA_PAGE_TOK, 0); /* the bin of slot 0 */
 #pragma unroll
     for (int a = 0; a < t::TM; a++) {
         const int i = i0 + ty * t::TM + a;
-        const int bin = (i - page * MOA_PAGE_TOK) / MOA_PAGE_TOK; /* of the page's first key; later keys may be one nearer */
+        const int bin = (i - page * MOA_PAGE_TOK) /
+                        MOA_PAGE_TOK; /* of the page's first key; later keys may be one nearer */
         float far = 0, near = 0;
 #pragma unroll
         for (int b = 0; b < t::TN; b++) {
             const int j = j0 + tx * t::TN + b;
             if (i >= i_end || !moa_sees(span, i, j)) continue;
             const float p = __expf(s[a][b] - m[a]) / l[a];
-            if (page == 0 || (i - j) / MOA_PAGE_TOK == bin) far += p;
-            else near += p;
+            if (page == 0 || (i - j) / MOA_PAGE_TOK == bin)
+                far += p;
+            else
+                near += p;
         }
         far = group_sum<SIDE>(far);
         near = group_sum<SIDE>(near);
@@ -166,14 +176,17 @@ __global__ static void __launch_bounds__(THREADS) prefill_v1(const prefill_job<T
         const int r = e % t::BM, c = e / t::BM * 8;
         float x[8] = {};
         if (r < n_row)
-            for (int i = 0; i < 8; i++) x[i] = j.q[((int64_t)(tok0 + r) * j.n_head + head) * d_head + c + i];
+            for (int i = 0; i < 8; i++)
+                x[i] = j.q[((int64_t)(tok0 + r) * j.n_head + head) * d_head + c + i];
 #pragma unroll
-        for (int i = 0; i < 8; i++) qt[(c + i) * (t::BM + 4) + r] = x[i] * j.scale;
+        for (int i = 0; i < 8; i++)
+            qt[(c + i) * (t::BM + 4) + r] = x[i] * j.scale;
     }
     float o[t::TM][t::TD] = {}, m[t::TM], l[t::TM] = {};
     moa_soft_stat st[t::TM] = {};
 #pragma unroll
-    for (int a = 0; a < t::TM; a++) m[a] = -INFINITY;
+    for (int a = 0; a < t::TM; a++)
+        m[a] = -INFINITY;
 
     const page_list pages = pages_of(span, i0, i_end - 1);
     for (int k = 0; k < pages.count(); k++) {
@@ -215,12 +228,14 @@ __global__ static void __launch_bounds__(THREADS) prefill_v1(const prefill_job<T
                 l[a] = l[a] * factor + group_sum<SIDE>(sum);
                 m[a] = top;
 #pragma unroll
-                for (int c = 0; c < t::TD; c++) o[a][c] *= factor;
+                for (int c = 0; c < t::TD; c++)
+                    o[a][c] *= factor;
             }
 #pragma unroll
             for (int b = 0; b < t::TN; b++)
 #pragma unroll
-                for (int a = 0; a < t::TM; a++) pt[(tx * t::TN + b) * (t::BM + 4) + ty * t::TM + a] = s[a][b];
+                for (int a = 0; a < t::TM; a++)
+                    pt[(tx * t::TN + b) * (t::BM + 4) + ty * t::TM + a] = s[a][b];
             __syncthreads();
             load_rows<t::BN, DP>(page + MOA_PAGE_TOK * d_head, row0, i_end - j0, d_head, kv);
             __syncthreads();
@@ -232,7 +247,8 @@ __global__ static void __launch_bounds__(THREADS) prefill_v1(const prefill_job<T
                 for (int c = 0; c < t::TD; c++) {
                     const float v = kv[r * DP + c * SIDE + tx];
 #pragma unroll
-                    for (int a = 0; a < t::TM; a++) o[a][c] += p[a] * v;
+                    for (int a = 0; a < t::TM; a++)
+                        o[a][c] += p[a] * v;
                 }
             }
             __syncthreads();
@@ -272,8 +288,7 @@ __global__ static void __launch_bounds__(THREADS) prefill_v1(const prefill_job<T
     }
 }
 
-template <int DP, typename T, bool PROBE>
-static cudaError_t launch(moa_cuda *c, const prefill_job<T> &j) {
+template <int DP, typename T, bool PROBE> static cudaError_t launch(moa_cuda *c, const prefill_job<T> &j) {
     const size_t shared = tile_of<DP>::shared_bytes();
     const cudaError_t e = moa_allow_shared(prefill_v1<DP, T, PROBE>, shared);
     if (e != cudaSuccess) return e;
@@ -290,8 +305,8 @@ template <typename T, bool PROBE> static cudaError_t launch_by_size(moa_cuda *c,
 }
 
 template <typename T> static cudaError_t attend(moa_cuda *c, const moa_args_attn_prefill *a) {
-    const prefill_job<T> j = {a->q,      a->o,      moa_kv_of<T>(&a->kv), a->span,  a->seq, a->pos0, a->n_tok,
-                              a->n_head, a->n_head / a->kv.n_head_kv, a->scale, a->probe};
+    const prefill_job<T> j = {a->q,     a->o,      moa_kv_of<T>(&a->kv),        a->span,  a->seq,  a->pos0,
+                              a->n_tok, a->n_head, a->n_head / a->kv.n_head_kv, a->scale, a->probe};
     return a->probe.stat || a->probe.hist ? launch_by_size<T, true>(c, j) : launch_by_size<T, false>(c, j);
 }
 
@@ -300,7 +315,8 @@ moa_status moa_cuda_attn_prefill(moa_backend *b, const moa_args_attn_prefill *a,
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_tok <= 0) return MOA_OK;
     if (a->kv.d_head % 8 != 0 || a->kv.d_head > 256 || a->kv.d_head <= 0)
-        return moa_fail(err, MOA_E_UNSUPPORTED, "heads of %d elements: the CUDA backend takes multiples of 8 up to 256",
+        return moa_fail(err, MOA_E_UNSUPPORTED,
+                        "heads of %d elements: the CUDA backend takes multiples of 8 up to 256",
                         a->kv.d_head);
     MOA_CU(c, a->kv.type == MOA_KV_F32 ? attend<float>(c, a) : attend<__half>(c, a));
     return MOA_OK;

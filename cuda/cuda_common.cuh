@@ -18,7 +18,7 @@
 
 #include "core/engine/backend.h"
 
-/* --- host side --------------------------------------------------------------------------------------------------------- */
+/* --- host side ------------------------------------------------------------------------------------------ */
 
 struct moa_cuda_block; /* one allocation, in the backend's list */
 
@@ -52,13 +52,15 @@ typedef struct moa_cuda {
     int stage_next;
     bool recording;
     struct moa_cuda_recording *recordings;
-    bool lost;            /* a sticky error: nothing works any more */
+    bool lost; /* a sticky error: nothing works any more */
     char lost_text[256];
     int64_t n_op, fault_at; /* MOA_FAULT: at which operation to break, -1: never */
     int fault;
 } moa_cuda;
 
-static inline moa_cuda *moa_cuda_self(moa_backend *b) { return reinterpret_cast<moa_cuda *>(b); }
+static inline moa_cuda *moa_cuda_self(moa_backend *b) {
+    return reinterpret_cast<moa_cuda *>(b);
+}
 
 /* Says what failed; marks the backend lost when the error is sticky. E_MEMORY for cudaErrorMemoryAllocation. */
 moa_status moa_cuda_fail(moa_cuda *c, cudaError_t e, const char *what, moa_err *err);
@@ -85,15 +87,18 @@ moa_status moa_cuda_scratch(moa_cuda *c, size_t bytes, void **out, moa_err *err)
         if (status_ != MOA_OK) return status_;                                                               \
     } while (0)
 
-#define X(name, text) moa_status moa_cuda_##name(moa_backend *b, const struct moa_args_##name *a, moa_err *err);
+#define X(name, text)                                                                                        \
+    moa_status moa_cuda_##name(moa_backend *b, const struct moa_args_##name *a, moa_err *err);
 MOA_OP_MAP(X)
 #undef X
 
 /* rows row0 .. row0 + n_row - 1 of a matrix as float32 (elem_bytes 4) or bfloat16 (2), (n_row, n_in); any type */
-moa_status moa_cuda_decode_rows(moa_cuda *c, const moa_dev_weight *w, int32_t row0, int32_t n_row, void *out, int elem_bytes,
-                                moa_err *err);
+moa_status moa_cuda_decode_rows(moa_cuda *c, const moa_dev_weight *w, int32_t row0, int32_t n_row, void *out,
+                                int elem_bytes, moa_err *err);
 
-template <typename T> static inline T moa_ceil_div(T a, T b) { return (a + b - 1) / b; }
+template <typename T> static inline T moa_ceil_div(T a, T b) {
+    return (a + b - 1) / b;
+}
 
 /* a kernel that needs more than 48 KB of shared memory must be told so once; cheap enough to be told each time */
 template <typename K> static inline cudaError_t moa_allow_shared(K kernel, size_t bytes) {
@@ -101,19 +106,23 @@ template <typename K> static inline cudaError_t moa_allow_shared(K kernel, size_
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
 }
 
-/* --- device side ------------------------------------------------------------------------------------------------------- */
+/* --- device side ---------------------------------------------------------------------------------------- */
 
 template <int WIDTH> __device__ static inline float group_sum(float x) {
 #pragma unroll
-    for (int lane = WIDTH / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+    for (int lane = WIDTH / 2; lane > 0; lane /= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, lane);
     return x;
 }
 template <int WIDTH> __device__ static inline float group_max(float x) {
 #pragma unroll
-    for (int lane = WIDTH / 2; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lane));
+    for (int lane = WIDTH / 2; lane > 0; lane /= 2)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lane));
     return x;
 }
-__device__ static inline float warp_sum(float x) { return group_sum<32>(x); }
+__device__ static inline float warp_sum(float x) {
+    return group_sum<32>(x);
+}
 
 /* sum over a block of up to 1024 threads, the same on all of them; s: 32 floats of shared memory */
 __device__ static inline float block_sum(float x, float *s) {
@@ -158,7 +167,8 @@ __device__ static inline float soft_factor(float m_old, float m_new) {
     return m_old == -INFINITY ? 0.0f : __expf(m_old - m_new);
 }
 /* moves s (whose l is l_old, relative to m_old) to m_new; factor as above */
-__device__ static inline void stat_move(moa_soft_stat &s, float l_old, float m_old, float m_new, float factor) {
+__device__ static inline void stat_move(moa_soft_stat &s, float l_old, float m_old, float m_new,
+                                        float factor) {
     s.t = factor == 0.0f ? 0.0f : factor * (s.t + l_old * (m_old - m_new));
     s.sink *= factor;
     s.window *= factor;
@@ -171,10 +181,13 @@ __device__ static inline void stat_add(moa_soft_stat &s, const moa_soft_stat &x)
     s.distance += x.distance;
 }
 /* one visible key: p = e^(s-m), x = s - m */
-__device__ static inline void stat_key(moa_soft_stat &st, float p, float x, int i, int j, int measure_window) {
+__device__ static inline void stat_key(moa_soft_stat &st, float p, float x, int i, int j,
+                                       int measure_window) {
     if (p > 0.0f) st.t += p * x;
-    if (j < MOA_SINK_TOK) st.sink += p;
-    else if (i - j < measure_window) st.window += p;
+    if (j < MOA_SINK_TOK)
+        st.sink += p;
+    else if (i - j < measure_window)
+        st.window += p;
     st.distance += p * (float)(i - j);
 }
 __device__ static inline void stat_write(float *out, const moa_soft &f, const moa_soft_stat &s) {
@@ -187,7 +200,7 @@ __device__ static inline void stat_write(float *out, const moa_soft &f, const mo
     out[MOA_STAT_LSE] = any ? f.m + logf(f.l) : 0.0f;
 }
 
-/* --- the KV cache as kernels see it ---------------------------------------------------------------------------------------- */
+/* --- the KV cache as kernels see it --------------------------------------------------------------------- */
 
 template <typename T> struct moa_kv {
     T *pool;

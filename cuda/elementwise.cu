@@ -10,12 +10,12 @@
  *   capture   copies; k is rounded to the cache's type first, so that maps show what was attended
  *
  *   version   idea                      H100, us a call
- *   v1        as above                  launch bound in decode; add of 1 GiB: 1146 us, 2811 GB/s, the ceiling of the others <- best */
+ *   v1        as above                  launch bound in decode; add of 1 GiB: 1146 us, 2811 GB/s            <- best */
 #include "cuda/cuda_common.cuh"
 
 enum { THREADS = 256 };
 
-/* --- rmsnorm -------------------------------------------------------------------------------------------------------------- */
+/* --- rmsnorm -------------------------------------------------------------------------------------------- */
 
 /* x, y (n_tok, n), w (n); y may be x: a thread reads its elements before it writes them */
 __global__ static void rmsnorm_v1(const float *x, const float *__restrict__ w, float *y, int n, float eps) {
@@ -23,21 +23,24 @@ __global__ static void rmsnorm_v1(const float *x, const float *__restrict__ w, f
     x += (int64_t)blockIdx.x * n;
     y += (int64_t)blockIdx.x * n;
     float sum = 0;
-    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i] * x[i];
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        sum += x[i] * x[i];
     const float factor = rsqrtf(block_sum(sum, s) / (float)n + eps);
-    for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = x[i] * factor * w[i];
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        y[i] = x[i] * factor * w[i];
 }
 
 moa_status moa_cuda_rmsnorm(moa_backend *b, const moa_args_rmsnorm *a, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_tok <= 0) return MOA_OK;
-    rmsnorm_v1<<<a->n_tok, THREADS, 0, c->stream>>>(a->x, static_cast<const float *>(a->w->data), a->y, a->n, a->eps);
+    rmsnorm_v1<<<a->n_tok, THREADS, 0, c->stream>>>(a->x, static_cast<const float *>(a->w->data), a->y, a->n,
+                                                    a->eps);
     MOA_LAUNCHED(c, "rmsnorm");
     return MOA_OK;
 }
 
-/* --- rope ----------------------------------------------------------------------------------------------------------------- */
+/* --- rope ----------------------------------------------------------------------------------------------- */
 
 struct rope_shape {
     int n_head, d_head, half;
@@ -46,7 +49,8 @@ struct rope_shape {
 };
 
 /* x (n_tok, n_head, d_head), pos (n_tok), factors (half) or NULL; shared: cos (half), sin (half) */
-__global__ static void rope_v1(float *x, const int32_t *__restrict__ pos, const float *__restrict__ factors, rope_shape r) {
+__global__ static void rope_v1(float *x, const int32_t *__restrict__ pos, const float *__restrict__ factors,
+                               rope_shape r) {
     extern __shared__ float turn[];
     for (int i = threadIdx.x; i < r.half; i += blockDim.x) {
         double angle = (double)pos[blockIdx.x] * r.scale * exp2(-(double)i / r.half * r.log2_theta);
@@ -71,8 +75,9 @@ moa_status moa_cuda_rope(moa_backend *b, const moa_args_rope *a, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_tok <= 0 || a->rope_dim < 2) return MOA_OK;
-    const rope_shape r = {a->n_head, a->d_head, a->rope_dim / 2, a->kind == MOA_ROPE_PAIRS, log2((double)a->theta),
-                          (double)a->scale};
+    const rope_shape r = {
+        a->n_head,       a->d_head, a->rope_dim / 2, a->kind == MOA_ROPE_PAIRS, log2((double)a->theta),
+        (double)a->scale};
     const float *factors = a->freq_factors ? static_cast<const float *>(a->freq_factors->data) : nullptr;
     const size_t shared = 2 * sizeof(float) * (size_t)r.half;
     rope_v1<<<a->n_tok, THREADS, shared, c->stream>>>(a->x, a->pos, factors, r);
@@ -80,7 +85,7 @@ moa_status moa_cuda_rope(moa_backend *b, const moa_args_rope *a, moa_err *err) {
     return MOA_OK;
 }
 
-/* --- silu_mul, add -------------------------------------------------------------------------------------------------------- */
+/* --- silu_mul, add -------------------------------------------------------------------------------------- */
 
 static int blocks_for(const moa_cuda *c, int64_t n) {
     const int64_t blocks = moa_ceil_div<int64_t>(n, THREADS), most = (int64_t)c->n_sm * 16;
@@ -112,7 +117,8 @@ moa_status moa_cuda_silu_mul(moa_backend *b, const moa_args_silu_mul *a, moa_err
 
 __global__ static void add_v1(const float *x, float *y, int64_t n) {
     const int64_t step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) y[i] += x[i];
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step)
+        y[i] += x[i];
 }
 
 moa_status moa_cuda_add(moa_backend *b, const moa_args_add *a, moa_err *err) {
@@ -124,11 +130,12 @@ moa_status moa_cuda_add(moa_backend *b, const moa_args_add *a, moa_err *err) {
     return MOA_OK;
 }
 
-/* --- capture -------------------------------------------------------------------------------------------------------------- */
+/* --- capture -------------------------------------------------------------------------------------------- */
 
 /* rows (n_tok, n_head, d_head) -> out (n_head, max_tok, d_head) at row pos[t]; block (t, h); positions outside are skipped */
-__global__ static void capture_v1(const float *__restrict__ rows, float *__restrict__ out, const int32_t *__restrict__ pos,
-                                  int n_head, int d_head, int max_tok, bool round_half) {
+__global__ static void capture_v1(const float *__restrict__ rows, float *__restrict__ out,
+                                  const int32_t *__restrict__ pos, int n_head, int d_head, int max_tok,
+                                  bool round_half) {
     const int t = blockIdx.x, h = blockIdx.y, at = pos[t];
     if (at < 0 || at >= max_tok) return;
     const float *from = rows + ((int64_t)t * n_head + h) * d_head;
@@ -141,7 +148,8 @@ moa_status moa_cuda_capture(moa_backend *b, const moa_args_capture *a, moa_err *
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_tok <= 0) return MOA_OK;
-    const dim3 q_grid((unsigned)a->n_tok, (unsigned)a->n_head), k_grid((unsigned)a->n_tok, (unsigned)a->n_head_kv);
+    const dim3 q_grid((unsigned)a->n_tok, (unsigned)a->n_head),
+        k_grid((unsigned)a->n_tok, (unsigned)a->n_head_kv);
     capture_v1<<<q_grid, 64, 0, c->stream>>>(a->q, a->cap_q, a->pos, a->n_head, a->d_head, a->max_tok, false);
     MOA_LAUNCHED(c, "capture of q");
     capture_v1<<<k_grid, 64, 0, c->stream>>>(a->k, a->cap_k, a->pos, a->n_head_kv, a->d_head, a->max_tok,

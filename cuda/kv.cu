@@ -9,8 +9,12 @@
  *   v1        a block per (row, KV head), K and V together   launch bound in decode                                  <- best */
 #include "cuda/cuda_common.cuh"
 
-__device__ static inline void put(float *to, float x) { *to = x; }
-__device__ static inline void put(__half *to, float x) { *to = __float2half_rn(x); }
+__device__ static inline void put(float *to, float x) {
+    *to = x;
+}
+__device__ static inline void put(__half *to, float x) {
+    *to = __float2half_rn(x);
+}
 
 template <typename T>
 __global__ static void kv_store_v1(const float *__restrict__ k, const float *__restrict__ v, moa_kv<T> kv,

@@ -1,8 +1,9 @@
 /* matmul.cu -- y = x W^T (+ bias) (+ y) on packed weights, and the rows of the embedding table.
  *
  *   decode, up to 8 rows of x     own kernel on the packed rows: every weight byte is read once and serves all rows of x.
- *                                 A warp owns an output (four when x has 4 rows or more); a lane owns a unit of 32 weights (quant.cuh), decodes it into
- *                                 registers and multiplies it with x, which the block keeps in shared memory:
+ *                                 A warp owns an output (four when x has 4 rows or more); a lane owns a unit of 32
+ *                                 weights (quant.cuh), decodes it into registers and multiplies it with x, which the
+ *                                 block keeps in shared memory:
  *
  *         x  (n_tok, 1024 of n_in)   | 32 floats + 4 | 32 + 4 | ...   a unit every 36 floats: eight lanes that read 16
  *                                                                     bytes each then meet 32 different banks
@@ -29,15 +30,19 @@
 static constexpr int WARPS = 4, CHUNK_UNITS = 32, UNIT_STRIDE = 36;
 static const size_t TILE_BYTES = (size_t)64 << 20;
 
-/* --- decoding rows ----------------------------------------------------------------------------------------------------------- */
+/* --- decoding rows -------------------------------------------------------------------------------------- */
 
-__device__ static inline void put(float *to, float x) { *to = x; }
-__device__ static inline void put(__nv_bfloat16 *to, float x) { *to = __float2bfloat16_rn(x); }
+__device__ static inline void put(float *to, float x) {
+    *to = x;
+}
+__device__ static inline void put(__nv_bfloat16 *to, float x) {
+    *to = __float2bfloat16_rn(x);
+}
 
 /* row blockIdx.x of out (n_in): row ids[blockIdx.x] of w, or row0 + blockIdx.x; a warp does 32 units. Ids outside give NaN. */
 template <typename U, typename OUT>
-__global__ static void decode_v1(const uint8_t *__restrict__ w, size_t row_bytes, int n_in, int n_out, int row0,
-                                 const int32_t *__restrict__ ids, OUT *__restrict__ out) {
+__global__ static void decode_v1(const uint8_t *__restrict__ w, size_t row_bytes, int n_in, int n_out,
+                                 int row0, const int32_t *__restrict__ ids, OUT *__restrict__ out) {
     __shared__ float tile[WARPS][32][U::len + 1];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int row = ids ? ids[blockIdx.x] : row0 + (int)blockIdx.x;
@@ -47,12 +52,14 @@ __global__ static void decode_v1(const uint8_t *__restrict__ w, size_t row_bytes
         float x[U::len];
         if (inside) U::decode(w + (size_t)row * row_bytes, first + lane, x);
 #pragma unroll
-        for (int i = 0; i < U::len; i++) tile[warp][lane][i] = inside ? x[i] : NAN;
+        for (int i = 0; i < U::len; i++)
+            tile[warp][lane][i] = inside ? x[i] : NAN;
     }
     __syncwarp();
     out += (int64_t)blockIdx.x * n_in + (int64_t)first * U::len;
     const int n = min(32, n_unit - first) * U::len;
-    for (int i = lane; i < n; i += 32) put(out + i, tile[warp][i / U::len][i % U::len]);
+    for (int i = lane; i < n; i += 32)
+        put(out + i, tile[warp][i / U::len][i % U::len]);
 }
 
 struct decode_job {
@@ -67,11 +74,11 @@ template <typename U> static void decode_launch(moa_cuda *c, const decode_job &j
     const uint8_t *data = static_cast<const uint8_t *>(j.w->data);
     const dim3 grid((unsigned)j.n_row, (unsigned)moa_ceil_div(j.w->n_in / (int)U::len, 32 * WARPS));
     if (j.elem_bytes == 4)
-        decode_v1<U><<<grid, WARPS * 32, 0, c->stream>>>(data, j.w->row_bytes, j.w->n_in, j.w->n_out, j.row0, j.ids,
-                                                         static_cast<float *>(j.out));
+        decode_v1<U><<<grid, WARPS * 32, 0, c->stream>>>(data, j.w->row_bytes, j.w->n_in, j.w->n_out, j.row0,
+                                                         j.ids, static_cast<float *>(j.out));
     else
-        decode_v1<U><<<grid, WARPS * 32, 0, c->stream>>>(data, j.w->row_bytes, j.w->n_in, j.w->n_out, j.row0, j.ids,
-                                                         static_cast<__nv_bfloat16 *>(j.out));
+        decode_v1<U><<<grid, WARPS * 32, 0, c->stream>>>(data, j.w->row_bytes, j.w->n_in, j.w->n_out, j.row0,
+                                                         j.ids, static_cast<__nv_bfloat16 *>(j.out));
 }
 
 static moa_status decode_any(moa_cuda *c, const decode_job &j, moa_err *err) {
@@ -86,8 +93,8 @@ static moa_status decode_any(moa_cuda *c, const decode_job &j, moa_err *err) {
     return MOA_OK;
 }
 
-moa_status moa_cuda_decode_rows(moa_cuda *c, const moa_dev_weight *w, int32_t row0, int32_t n_row, void *out, int elem_bytes,
-                                moa_err *err) {
+moa_status moa_cuda_decode_rows(moa_cuda *c, const moa_dev_weight *w, int32_t row0, int32_t n_row, void *out,
+                                int elem_bytes, moa_err *err) {
     const decode_job j = {w, row0, n_row, nullptr, out, elem_bytes};
     return decode_any(c, j, err);
 }
@@ -100,7 +107,7 @@ moa_status moa_cuda_embed(moa_backend *b, const moa_args_embed *a, moa_err *err)
     return decode_any(c, j, err);
 }
 
-/* --- decode: a few rows of x ------------------------------------------------------------------------------------------------- */
+/* --- decode: a few rows of x ---------------------------------------------------------------------------- */
 
 struct matvec_job {
     const float *x; /* (n_tok, n_in) */
@@ -117,10 +124,13 @@ __device__ static inline float4 load4(const float *p, bool wide) {
     if (wide) return *reinterpret_cast<const float4 *>(p);
     return make_float4(p[0], p[1], p[2], p[3]);
 }
-static bool is_wide(const void *p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+static bool is_wide(const void *p) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
 
 /* acc[t]: this lane's part of output o for row t; the warp's first lanes write */
-template <int NT> __device__ static inline void matvec_write(const matvec_job &j, int o, const float acc[NT]) {
+template <int NT>
+__device__ static inline void matvec_write(const matvec_job &j, int o, const float acc[NT]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int t = 0; t < NT; t++) {
@@ -132,9 +142,7 @@ template <int NT> __device__ static inline void matvec_write(const matvec_job &j
 }
 
 /* rows of W a warp multiplies at once: with several rows of x the products share what is read of x */
-template <int NT> struct rows_of {
-    static constexpr int value = NT >= 4 ? 4 : 1;
-};
+template <int NT> struct rows_of { static constexpr int value = NT >= 4 ? 4 : 1; };
 
 /* Rows of packed blocks, n_in a multiple of the unit's 32; grid: n_out / (WARPS * R) */
 template <typename U, int NT> __global__ static void __launch_bounds__(WARPS * 32) matvec_v1(matvec_job j) {
@@ -147,7 +155,8 @@ template <typename U, int NT> __global__ static void __launch_bounds__(WARPS * 3
     for (int first = 0; first < n_unit; first += CHUNK_UNITS) {
         const bool inside = first + lane < n_unit;
         float w[32];
-        if (R == 1 && inside && o < j.n_out) U::decode(j.w + (size_t)o * j.row_bytes, first + lane, w); /* before the wait */
+        if (R == 1 && inside && o < j.n_out)
+            U::decode(j.w + (size_t)o * j.row_bytes, first + lane, w); /* before the wait */
         __syncthreads();
         const int n = min(CHUNK_UNITS, n_unit - first) * 8; /* float4s of x in this chunk */
 #pragma unroll
@@ -167,7 +176,8 @@ template <typename U, int NT> __global__ static void __launch_bounds__(WARPS * 3
 #pragma unroll
                     for (int i = 0; i < 8; i++) {
                         const float4 v = at[i];
-                        acc[r][t] += w[4 * i] * v.x + w[4 * i + 1] * v.y + w[4 * i + 2] * v.z + w[4 * i + 3] * v.w;
+                        acc[r][t] +=
+                            w[4 * i] * v.x + w[4 * i + 1] * v.y + w[4 * i + 2] * v.z + w[4 * i + 3] * v.w;
                     }
                 }
         }
@@ -179,7 +189,8 @@ template <typename U, int NT> __global__ static void __launch_bounds__(WARPS * 3
 
 /* Rows of single elements (F32, F16, BF16): lanes take neighbouring elements, so that the loads are whole lines. V elements at
  * once where the row allows it. */
-template <typename U, int NT, int V> __global__ static void __launch_bounds__(WARPS * 32) matvec_plain_v1(matvec_job j) {
+template <typename U, int NT, int V>
+__global__ static void __launch_bounds__(WARPS * 32) matvec_plain_v1(matvec_job j) {
     const int lane = threadIdx.x % 32, o = (int)blockIdx.x * WARPS + (int)threadIdx.x / 32;
     if (o >= j.n_out) return;
     const uint8_t *row = j.w + (size_t)o * j.row_bytes;
@@ -215,39 +226,56 @@ template <> __device__ inline void plain_f32::load<4>(const uint8_t *row, int i,
 struct plain_f16 {
     template <int V> __device__ static inline void load(const uint8_t *row, int i, float *w) {
         __half h[V];
-        if constexpr (V == 4) copy_words<uint2, 8>(h, row + 2 * (int64_t)i);
-        else copy_words<uint16_t, 2>(h, row + 2 * (int64_t)i);
+        if constexpr (V == 4)
+            copy_words<uint2, 8>(h, row + 2 * (int64_t)i);
+        else
+            copy_words<uint16_t, 2>(h, row + 2 * (int64_t)i);
 #pragma unroll
-        for (int k = 0; k < V; k++) w[k] = __half2float(h[k]);
+        for (int k = 0; k < V; k++)
+            w[k] = __half2float(h[k]);
     }
 };
 struct plain_bf16 {
     template <int V> __device__ static inline void load(const uint8_t *row, int i, float *w) {
         uint16_t h[V];
-        if constexpr (V == 4) copy_words<uint2, 8>(h, row + 2 * (int64_t)i);
-        else copy_words<uint16_t, 2>(h, row + 2 * (int64_t)i);
+        if constexpr (V == 4)
+            copy_words<uint2, 8>(h, row + 2 * (int64_t)i);
+        else
+            copy_words<uint16_t, 2>(h, row + 2 * (int64_t)i);
 #pragma unroll
-        for (int k = 0; k < V; k++) w[k] = __uint_as_float((uint32_t)h[k] << 16);
+        for (int k = 0; k < V; k++)
+            w[k] = __uint_as_float((uint32_t)h[k] << 16);
     }
 };
 
 template <typename U, int NT> static void matvec_plain_launch(moa_cuda *c, const matvec_job &j) {
     const unsigned grid = (unsigned)moa_ceil_div(j.n_out, WARPS);
-    if (j.n_in % 4 == 0) matvec_plain_v1<U, NT, 4><<<grid, WARPS * 32, 0, c->stream>>>(j);
-    else matvec_plain_v1<U, NT, 1><<<grid, WARPS * 32, 0, c->stream>>>(j);
+    if (j.n_in % 4 == 0)
+        matvec_plain_v1<U, NT, 4><<<grid, WARPS * 32, 0, c->stream>>>(j);
+    else
+        matvec_plain_v1<U, NT, 1><<<grid, WARPS * 32, 0, c->stream>>>(j);
 }
 template <typename U, int NT> static void matvec_launch(moa_cuda *c, const matvec_job &j) {
-    if constexpr (std::is_same<U, unit_f32>::value) matvec_plain_launch<plain_f32, NT>(c, j);
-    else if constexpr (std::is_same<U, unit_f16>::value) matvec_plain_launch<plain_f16, NT>(c, j);
-    else if constexpr (std::is_same<U, unit_bf16>::value) matvec_plain_launch<plain_bf16, NT>(c, j);
-    else matvec_v1<U, NT><<<(unsigned)moa_ceil_div(j.n_out, WARPS * rows_of<NT>::value), WARPS * 32, 0, c->stream>>>(j);
+    if constexpr (std::is_same<U, unit_f32>::value)
+        matvec_plain_launch<plain_f32, NT>(c, j);
+    else if constexpr (std::is_same<U, unit_f16>::value)
+        matvec_plain_launch<plain_f16, NT>(c, j);
+    else if constexpr (std::is_same<U, unit_bf16>::value)
+        matvec_plain_launch<plain_bf16, NT>(c, j);
+    else
+        matvec_v1<U, NT>
+            <<<(unsigned)moa_ceil_div(j.n_out, WARPS * rows_of<NT>::value), WARPS * 32, 0, c->stream>>>(j);
 }
 
 template <typename U> static void matvec_by_rows(moa_cuda *c, const matvec_job &j) {
-    if (j.n_tok == 1) matvec_launch<U, 1>(c, j);
-    else if (j.n_tok == 2) matvec_launch<U, 2>(c, j);
-    else if (j.n_tok <= 4) matvec_launch<U, 4>(c, j);
-    else matvec_launch<U, 8>(c, j);
+    if (j.n_tok == 1)
+        matvec_launch<U, 1>(c, j);
+    else if (j.n_tok == 2)
+        matvec_launch<U, 2>(c, j);
+    else if (j.n_tok <= 4)
+        matvec_launch<U, 4>(c, j);
+    else
+        matvec_launch<U, 8>(c, j);
 }
 
 static moa_status matvec(moa_cuda *c, const moa_args_matmul *a, moa_err *err) {
@@ -272,24 +300,26 @@ static moa_status matvec(moa_cuda *c, const moa_args_matmul *a, moa_err *err) {
     return MOA_OK;
 }
 
-/* --- prefill: decode, then cuBLAS -------------------------------------------------------------------------------------------- */
+/* --- prefill: decode, then cuBLAS ----------------------------------------------------------------------- */
 
 /* y (n_tok, n_out) += bias (n_out) */
 __global__ static void add_bias_v1(float *y, const float *__restrict__ bias, int n_out, int64_t n) {
     const int64_t step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) y[i] += bias[i % n_out];
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step)
+        y[i] += bias[i % n_out];
 }
 
 __global__ static void to_bf16_v1(const float *__restrict__ x, __nv_bfloat16 *__restrict__ y, int64_t n) {
     const int64_t step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) y[i] = __float2bfloat16_rn(x[i]);
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step)
+        y[i] = __float2bfloat16_rn(x[i]);
 }
 
 static moa_status blas_fail(moa_cuda *c, cublasStatus_t s, const moa_args_matmul *a, moa_err *err) {
     (void)cudaGetLastError();
     return moa_fail(err, s == CUBLAS_STATUS_ALLOC_FAILED ? MOA_E_MEMORY : MOA_E_DEVICE,
-                    "GPU %d: the matrix product %d x %d x %d failed: %s", c->device, a->n_tok, a->w->n_out, a->w->n_in,
-                    cublasGetStatusString(s));
+                    "GPU %d: the matrix product %d x %d x %d failed: %s", c->device, a->n_tok, a->w->n_out,
+                    a->w->n_in, cublasGetStatusString(s));
 }
 
 static unsigned wide_grid(const moa_cuda *c, int64_t n) {
@@ -303,7 +333,9 @@ static moa_status gemm(moa_cuda *c, const moa_args_matmul *a, moa_err *err) {
     const size_t elem = half ? 2 : 4, row = elem * (size_t)w->n_in;
     const bool as_stored = !half && w->type == MOA_F32;
     const size_t fit = TILE_BYTES / row;
-    const int32_t most = fit < 1 ? 1 : fit < (size_t)w->n_out ? (int32_t)fit : w->n_out; /* rows of W a tile holds */
+    const int32_t most = fit < 1                  ? 1
+                         : fit < (size_t)w->n_out ? (int32_t)fit
+                                                  : w->n_out; /* rows of W a tile holds */
     const size_t w_bytes = as_stored ? 0 : ((size_t)most * row + 255) & ~(size_t)255;
     const size_t x_bytes = half ? (size_t)a->n_tok * row : 0;
     char *space = nullptr;
@@ -312,26 +344,31 @@ static moa_status gemm(moa_cuda *c, const moa_args_matmul *a, moa_err *err) {
     if (half) {
         const int64_t n = (int64_t)a->n_tok * w->n_in;
         x = space + w_bytes;
-        to_bf16_v1<<<wide_grid(c, n), 256, 0, c->stream>>>(a->x, reinterpret_cast<__nv_bfloat16 *>(space + w_bytes), n);
+        to_bf16_v1<<<wide_grid(c, n), 256, 0, c->stream>>>(
+            a->x, reinterpret_cast<__nv_bfloat16 *>(space + w_bytes), n);
         MOA_LAUNCHED(c, "rounding to bfloat16");
     }
     const cudaDataType_t type = half ? CUDA_R_16BF : CUDA_R_32F;
-    const cublasComputeType_t compute = c->gemm == MOA_GEMM_TF32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+    const cublasComputeType_t compute =
+        c->gemm == MOA_GEMM_TF32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
     const float one = 1.0f, zero = 0.0f, *beta = a->accumulate ? &one : &zero;
     for (int32_t row0 = 0; row0 < w->n_out; row0 += most) {
         const int32_t n_row = w->n_out - row0 < most ? w->n_out - row0 : most;
         const void *tile = space;
-        if (as_stored) tile = static_cast<const char *>(w->data) + (size_t)row0 * row;
-        else MOA_RETURN(moa_cuda_decode_rows(c, w, row0, n_row, space, (int)elem, err));
+        if (as_stored)
+            tile = static_cast<const char *>(w->data) + (size_t)row0 * row;
+        else
+            MOA_RETURN(moa_cuda_decode_rows(c, w, row0, n_row, space, (int)elem, err));
         /* cuBLAS counts columns first: its W is (n_in, n_row), its x (n_in, n_tok), its y (n_out, n_tok) */
-        const cublasStatus_t s =
-            cublasGemmEx(c->blas, CUBLAS_OP_T, CUBLAS_OP_N, n_row, a->n_tok, w->n_in, &one, tile, type, w->n_in, x, type,
-                         w->n_in, beta, a->y + row0, CUDA_R_32F, w->n_out, compute, CUBLAS_GEMM_DEFAULT);
+        const cublasStatus_t s = cublasGemmEx(c->blas, CUBLAS_OP_T, CUBLAS_OP_N, n_row, a->n_tok, w->n_in,
+                                              &one, tile, type, w->n_in, x, type, w->n_in, beta, a->y + row0,
+                                              CUDA_R_32F, w->n_out, compute, CUBLAS_GEMM_DEFAULT);
         if (s != CUBLAS_STATUS_SUCCESS) return blas_fail(c, s, a, err);
     }
     if (a->bias) {
         const int64_t n = (int64_t)a->n_tok * w->n_out;
-        add_bias_v1<<<wide_grid(c, n), 256, 0, c->stream>>>(a->y, static_cast<const float *>(a->bias->data), w->n_out, n);
+        add_bias_v1<<<wide_grid(c, n), 256, 0, c->stream>>>(a->y, static_cast<const float *>(a->bias->data),
+                                                            w->n_out, n);
         MOA_LAUNCHED(c, "bias");
     }
     return MOA_OK;

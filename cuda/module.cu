@@ -9,8 +9,8 @@
  *   failure     out of memory: what was needed and what is free. A sticky error: the backend is lost, every later call says
  *               why. Before a device is opened: core/engine/cuda_fault.h
  *
- * $MOA_FAULT breaks the device on purpose, for tests: illegal@N (an illegal address in operation N), hang@N (operation N runs for two
- * minutes). */
+ * $MOA_FAULT breaks the device on purpose, for tests: illegal@N (an illegal address in operation N), hang@N (operation N
+ * runs for two minutes). */
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -32,7 +32,8 @@ struct moa_cuda_recording {
 };
 
 static const double MIB = 1048576.0;
-static const size_t SCRATCH_BYTES = (size_t)32 << 20, BLAS_BYTES = (size_t)32 << 20, GEMM_TILE_BYTES = (size_t)64 << 20;
+static const size_t SCRATCH_BYTES = (size_t)32 << 20, BLAS_BYTES = (size_t)32 << 20,
+                    GEMM_TILE_BYTES = (size_t)64 << 20;
 enum { FAULT_NONE, FAULT_ILLEGAL, FAULT_HANG };
 
 /* doubly linked lists of blocks, weights, recordings */
@@ -43,12 +44,14 @@ template <typename T> static void link(T **head, T *x) {
     *head = x;
 }
 template <typename T> static void unlink(T **head, T *x) {
-    if (x->prev) x->prev->next = x->next;
-    else *head = x->next;
+    if (x->prev)
+        x->prev->next = x->next;
+    else
+        *head = x->next;
     if (x->next) x->next->prev = x->prev;
 }
 
-/* --- failure ------------------------------------------------------------------------------------------------------------------- */
+/* --- failure -------------------------------------------------------------------------------------------- */
 
 /* does this error poison the context, so that only a new process helps? */
 static bool is_sticky(cudaError_t e) {
@@ -87,33 +90,35 @@ static moa_status out_of_memory(moa_cuda *c, size_t bytes, const char *what, moa
         return moa_fail(err, MOA_E_MEMORY, "GPU %d (%s): out of memory for %s", c->device, c->name, what);
     }
     if (bytes == 0)
-        return moa_fail(err, MOA_E_MEMORY, "GPU %d (%s): out of memory for %s; %.1f MiB free of %.1f", c->device, c->name, what,
-                        (double)unused / MIB, (double)total / MIB);
-    return moa_fail(err, MOA_E_MEMORY, "GPU %d (%s): %.1f MiB needed for %s, %.1f MiB free of %.1f", c->device, c->name,
-                    (double)bytes / MIB, what, (double)unused / MIB, (double)total / MIB);
+        return moa_fail(err, MOA_E_MEMORY, "GPU %d (%s): out of memory for %s; %.1f MiB free of %.1f",
+                        c->device, c->name, what, (double)unused / MIB, (double)total / MIB);
+    return moa_fail(err, MOA_E_MEMORY, "GPU %d (%s): %.1f MiB needed for %s, %.1f MiB free of %.1f",
+                    c->device, c->name, (double)bytes / MIB, what, (double)unused / MIB, (double)total / MIB);
 }
 
 moa_status moa_cuda_fail(moa_cuda *c, cudaError_t e, const char *what, moa_err *err) {
     (void)cudaGetLastError(); /* clears it when it is not sticky */
     if (e == cudaErrorMemoryAllocation) return out_of_memory(c, 0, what, err);
     if (e == cudaErrorNoKernelImageForDevice)
-        return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s) cannot run this build, which was made for %s", c->device, c->name,
-                        MOA_CUDA_BUILT_FOR);
+        return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s) cannot run this build, which was made for %s",
+                        c->device, c->name, MOA_CUDA_BUILT_FOR);
     if (is_sticky(e) && !c->lost) {
         c->lost = true;
-        (void)snprintf(c->lost_text, sizeof c->lost_text, "%s (CUDA error %d) in or before %s", cudaGetErrorString(e), (int)e,
-                       what);
+        (void)snprintf(c->lost_text, sizeof c->lost_text, "%s (CUDA error %d) in or before %s",
+                       cudaGetErrorString(e), (int)e, what);
     }
     if (c->lost)
-        return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s) is lost to this process: %s; the engine has to be started again",
+        return moa_fail(err, MOA_E_DEVICE,
+                        "GPU %d (%s) is lost to this process: %s; the engine has to be started again",
                         c->device, c->name, c->lost_text);
-    return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): %s (CUDA error %d) in %s", c->device, c->name, cudaGetErrorString(e),
-                    (int)e, what);
+    return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): %s (CUDA error %d) in %s", c->device, c->name,
+                    cudaGetErrorString(e), (int)e, what);
 }
 
 moa_status moa_cuda_enter(moa_cuda *c, moa_err *err) {
     if (c->lost)
-        return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s) is lost to this process: %s; the engine has to be started again",
+        return moa_fail(err, MOA_E_DEVICE,
+                        "GPU %d (%s) is lost to this process: %s; the engine has to be started again",
                         c->device, c->name, c->lost_text);
     MOA_CU(c, cudaSetDevice(c->device));
     return MOA_OK;
@@ -136,7 +141,7 @@ moa_status moa_cuda_enter_op(moa_cuda *c, moa_err *err) {
     return MOA_OK;
 }
 
-/* --- memory ---------------------------------------------------------------------------------------------------------------------- */
+/* --- memory --------------------------------------------------------------------------------------------- */
 
 static moa_status allocate(moa_cuda *c, size_t bytes, const char *what, void **out, moa_err *err) {
     *out = nullptr;
@@ -150,7 +155,8 @@ static moa_status allocate(moa_cuda *c, size_t bytes, const char *what, void **o
     (void)cudaThreadExchangeStreamCaptureMode(&mode);
     if (e != cudaSuccess) {
         delete block;
-        return e == cudaErrorMemoryAllocation ? out_of_memory(c, bytes, what, err) : moa_cuda_fail(c, e, what, err);
+        return e == cudaErrorMemoryAllocation ? out_of_memory(c, bytes, what, err)
+                                              : moa_cuda_fail(c, e, what, err);
     }
     link(&c->blocks, block);
     *out = block->memory;
@@ -245,7 +251,7 @@ static moa_status cuda_sync(moa_backend *b, moa_err *err) {
     return MOA_OK;
 }
 
-/* --- weights ----------------------------------------------------------------------------------------------------------------------- */
+/* --- weights -------------------------------------------------------------------------------------------- */
 
 static moa_status weight_check(const moa_weight *w, size_t *row_bytes, moa_err *err) {
     const char *name = w->name ? w->name : "?";
@@ -255,18 +261,20 @@ static moa_status weight_check(const moa_weight *w, size_t *row_bytes, moa_err *
     case id: len = block_len, block = block_bytes; break;
         MOA_DTYPE_MAP(X)
 #undef X
-    default: return moa_fail(err, MOA_E_UNSUPPORTED, "weight %s: type %d is not supported", name, (int)w->type);
+    default:
+        return moa_fail(err, MOA_E_UNSUPPORTED, "weight %s: type %d is not supported", name, (int)w->type);
     }
     if (!w->data) return moa_fail(err, MOA_E_INVALID, "weight %s has no data", name);
     if (w->n_out <= 0 || w->n_in <= 0 || (size_t)w->n_in % len != 0)
-        return moa_fail(err, MOA_E_INVALID, "weight %s: shape %dx%d does not divide into blocks of %zu", name, w->n_out,
-                        w->n_in, len);
-    if (!moa_size_mul((size_t)w->n_in / len, block, row_bytes) || !moa_size_mul(*row_bytes, (size_t)w->n_out, &bytes) ||
-        bytes != w->bytes)
-        return moa_fail(err, MOA_E_INVALID, "weight %s: %zu bytes for %dx%d", name, w->bytes, w->n_out, w->n_in);
+        return moa_fail(err, MOA_E_INVALID, "weight %s: shape %dx%d does not divide into blocks of %zu", name,
+                        w->n_out, w->n_in, len);
+    if (!moa_size_mul((size_t)w->n_in / len, block, row_bytes) ||
+        !moa_size_mul(*row_bytes, (size_t)w->n_out, &bytes) || bytes != w->bytes)
+        return moa_fail(err, MOA_E_INVALID, "weight %s: %zu bytes for %dx%d", name, w->bytes, w->n_out,
+                        w->n_in);
     if ((size_t)w->n_in * sizeof(float) > GEMM_TILE_BYTES)
-        return moa_fail(err, MOA_E_UNSUPPORTED, "weight %s: rows of %d are longer than the %zu MiB workspace", name, w->n_in,
-                        GEMM_TILE_BYTES >> 20);
+        return moa_fail(err, MOA_E_UNSUPPORTED, "weight %s: rows of %d are longer than the %zu MiB workspace",
+                        name, w->n_in, GEMM_TILE_BYTES >> 20);
     return MOA_OK;
 }
 
@@ -300,7 +308,8 @@ static void cuda_weight_free(moa_backend *b, moa_dev_weight *w) {
     delete w;
 }
 
-static moa_status cuda_weight_load(moa_backend *b, const moa_weight *w, bool keep_host, moa_dev_weight **out, moa_err *err) {
+static moa_status cuda_weight_load(moa_backend *b, const moa_weight *w, bool keep_host, moa_dev_weight **out,
+                                   moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     (void)keep_host; /* the device always has its own copy */
     *out = nullptr;
@@ -309,19 +318,23 @@ static moa_status cuda_weight_load(moa_backend *b, const moa_weight *w, bool kee
     size_t row_bytes = 0;
     MOA_RETURN(weight_check(w, &row_bytes, err));
     moa_dev_weight *d = new (std::nothrow) moa_dev_weight();
-    if (!d) return moa_fail(err, MOA_E_MEMORY, "no host memory for the record of weight %s", w->name ? w->name : "?");
+    if (!d)
+        return moa_fail(err, MOA_E_MEMORY, "no host memory for the record of weight %s",
+                        w->name ? w->name : "?");
     d->type = w->type;
     d->n_out = w->n_out;
     d->n_in = w->n_in;
     d->row_bytes = row_bytes;
     link(&c->weights, d);
     const moa_status s = w->n_out == 1 ? load_vector(c, w, d, err) : load_matrix(c, w, d, err);
-    if (s == MOA_OK) *out = d;
-    else cuda_weight_free(b, d);
+    if (s == MOA_OK)
+        *out = d;
+    else
+        cuda_weight_free(b, d);
     return s;
 }
 
-/* --- recording ----------------------------------------------------------------------------------------------------------------------- */
+/* --- recording ------------------------------------------------------------------------------------------ */
 
 static moa_status cuda_record_begin(moa_backend *b, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
@@ -372,7 +385,7 @@ static void cuda_recording_free(moa_backend *b, void *recording) {
     delete r;
 }
 
-/* --- devices -------------------------------------------------------------------------------------------------------------------------- */
+/* --- devices -------------------------------------------------------------------------------------------- */
 
 /* why there is no device to use, in the words that the program itself uses of the driver */
 static void driver_text(cudaError_t e, moa_err *err) {
@@ -427,9 +440,12 @@ static void cuda_close(moa_backend *b) {
     (void)cudaSetDevice(c->device);
     leave_recording(c);
     if (c->stream) (void)cudaStreamSynchronize(c->stream);
-    while (c->recordings) cuda_recording_free(b, c->recordings);
-    while (c->weights) cuda_weight_free(b, c->weights);
-    while (c->blocks) release(c, c->blocks->memory);
+    while (c->recordings)
+        cuda_recording_free(b, c->recordings);
+    while (c->weights)
+        cuda_weight_free(b, c->weights);
+    while (c->blocks)
+        release(c, c->blocks->memory);
     if (c->blas && !c->lost) (void)cublasDestroy(c->blas);
     for (int i = 0; i < MOA_STAGE_SLOTS; i++)
         if (c->stage_free[i]) (void)cudaEventDestroy(c->stage_free[i]);
@@ -439,7 +455,7 @@ static void cuda_close(moa_backend *b) {
     delete c;
 }
 
-/* --- opening --------------------------------------------------------------------------------------------------------------------------- */
+/* --- opening -------------------------------------------------------------------------------------------- */
 
 static moa_backend_vtable make_table() {
     moa_backend_vtable t = {};
@@ -469,15 +485,19 @@ static const moa_backend_vtable table = make_table();
 static moa_status read_settings(moa_cuda *c, moa_err *err) {
     const char *gemm = getenv("MOASCOPE_CUDA_GEMM"), *fault = getenv("MOA_FAULT");
     c->gemm = MOA_GEMM_F32;
-    if (gemm && strcmp(gemm, "tf32") == 0) c->gemm = MOA_GEMM_TF32;
-    else if (gemm && strcmp(gemm, "bf16") == 0) c->gemm = MOA_GEMM_BF16;
+    if (gemm && strcmp(gemm, "tf32") == 0)
+        c->gemm = MOA_GEMM_TF32;
+    else if (gemm && strcmp(gemm, "bf16") == 0)
+        c->gemm = MOA_GEMM_BF16;
     else if (gemm && *gemm && strcmp(gemm, "f32") != 0)
         return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_GEMM is \"%s\": f32, tf32 or bf16", gemm);
     long long at = -1;
     c->fault = FAULT_NONE;
     c->fault_at = -1;
-    if (fault && (sscanf(fault, "hang@kernel:%lld", &at) == 1 || sscanf(fault, "hang@%lld", &at) == 1)) c->fault = FAULT_HANG;
-    else if (fault && sscanf(fault, "illegal@%lld", &at) == 1) c->fault = FAULT_ILLEGAL;
+    if (fault && (sscanf(fault, "hang@kernel:%lld", &at) == 1 || sscanf(fault, "hang@%lld", &at) == 1))
+        c->fault = FAULT_HANG;
+    else if (fault && sscanf(fault, "illegal@%lld", &at) == 1)
+        c->fault = FAULT_ILLEGAL;
     c->fault_at = at;
     return MOA_OK;
 }
@@ -488,10 +508,12 @@ static moa_status start(moa_cuda *c, moa_err *err) {
     MOA_CU(c, cudaGetDeviceProperties(&p, c->device));
     (void)snprintf(c->name, sizeof c->name, "%.*s", (int)sizeof c->name - 1, p.name);
     c->n_sm = p.multiProcessorCount;
-    cudaFuncAttributes attributes; /* fails here, not in the middle of a run, when there is no code for this GPU */
+    cudaFuncAttributes
+        attributes; /* fails here, not in the middle of a run, when there is no code for this GPU */
     MOA_CU(c, cudaFuncGetAttributes(&attributes, fault_kernel));
     MOA_CU(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
-    MOA_CU(c, cudaMallocHost(reinterpret_cast<void **>(&c->stage), (size_t)MOA_STAGE_SLOTS * MOA_STAGE_BYTES));
+    MOA_CU(c,
+           cudaMallocHost(reinterpret_cast<void **>(&c->stage), (size_t)MOA_STAGE_SLOTS * MOA_STAGE_BYTES));
     for (int i = 0; i < MOA_STAGE_SLOTS; i++)
         MOA_CU(c, cudaEventCreateWithFlags(&c->stage_free[i], cudaEventDisableTiming));
     void *unused = nullptr;
@@ -501,8 +523,9 @@ static moa_status start(moa_cuda *c, moa_err *err) {
     if (s == CUBLAS_STATUS_SUCCESS) s = cublasSetStream(c->blas, c->stream);
     if (s == CUBLAS_STATUS_SUCCESS) s = cublasSetWorkspace(c->blas, c->blas_space, BLAS_BYTES);
     if (s != CUBLAS_STATUS_SUCCESS)
-        return moa_fail(err, s == CUBLAS_STATUS_ALLOC_FAILED ? MOA_E_MEMORY : MOA_E_DEVICE, "GPU %d (%s): cuBLAS did not start: %s",
-                        c->device, c->name, cublasGetStatusString(s));
+        return moa_fail(err, s == CUBLAS_STATUS_ALLOC_FAILED ? MOA_E_MEMORY : MOA_E_DEVICE,
+                        "GPU %d (%s): cuBLAS did not start: %s", c->device, c->name,
+                        cublasGetStatusString(s));
     return MOA_OK;
 }
 
@@ -511,7 +534,8 @@ static moa_status module_open(moa_backend **out, const moa_backend_config *confi
     const int32_t n = module_n_devices(err), device = config ? config->device : 0;
     if (n <= 0) return MOA_E_DEVICE; /* the reason is in err */
     if (device < 0 || device >= n)
-        return moa_fail(err, MOA_E_USAGE, "there is no GPU %d: this machine shows %d (0 to %d)", device, n, n - 1);
+        return moa_fail(err, MOA_E_USAGE, "there is no GPU %d: this machine shows %d (0 to %d)", device, n,
+                        n - 1);
     moa_cuda *c = new (std::nothrow) moa_cuda();
     if (!c) return moa_fail(err, MOA_E_MEMORY, "no host memory for the CUDA backend");
     c->base.vt = &table;
@@ -519,14 +543,17 @@ static moa_status module_open(moa_backend **out, const moa_backend_config *confi
     (void)snprintf(c->name, sizeof c->name, "%s", "CUDA");
     moa_status s = read_settings(c, err);
     if (s == MOA_OK) s = start(c, err);
-    if (s == MOA_OK) *out = &c->base;
-    else cuda_close(&c->base);
+    if (s == MOA_OK)
+        *out = &c->base;
+    else
+        cuda_close(&c->base);
     return s;
 }
 
 /* The symbol carries the type's own name, which C++ does not let a variable have: hence the label. */
 extern "C" {
-extern const struct moa_backend_module module_entry __asm__("moa_backend_module") __attribute__((visibility("default"), used));
-const struct moa_backend_module module_entry = {MOA_BACKEND_ABI, MOA_CUDA_BUILT_FOR, module_n_devices, module_device_info,
-                                                module_open};
+extern const struct moa_backend_module module_entry __asm__("moa_backend_module")
+    __attribute__((visibility("default"), used));
+const struct moa_backend_module module_entry = {MOA_BACKEND_ABI, MOA_CUDA_BUILT_FOR, module_n_devices,
+                                                module_device_info, module_open};
 }

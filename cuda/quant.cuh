@@ -19,14 +19,19 @@
 template <typename WORD, int BYTES> __device__ static inline void copy_words(void *to, const void *from) {
     WORD words[BYTES / sizeof(WORD)];
 #pragma unroll
-    for (int i = 0; i < (int)(BYTES / sizeof(WORD)); i++) words[i] = __ldg(static_cast<const WORD *>(from) + i);
+    for (int i = 0; i < (int)(BYTES / sizeof(WORD)); i++)
+        words[i] = __ldg(static_cast<const WORD *>(from) + i);
     memcpy(to, words, BYTES);
 }
 template <int BYTES> __device__ static inline void copy_block(void *to, const void *from) {
-    if constexpr (BYTES % 16 == 0) copy_words<uint4, BYTES>(to, from);
-    else if constexpr (BYTES % 4 == 0) copy_words<uint32_t, BYTES>(to, from);
-    else if constexpr (BYTES % 2 == 0) copy_words<uint16_t, BYTES>(to, from);
-    else copy_words<uint8_t, BYTES>(to, from);
+    if constexpr (BYTES % 16 == 0)
+        copy_words<uint4, BYTES>(to, from);
+    else if constexpr (BYTES % 4 == 0)
+        copy_words<uint32_t, BYTES>(to, from);
+    else if constexpr (BYTES % 2 == 0)
+        copy_words<uint16_t, BYTES>(to, from);
+    else
+        copy_words<uint8_t, BYTES>(to, from);
 }
 
 /* one for each format: len weights a unit; decode(row, u, out): unit u of a row (len floats) */
@@ -53,8 +58,12 @@ MOA_QUANT_LIST(X)
 #undef unit_q6_k
 #undef X
 
-__device__ static inline float half_bits(uint32_t bits) { return __half2float(__ushort_as_half((unsigned short)bits)); }
-__device__ static inline int byte_of(const uint32_t *words, int i) { return (int)(words[i / 4] >> 8 * (i % 4) & 255u); }
+__device__ static inline float half_bits(uint32_t bits) {
+    return __half2float(__ushort_as_half((unsigned short)bits));
+}
+__device__ static inline int byte_of(const uint32_t *words, int i) {
+    return (int)(words[i / 4] >> 8 * (i % 4) & 255u);
+}
 
 /* scale and minimum of sub-block j, times d and dmin: the first 16 bytes of a Q4_K or Q5_K block */
 __device__ static inline void k_scale(const uint8_t *block, int j, float *step, float *low) {
@@ -83,7 +92,8 @@ struct unit_q4_k {
         uint32_t q[8];
         copy_words<uint4, 32>(q, block + 16 + 32 * (j / 2));
 #pragma unroll
-        for (int i = 0; i < 32; i++) out[i] = step * (float)(byte_of(q, i) >> shift & 15) - low;
+        for (int i = 0; i < 32; i++)
+            out[i] = step * (float)(byte_of(q, i) >> shift & 15) - low;
     }
 };
 

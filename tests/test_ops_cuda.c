@@ -64,7 +64,8 @@ static uint32_t random_u32(void) {
 }
 static float random_float(void) { /* mean 0, variance 1, bounded */
     float sum = 0;
-    for (int i = 0; i < 4; i++) sum += (float)(random_u32() >> 8) * 0x1p-24f - 0.5f;
+    for (int i = 0; i < 4; i++)
+        sum += (float)(random_u32() >> 8) * 0x1p-24f - 0.5f;
     return sum * 1.7320508f;
 }
 
@@ -96,11 +97,12 @@ static void wait_for(moa_backend *b) {
 static float *random_floats(size_t n) {
     float *x = malloc(n * sizeof *x);
     if (!x) abort();
-    for (size_t i = 0; i < n; i++) x[i] = random_float();
+    for (size_t i = 0; i < n; i++)
+        x[i] = random_float();
     return x;
 }
 
-/* --- fault ----------------------------------------------------------------------------------------------------------------- */
+/* --- fault ---------------------------------------------------------------------------------------------- */
 
 /* in a child: 0 when the device was lost in the way it should be, SKIP without a GPU, else 1 */
 static int fault_child(void) {
@@ -137,14 +139,15 @@ static int check_fault(void) {
     return WEXITSTATUS(how);
 }
 
-/* --- upload, memory ---------------------------------------------------------------------------------------------------------- */
+/* --- upload, memory ------------------------------------------------------------------------------------- */
 
 static void check_upload(moa_backend *b) {
     enum { N = 200, MOST = 100000 };
     static unsigned char host[MOST], back[MOST];
     void *to[N];
     size_t size[N];
-    for (int i = 0; i < N; i++) to[i] = take(b, MOST);
+    for (int i = 0; i < N; i++)
+        to[i] = take(b, MOST);
     for (int i = 0; i < N; i++) {
         size[i] = i % 10 == 9 ? MOST : 1 + random_u32() % 65536;
         memset(host, i, size[i]);
@@ -154,7 +157,8 @@ static void check_upload(moa_backend *b) {
     for (int i = 0; i < N; i++) {
         get(b, back, to[i], size[i]);
         size_t wrong = 0;
-        for (size_t k = 0; k < size[i]; k++) wrong += back[k] != (unsigned char)i;
+        for (size_t k = 0; k < size[i]; k++)
+            wrong += back[k] != (unsigned char)i;
         CHECK(wrong == 0, "upload %d: %zu of %zu bytes differ", i, wrong, size[i]);
         b->vt->free(b, to[i]);
     }
@@ -164,33 +168,43 @@ static void check_memory(moa_backend *b) {
     moa_device_info info, after;
     moa_err err = {0};
     must(b->vt->info(b, &info, &err), &err, "info");
-    CHECK(info.memory_bytes > 0 && info.free_bytes > 0 && info.free_bytes <= info.memory_bytes && info.sm >= 50, "%s: %llu of %llu, sm %d",
-          info.name, (unsigned long long)info.free_bytes, (unsigned long long)info.memory_bytes, info.sm);
+    CHECK(info.memory_bytes > 0 && info.free_bytes > 0 && info.free_bytes <= info.memory_bytes &&
+              info.sm >= 50,
+          "%s: %llu of %llu, sm %d", info.name, (unsigned long long)info.free_bytes,
+          (unsigned long long)info.memory_bytes, info.sm);
     void *p = NULL;
     const moa_status s = b->vt->alloc(b, (size_t)info.memory_bytes * 2, &p, &err);
-    CHECK(s == MOA_E_MEMORY && !p && strstr(err.text, "needed") && strstr(err.text, "free"), "status %d: %s", s, err.text);
+    CHECK(s == MOA_E_MEMORY && !p && strstr(err.text, "needed") && strstr(err.text, "free"), "status %d: %s",
+          s, err.text);
     (void)printf("  said: %s\n", err.text);
     wait_for(b);
     for (int i = 0; i < 20; i++) {
         moa_backend *other = open_device("cuda", false, &err);
         if (!other) must(MOA_E_DEVICE, &err, "opening once more");
         (void)take(other, 64 << 20); /* close() frees it */
-        const moa_weight w = {.name = "w", .type = MOA_F16, .n_out = 1024, .n_in = 1024, .data = malloc(2 << 20), .bytes = 2 << 20};
+        const moa_weight w = {.name = "w",
+                              .type = MOA_F16,
+                              .n_out = 1024,
+                              .n_in = 1024,
+                              .data = malloc(2 << 20),
+                              .bytes = 2 << 20};
         moa_dev_weight *d = NULL;
         if (!w.data) abort();
         memset((void *)(uintptr_t)w.data, 0, w.bytes);
         must(other->vt->weight_load(other, &w, false, &d, &err), &err, "weight_load");
-        CHECK(other->vt->alloc(other, (size_t)info.memory_bytes, &p, &err) == MOA_E_MEMORY, "a whole card was given");
+        CHECK(other->vt->alloc(other, (size_t)info.memory_bytes, &p, &err) == MOA_E_MEMORY,
+              "a whole card was given");
         moa_backend_close(&other);
         free((void *)(uintptr_t)w.data);
-        if (i == 0) must(b->vt->info(b, &info, &err), &err, "info"); /* the first time may set up what stays */
+        if (i == 0)
+            must(b->vt->info(b, &info, &err), &err, "info"); /* the first time may set up what stays */
     }
     must(b->vt->info(b, &after, &err), &err, "info");
-    CHECK(info.free_bytes < after.free_bytes + (1 << 20), "free memory went from %llu to %llu", (unsigned long long)info.free_bytes,
-          (unsigned long long)after.free_bytes);
+    CHECK(info.free_bytes < after.free_bytes + (1 << 20), "free memory went from %llu to %llu",
+          (unsigned long long)info.free_bytes, (unsigned long long)after.free_bytes);
 }
 
-/* --- attention: shapes, recording, repeat -------------------------------------------------------------------------------------- */
+/* --- attention: shapes, recording, repeat --------------------------------------------------------------- */
 
 typedef struct shape {
     int32_t d_head, group, n_head_kv, n_seq, n_tok; /* n_tok: of the longest sequence */
@@ -218,14 +232,16 @@ static void choose(problem *p, int round) {
     for (int32_t s = 0; s < p->s.n_seq; s++) {
         p->pos[s] = s == 0 ? p->s.n_tok - 1 - round : (int32_t)(random_u32() % (uint32_t)p->s.n_tok);
         if (s > 1 && s % 3 == 2) p->pos[s] = -1;
-        for (int32_t h = 0; h < p->n_head; h++) p->span[s * p->n_head + h] = spans[random_u32() % 5];
+        for (int32_t h = 0; h < p->n_head; h++)
+            p->span[s * p->n_head + h] = spans[random_u32() % 5];
     }
 }
 
 static void problem_open(problem *p, const shape *s, moa_backend *reference, moa_backend *cuda) {
     *p = (problem){.s = *s, .n_head = s->group * s->n_head_kv, .max_pages = (s->n_tok + 63) / 64};
     const int32_t n_pages = s->n_seq * s->n_head_kv * p->max_pages;
-    const size_t elems = (size_t)n_pages * 2 * MOA_PAGE_TOK * (size_t)s->d_head, row = (size_t)p->n_head * (size_t)s->d_head;
+    const size_t elems = (size_t)n_pages * 2 * MOA_PAGE_TOK * (size_t)s->d_head,
+                 row = (size_t)p->n_head * (size_t)s->d_head;
     p->pos = calloc((size_t)s->n_seq, sizeof *p->pos);
     p->span = calloc((size_t)s->n_seq * (size_t)p->n_head, sizeof *p->span);
     int32_t *table = calloc((size_t)n_pages, sizeof *table);
@@ -233,11 +249,15 @@ static void problem_open(problem *p, const shape *s, moa_backend *reference, moa
     void *pool = malloc(p->pool_bytes);
     float *q = random_floats((size_t)s->n_seq * row);
     if (!p->pos || !p->span || !table || !pool) abort();
-    for (int32_t i = 0; i < n_pages; i++) table[i] = n_pages - 1 - i;
+    for (int32_t i = 0; i < n_pages; i++)
+        table[i] = n_pages - 1 - i;
     for (size_t i = 0; i < elems; i++) {
         const uint32_t r = random_u32();
-        if (s->type == MOA_KV_F32) ((float *)pool)[i] = random_float();
-        else ((uint16_t *)pool)[i] = (uint16_t)((r & 0x83ffu) | (13u + (r >> 20) % 3u) << 10); /* a half of size 1/4 to 2 */
+        if (s->type == MOA_KV_F32)
+            ((float *)pool)[i] = random_float();
+        else
+            ((uint16_t *)pool)[i] =
+                (uint16_t)((r & 0x83ffu) | (13u + (r >> 20) % 3u) << 10); /* a half of size 1/4 to 2 */
     }
     choose(p, 0);
     for (int i = 0; i < 2; i++) {
@@ -262,7 +282,8 @@ static void problem_close(problem *p) {
         side *d = &p->side[i];
         if (!d->b) continue;
         void *all[] = {d->q, d->o, d->stat, d->pos, d->span, d->table, d->pool};
-        for (size_t k = 0; k < sizeof all / sizeof *all; k++) d->b->vt->free(d->b, all[k]);
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+            d->b->vt->free(d->b, all[k]);
     }
     free(p->pos);
     free(p->span);
@@ -270,16 +291,29 @@ static void problem_close(problem *p) {
 
 static moa_args_attn_decode decode_args(const problem *p, int i, bool probe) {
     const side *d = &p->side[i];
-    return (moa_args_attn_decode){.q = d->q, .o = d->o, .pos = d->pos, .span = d->span, .span_seq_stride = p->n_head, .n_seq = p->s.n_seq,
-                                  .n_head = p->n_head, .scale = 1 / sqrtf((float)p->s.d_head), .probe = {.stat = probe ? d->stat : NULL},
-                                  .kv = {.pool = d->pool, .table = d->table, .table_seq_stride = (int64_t)p->s.n_head_kv * p->max_pages,
-                                         .n_head_kv = p->s.n_head_kv, .d_head = p->s.d_head, .max_pages = p->max_pages, .type = p->s.type}};
+    return (moa_args_attn_decode){.q = d->q,
+                                  .o = d->o,
+                                  .pos = d->pos,
+                                  .span = d->span,
+                                  .span_seq_stride = p->n_head,
+                                  .n_seq = p->s.n_seq,
+                                  .n_head = p->n_head,
+                                  .scale = 1 / sqrtf((float)p->s.d_head),
+                                  .probe = {.stat = probe ? d->stat : NULL},
+                                  .kv = {.pool = d->pool,
+                                         .table = d->table,
+                                         .table_seq_stride = (int64_t)p->s.n_head_kv * p->max_pages,
+                                         .n_head_kv = p->s.n_head_kv,
+                                         .d_head = p->s.d_head,
+                                         .max_pages = p->max_pages,
+                                         .type = p->s.type}};
 }
 
 static void decode(const problem *p, int i, bool probe) {
     const moa_args_attn_decode a = decode_args(p, i, probe);
     moa_err err = {0};
-    must(a.kv.pool ? p->side[i].b->vt->attn_decode(p->side[i].b, &a, &err) : MOA_E_FAILED, &err, "attn_decode");
+    must(a.kv.pool ? p->side[i].b->vt->attn_decode(p->side[i].b, &a, &err) : MOA_E_FAILED, &err,
+         "attn_decode");
 }
 
 static double nmse(const float *a, const float *b, size_t n) {
@@ -302,25 +336,30 @@ static float *results(const problem *p, int i, bool stat, size_t *n) {
 static void check_shape(const shape *s, moa_backend *reference, moa_backend *cuda) {
     problem p;
     problem_open(&p, s, reference, cuda);
-    for (int i = 0; i < 2; i++) decode(&p, i, true);
+    for (int i = 0; i < 2; i++)
+        decode(&p, i, true);
     for (int k = 0; k < 2; k++) {
         size_t n = 0;
         float *a = results(&p, 0, k, &n), *b = results(&p, 1, k, &n);
         const double e = nmse(a, b, n);
-        CHECK(e <= 1e-8, "decode %s: d_head %d group %d heads %d seqs %d tokens %d: NMSE %.2e", k ? "stat" : "o", s->d_head, s->group, s->n_head_kv,
-              s->n_seq, s->n_tok, e); /* float32 throughout: far inside 1e-5 */
+        CHECK(e <= 1e-8, "decode %s: d_head %d group %d heads %d seqs %d tokens %d: NMSE %.2e",
+              k ? "stat" : "o", s->d_head, s->group, s->n_head_kv, s->n_seq, s->n_tok,
+              e); /* float32 throughout: far inside 1e-5 */
         free(a);
         free(b);
     }
     const int32_t n_tok = s->n_tok < 150 ? s->n_tok : 150; /* the end of sequence 0 as a prefill */
-    const size_t row = (size_t)p.n_head * (size_t)s->d_head, n = (size_t)n_tok * row, n_stat = (size_t)n_tok * (size_t)p.n_head * MOA_N_STAT;
-    float *q = random_floats(n), *out[2] = {malloc(n * 4), malloc(n * 4)}, *stats[2] = {malloc(n_stat * 4), malloc(n_stat * 4)};
+    const size_t row = (size_t)p.n_head * (size_t)s->d_head, n = (size_t)n_tok * row,
+                 n_stat = (size_t)n_tok * (size_t)p.n_head * MOA_N_STAT;
+    float *q = random_floats(n), *out[2] = {malloc(n * 4), malloc(n * 4)},
+          *stats[2] = {malloc(n_stat * 4), malloc(n_stat * 4)};
     for (int i = 0; i < 2; i++) {
         moa_backend *b = p.side[i].b;
         const moa_args_attn_decode a = decode_args(&p, i, false);
         float *dq = put(b, q, n * 4), *o = take(b, n * 4), *st = take(b, n_stat * 4);
-        CALL(b, attn_prefill, .q = dq, .o = o, .kv = a.kv, .span = p.side[i].span, .span_host = p.span, .pos0 = s->n_tok - n_tok, .n_tok = n_tok,
-             .n_head = p.n_head, .scale = a.scale, .probe = {.stat = st});
+        CALL(b, attn_prefill, .q = dq, .o = o, .kv = a.kv, .span = p.side[i].span, .span_host = p.span,
+             .pos0 = s->n_tok - n_tok, .n_tok = n_tok, .n_head = p.n_head, .scale = a.scale,
+             .probe = {.stat = st});
         get(b, out[i], o, n * 4);
         get(b, stats[i], st, n_stat * 4);
         b->vt->free(b, dq);
@@ -328,8 +367,9 @@ static void check_shape(const shape *s, moa_backend *reference, moa_backend *cud
         b->vt->free(b, st);
     }
     const double eo = nmse(out[0], out[1], n), es = nmse(stats[0], stats[1], n_stat);
-    CHECK(eo <= 1e-8 && es <= 1e-8, "prefill: d_head %d group %d heads %d tokens %d: NMSE %.2e, statistics %.2e", s->d_head, s->group, s->n_head_kv,
-          s->n_tok, eo, es);
+    CHECK(eo <= 1e-8 && es <= 1e-8,
+          "prefill: d_head %d group %d heads %d tokens %d: NMSE %.2e, statistics %.2e", s->d_head, s->group,
+          s->n_head_kv, s->n_tok, eo, es);
     for (int i = 0; i < 2; i++) {
         free(out[i]);
         free(stats[i]);
@@ -340,11 +380,13 @@ static void check_shape(const shape *s, moa_backend *reference, moa_backend *cud
 
 static void check_shapes(moa_backend *reference, moa_backend *cuda) {
     static const shape shapes[] = {
-        {96, 5, 2, 3, 700, MOA_KV_F16},  {256, 8, 1, 2, 900, MOA_KV_F32}, {256, 1, 2, 5, 400, MOA_KV_F16}, {64, 16, 1, 1, 3000, MOA_KV_F16},
-        {128, 1, 9, 9, 1500, MOA_KV_F16}, {128, 8, 2, 2, 4100, MOA_KV_F32}, {16, 2, 3, 4, 200, MOA_KV_F16},  {8, 3, 1, 1, 64, MOA_KV_F32},
-        {80, 11, 1, 2, 600, MOA_KV_F16}, {64, 3, 40, 60, 130, MOA_KV_F16}, {128, 4, 8, 1, 6000, MOA_KV_F16}, {200, 2, 1, 1, 333, MOA_KV_F32},
+        {96, 5, 2, 3, 700, MOA_KV_F16},   {256, 8, 1, 2, 900, MOA_KV_F32},  {256, 1, 2, 5, 400, MOA_KV_F16},
+        {64, 16, 1, 1, 3000, MOA_KV_F16}, {128, 1, 9, 9, 1500, MOA_KV_F16}, {128, 8, 2, 2, 4100, MOA_KV_F32},
+        {16, 2, 3, 4, 200, MOA_KV_F16},   {8, 3, 1, 1, 64, MOA_KV_F32},     {80, 11, 1, 2, 600, MOA_KV_F16},
+        {64, 3, 40, 60, 130, MOA_KV_F16}, {128, 4, 8, 1, 6000, MOA_KV_F16}, {200, 2, 1, 1, 333, MOA_KV_F32},
     };
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) check_shape(&shapes[i], reference, cuda);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        check_shape(&shapes[i], reference, cuda);
 }
 
 static void check_recording(moa_backend *b) {
@@ -359,7 +401,8 @@ static void check_recording(moa_backend *b) {
     problem_open(&p, &s, NULL, b);
     must(b->vt->record_begin(b, &err), &err, "record_begin");
     decode(&p, 1, true);
-    CHECK(b->vt->upload(b, p.side[1].pos, p.pos, 4, &err) != MOA_OK && strstr(err.text, "recording"), "an upload in a recording: %s", err.text);
+    CHECK(b->vt->upload(b, p.side[1].pos, p.pos, 4, &err) != MOA_OK && strstr(err.text, "recording"),
+          "an upload in a recording: %s", err.text);
     must(b->vt->record_end(b, &recording, &err), &err, "record_end");
     CHECK(recording != NULL, "a recording");
     CHECK(b->vt->record_end(b, &none, &err) != MOA_OK && !none, "ending what was not begun");
@@ -370,17 +413,23 @@ static void check_recording(moa_backend *b) {
         float *x[3][2];
         size_t n[2];
         for (int how = 0; how < 3; how++) { /* direct, replayed, replayed again */
-            must(b->vt->zero(b, p.side[1].o, (size_t)s.n_seq * (size_t)p.n_head * 64 * 4, &err), &err, "zero");
-            if (how == 0) decode(&p, 1, true);
-            else must(b->vt->replay(b, recording, &err), &err, "replay");
-            for (int k = 0; k < 2; k++) x[how][k] = results(&p, 1, k, &n[k]);
+            must(b->vt->zero(b, p.side[1].o, (size_t)s.n_seq * (size_t)p.n_head * 64 * 4, &err), &err,
+                 "zero");
+            if (how == 0)
+                decode(&p, 1, true);
+            else
+                must(b->vt->replay(b, recording, &err), &err, "replay");
+            for (int k = 0; k < 2; k++)
+                x[how][k] = results(&p, 1, k, &n[k]);
         }
         for (int how = 1; how < 3; how++)
             for (int k = 0; k < 2; k++)
-                CHECK(memcmp(x[0][k], x[how][k], n[k] * 4) == 0, "round %d: %s of replay %d differ from the direct call", round,
+                CHECK(memcmp(x[0][k], x[how][k], n[k] * 4) == 0,
+                      "round %d: %s of replay %d differ from the direct call", round,
                       k ? "statistics" : "outputs", how);
         for (int how = 0; how < 3; how++)
-            for (int k = 0; k < 2; k++) free(x[how][k]);
+            for (int k = 0; k < 2; k++)
+                free(x[how][k]);
     }
     b->vt->recording_free(b, recording);
     /* a recording that is left open does not stop what comes after */
@@ -393,7 +442,7 @@ static void check_recording(moa_backend *b) {
     problem_close(&p); /* the recording is left to close() */
 }
 
-/* --- bench --------------------------------------------------------------------------------------------------------------------- */
+/* --- bench ---------------------------------------------------------------------------------------------- */
 
 static double now_us(void) {
     struct timespec t;
@@ -411,7 +460,8 @@ static double time_recording(moa_backend *b, void *recording, int n_inside) {
     enum { N = 31 };
     double t[N];
     moa_err err = {0};
-    for (int i = 0; i < 3; i++) must(b->vt->replay(b, recording, &err), &err, "replay");
+    for (int i = 0; i < 3; i++)
+        must(b->vt->replay(b, recording, &err), &err, "replay");
     wait_for(b);
     for (int i = 0; i < N; i++) {
         const double start = now_us();
@@ -432,7 +482,8 @@ static double bench_ceiling(moa_backend *b) {
     must(b->vt->zero(b, x, (size_t)n * 4, &err), &err, "zero");
     must(b->vt->zero(b, y, (size_t)n * 4, &err), &err, "zero");
     must(b->vt->record_begin(b, &err), &err, "record_begin");
-    for (int i = 0; i < 4; i++) CALL(b, add, .x = x, .y = y, .n = n);
+    for (int i = 0; i < 4; i++)
+        CALL(b, add, .x = x, .y = y, .n = n);
     must(b->vt->record_end(b, &recording, &err), &err, "record_end");
     const double us = time_recording(b, recording, 4);
     b->vt->recording_free(b, recording);
@@ -443,7 +494,8 @@ static double bench_ceiling(moa_backend *b) {
 }
 
 /* decode attention of one layer; copies: caches to rotate through, so that none is found in the L2 */
-static void bench_decode(moa_backend *b, const char *name, const shape *s, double density, bool probe, double ceiling) {
+static void bench_decode(moa_backend *b, const char *name, const shape *s, double density, bool probe,
+                         double ceiling) {
     enum { MAX_COPY = 24 };
     problem p[MAX_COPY];
     moa_err err = {0};
@@ -457,12 +509,15 @@ static void bench_decode(moa_backend *b, const char *name, const shape *s, doubl
         problem_open(&p[c], s, NULL, b);
         for (int32_t q = 0; q < s->n_seq; q++) {
             p[c].pos[q] = s->n_tok - 1;
-            for (int32_t h = 0; h < p[c].n_head; h++) { /* two rules a layer, whole groups, around the density */
+            for (int32_t h = 0; h < p[c].n_head;
+                 h++) { /* two rules a layer, whole groups, around the density */
                 const bool wide = h / s->group % 2;
                 const double part = density >= 1 ? 1 : wide ? density * 1.6 : density * 0.4;
                 const int32_t span = moa_roundup64((int32_t)(part * s->n_tok));
                 p[c].span[q * p[c].n_head + h] = span < MOA_SPAN_MIN ? MOA_SPAN_MIN : span;
-                if (c == 0 && h % s->group == 0) bytes += page * (moa_n_seen(p[0].span[q * p[0].n_head + h], s->n_tok - 1) / (double)MOA_PAGE_TOK);
+                if (c == 0 && h % s->group == 0)
+                    bytes += page * (moa_n_seen(p[0].span[q * p[0].n_head + h], s->n_tok - 1) /
+                                     (double)MOA_PAGE_TOK);
             }
         }
         update(b, p[c].side[1].pos, p[c].pos, (size_t)s->n_seq * 4);
@@ -470,17 +525,22 @@ static void bench_decode(moa_backend *b, const char *name, const shape *s, doubl
     }
     const int n_inside = copies * (whole > 200e6 ? 4 : 8);
     must(b->vt->record_begin(b, &err), &err, "record_begin");
-    for (int i = 0; i < n_inside; i++) decode(&p[i % copies], 1, probe);
+    for (int i = 0; i < n_inside; i++)
+        decode(&p[i % copies], 1, probe);
     must(b->vt->record_end(b, &recording, &err), &err, "record_end");
     const double us = time_recording(b, recording, n_inside), rate = bytes / us * 1e-3;
-    (void)printf("attn_decode\t%s %d/%d x %d\tB %d\tN %d\tdensity %.2f%s\t%.1f MB\t%.1f us\t%.0f GB/s\t%.0f %%\n", name, s->group * s->n_head_kv,
-                 s->n_head_kv, s->d_head, s->n_seq, s->n_tok, density, probe ? " probe" : "", bytes * 1e-6, us, rate, 100 * rate / ceiling);
+    (void)printf(
+        "attn_decode\t%s %d/%d x %d\tB %d\tN %d\tdensity %.2f%s\t%.1f MB\t%.1f us\t%.0f GB/s\t%.0f %%\n",
+        name, s->group * s->n_head_kv, s->n_head_kv, s->d_head, s->n_seq, s->n_tok, density,
+        probe ? " probe" : "", bytes * 1e-6, us, rate, 100 * rate / ceiling);
     (void)fflush(stdout);
     b->vt->recording_free(b, recording);
-    for (int c = 0; c < copies; c++) problem_close(&p[c]);
+    for (int c = 0; c < copies; c++)
+        problem_close(&p[c]);
 }
 
-static void bench_matmul(moa_backend *b, moa_dtype type, int32_t n_out, int32_t n_in, int32_t n_tok, double ceiling) {
+static void bench_matmul(moa_backend *b, moa_dtype type, int32_t n_out, int32_t n_in, int32_t n_tok,
+                         double ceiling) {
     const moa_dtype_info *info = moa_dtype_find((uint32_t)type);
     const size_t bytes = (size_t)n_out * ((size_t)n_in / info->block_len) * info->block_bytes;
     enum { MAX_COPY = 24 };
@@ -491,26 +551,34 @@ static void bench_matmul(moa_backend *b, moa_dtype type, int32_t n_out, int32_t 
     void *recording = NULL;
     unsigned char *data = malloc(bytes);
     if (!data) abort();
-    for (size_t i = 0; i < bytes; i++) data[i] = (unsigned char)(random_u32() & 0x3fu); /* scales stay finite */
-    float *host = random_floats((size_t)n_tok * (size_t)n_in), *x = put(b, host, (size_t)n_tok * (size_t)n_in * 4),
+    for (size_t i = 0; i < bytes; i++)
+        data[i] = (unsigned char)(random_u32() & 0x3fu); /* scales stay finite */
+    float *host = random_floats((size_t)n_tok * (size_t)n_in),
+          *x = put(b, host, (size_t)n_tok * (size_t)n_in * 4),
           *y = take(b, (size_t)n_tok * (size_t)n_out * 4);
     for (int c = 0; c < copies; c++) {
-        const moa_weight m = {.name = "w", .type = type, .n_out = n_out, .n_in = n_in, .data = data, .bytes = bytes};
+        const moa_weight m = {
+            .name = "w", .type = type, .n_out = n_out, .n_in = n_in, .data = data, .bytes = bytes};
         must(b->vt->weight_load(b, &m, false, &w[c], &err), &err, "weight_load");
     }
     const int n_inside = n_tok > 8 ? 2 : copies * 8;
     CALL(b, matmul, .x = x, .w = w[0], .y = y, .n_tok = n_tok);
     must(b->vt->record_begin(b, &err), &err, "record_begin");
-    for (int i = 0; i < n_inside; i++) CALL(b, matmul, .x = x, .w = w[i % copies], .y = y, .n_tok = n_tok);
+    for (int i = 0; i < n_inside; i++)
+        CALL(b, matmul, .x = x, .w = w[i % copies], .y = y, .n_tok = n_tok);
     must(b->vt->record_end(b, &recording, &err), &err, "record_end");
     const double us = time_recording(b, recording, n_inside), flops = 2.0 * n_tok * n_out * n_in;
-    if (n_tok > 8) (void)printf("matmul\t%s %d x %d\tn_tok %d\t%.1f us\t%.1f TFLOP/s\n", info->name, n_out, n_in, n_tok, us, flops / us * 1e-6);
+    if (n_tok > 8)
+        (void)printf("matmul\t%s %d x %d\tn_tok %d\t%.1f us\t%.1f TFLOP/s\n", info->name, n_out, n_in, n_tok,
+                     us, flops / us * 1e-6);
     else
-        (void)printf("matmul\t%s %d x %d\tn_tok %d\t%.1f MB\t%.1f us\t%.0f GB/s\t%.0f %%\n", info->name, n_out, n_in, n_tok, (double)bytes * 1e-6, us,
-                     (double)bytes / us * 1e-3, 100 * ((double)bytes / us * 1e-3) / ceiling);
+        (void)printf("matmul\t%s %d x %d\tn_tok %d\t%.1f MB\t%.1f us\t%.0f GB/s\t%.0f %%\n", info->name,
+                     n_out, n_in, n_tok, (double)bytes * 1e-6, us, (double)bytes / us * 1e-3,
+                     100 * ((double)bytes / us * 1e-3) / ceiling);
     (void)fflush(stdout);
     b->vt->recording_free(b, recording);
-    for (int c = 0; c < copies; c++) b->vt->weight_free(b, w[c]);
+    for (int c = 0; c < copies; c++)
+        b->vt->weight_free(b, w[c]);
     b->vt->free(b, x);
     b->vt->free(b, y);
     free(host);
@@ -523,19 +591,23 @@ static void bench_prefill(moa_backend *b, const char *name, const shape *s, int3
     void *recording = NULL;
     problem_open(&p, s, NULL, b);
     const moa_args_attn_decode a = decode_args(&p, 1, false);
-    for (int32_t h = 0; h < p.n_head; h++) p.span[h] = span;
+    for (int32_t h = 0; h < p.n_head; h++)
+        p.span[h] = span;
     update(b, p.side[1].span, p.span, (size_t)p.n_head * 4);
     const size_t n = (size_t)s->n_tok * (size_t)p.n_head * (size_t)s->d_head;
-    float *host = random_floats(n), *q = put(b, host, n * 4), *o = take(b, n * 4), *st = take(b, (size_t)s->n_tok * (size_t)p.n_head * MOA_N_STAT * 4);
+    float *host = random_floats(n), *q = put(b, host, n * 4), *o = take(b, n * 4),
+          *st = take(b, (size_t)s->n_tok * (size_t)p.n_head * MOA_N_STAT * 4);
     must(b->vt->record_begin(b, &err), &err, "record_begin");
-    CALL(b, attn_prefill, .q = q, .o = o, .kv = a.kv, .span = p.side[1].span, .span_host = p.span, .n_tok = s->n_tok, .n_head = p.n_head,
-         .scale = a.scale, .probe = {.stat = probe ? st : NULL});
+    CALL(b, attn_prefill, .q = q, .o = o, .kv = a.kv, .span = p.side[1].span, .span_host = p.span,
+         .n_tok = s->n_tok, .n_head = p.n_head, .scale = a.scale, .probe = {.stat = probe ? st : NULL});
     must(b->vt->record_end(b, &recording, &err), &err, "record_end");
     double pairs = 0;
-    for (int32_t i = 0; i < s->n_tok; i++) pairs += moa_n_seen(span, i);
+    for (int32_t i = 0; i < s->n_tok; i++)
+        pairs += moa_n_seen(span, i);
     const double us = time_recording(b, recording, 1);
-    (void)printf("attn_prefill\t%s %d/%d x %d\tN %d\tspan %d%s\t%.1f us\t%.2f TFLOP/s of visible pairs\n", name, p.n_head, s->n_head_kv, s->d_head, s->n_tok,
-                 span, probe ? " probe" : "", us, pairs * p.n_head * 4 * s->d_head / us * 1e-6);
+    (void)printf("attn_prefill\t%s %d/%d x %d\tN %d\tspan %d%s\t%.1f us\t%.2f TFLOP/s of visible pairs\n",
+                 name, p.n_head, s->n_head_kv, s->d_head, s->n_tok, span, probe ? " probe" : "", us,
+                 pairs * p.n_head * 4 * s->d_head / us * 1e-6);
     (void)fflush(stdout);
     b->vt->recording_free(b, recording);
     b->vt->free(b, q);
@@ -546,26 +618,32 @@ static void bench_prefill(moa_backend *b, const char *name, const shape *s, int3
 }
 
 static void bench(moa_backend *b, const char *only) {
-    const bool attn_decode = !only || strcmp(only, "attn_decode") == 0, matmul = !only || strcmp(only, "matmul") == 0,
+    const bool attn_decode = !only || strcmp(only, "attn_decode") == 0,
+               matmul = !only || strcmp(only, "matmul") == 0,
                attn_prefill = !only || strcmp(only, "attn_prefill") == 0;
     const double ceiling = bench_ceiling(b);
     static const struct {
         const char *name;
         shape s;
     } rows[] = {
-        {"SmolLM2-135M", {64, 3, 3, 1, 4096, MOA_KV_F16}}, {"Llama-3-8B", {128, 4, 8, 1, 4096, MOA_KV_F16}},
-        {"Llama-3-8B", {128, 4, 8, 1, 16384, MOA_KV_F16}}, {"Llama-3-8B", {128, 4, 8, 8, 16384, MOA_KV_F16}},
-        {"Vicuna-7B", {128, 1, 32, 1, 16384, MOA_KV_F16}}, {"Qwen2.5-1.5B", {128, 6, 2, 1, 16384, MOA_KV_F16}},
+        {"SmolLM2-135M", {64, 3, 3, 1, 4096, MOA_KV_F16}},
+        {"Llama-3-8B", {128, 4, 8, 1, 4096, MOA_KV_F16}},
+        {"Llama-3-8B", {128, 4, 8, 1, 16384, MOA_KV_F16}},
+        {"Llama-3-8B", {128, 4, 8, 8, 16384, MOA_KV_F16}},
+        {"Vicuna-7B", {128, 1, 32, 1, 16384, MOA_KV_F16}},
+        {"Qwen2.5-1.5B", {128, 6, 2, 1, 16384, MOA_KV_F16}},
     };
     for (size_t i = 0; attn_decode && i < sizeof rows / sizeof *rows; i++)
-        for (int k = 0; k < 3; k++) bench_decode(b, rows[i].name, &rows[i].s, k == 1 ? 0.5 : 1, k == 2, ceiling);
+        for (int k = 0; k < 3; k++)
+            bench_decode(b, rows[i].name, &rows[i].s, k == 1 ? 0.5 : 1, k == 2, ceiling);
     static const moa_dtype types[] = {MOA_BF16, MOA_Q4_0, MOA_Q4_1, MOA_Q8_0, MOA_Q4_K, MOA_Q6_K};
     for (size_t i = 0; matmul && i < sizeof types / sizeof *types; i++)
-        for (int n_tok = 1; n_tok <= 8; n_tok *= 8) bench_matmul(b, types[i], 4096, 4096, n_tok, ceiling);
+        for (int n_tok = 1; n_tok <= 8; n_tok *= 8)
+            bench_matmul(b, types[i], 4096, 4096, n_tok, ceiling);
     static const struct {
         moa_dtype type;
         int32_t n_out, n_in, n_tok;
-    } products[] = {{MOA_Q4_1, 576, 576, 1},      {MOA_Q4_1, 1536, 576, 1},      {MOA_Q8_0, 49152, 576, 1},
+    } products[] = {{MOA_Q4_1, 576, 576, 1},     {MOA_Q4_1, 1536, 576, 1},     {MOA_Q8_0, 49152, 576, 1},
                     {MOA_Q4_0, 4096, 4096, 512}, {MOA_Q4_0, 14336, 4096, 512}, {MOA_Q4_1, 1536, 576, 512}};
     for (size_t i = 0; matmul && i < sizeof products / sizeof *products; i++)
         bench_matmul(b, products[i].type, products[i].n_out, products[i].n_in, products[i].n_tok, ceiling);
