@@ -378,12 +378,14 @@ static moa_status do_command(chat *c, char *line, moa_err *err) {
 
 /* --- lines ------------------------------------------------------------------------------------------------------------------------------------ */
 
+/* ^C at the prompt: the line is dropped, the prompt stays */
 static int drop_line_when_interrupted(void) {
     if (!moa_interrupted(NULL)) return 0;
     moa_interrupt_clear();
-    rl_replace_line("", 0);
     (void)rl_crlf();
-    rl_done = 1;
+    rl_replace_line("", 1);
+    (void)rl_on_new_line();
+    rl_redisplay();
     return 0;
 }
 
