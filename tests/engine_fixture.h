@@ -3,6 +3,7 @@
  *   rig        a tiny model, an engine on it through a spying backend, one sequence
  *   spy        a backend that passes everything on, counts what is alive, fails the n-th call on request, and can record and
  *              replay (by keeping copies of the arguments), so that this path is tested without a GPU
+ *              MOA_TEST_DEVICE=cuda (or any --device word) puts the whole suite on that device, its own recording included
  *   brute      an independent forward pass in double: whole N x N masks, nothing paged, nothing dropped */
 #ifndef MOA_TESTS_ENGINE_FIXTURE_H
 #define MOA_TESTS_ENGINE_FIXTURE_H
@@ -72,7 +73,14 @@ typedef struct spy {
     long n_op[SPY_N_OP], n_replay, n_record, n_alloc;
     int64_t live, live_bytes, live_weights, live_recordings;
     spy_recording *recording; /* under way */
+    struct spy_block {
+        void *p;
+        size_t bytes;
+    } blocks[256];
+    int n_block;
 } spy;
+
+static inline const char *test_device(void) { return getenv("MOA_TEST_DEVICE"); }
 
 /* what the last spy left behind when it was closed */
 static struct {
@@ -102,16 +110,17 @@ static inline void spy_close(moa_backend *b) {
 static inline moa_status spy_info(moa_backend *b, moa_device_info *out, moa_err *err) {
     return spy_of(b)->inner->vt->info(spy_of(b)->inner, out, err);
 }
-/* the size is kept in front of what is handed out */
 static inline moa_status spy_alloc(moa_backend *b, size_t bytes, void **out, moa_err *err) {
     spy *s = spy_of(b);
-    char *p;
+    char nan[4096];
     SPY_FAIL(s, MOA_E_MEMORY);
-    const moa_status status = s->inner->vt->alloc(s->inner, bytes + 256, (void **)&p, err);
+    assert_true(s->n_block < (int)(sizeof s->blocks / sizeof *s->blocks));
+    moa_status status = s->inner->vt->alloc(s->inner, bytes, out, err);
+    memset(nan, 0xff, sizeof nan); /* content is undefined, and whoever reads it shall see */
+    for (size_t at = 0; status == MOA_OK && at < bytes; at += sizeof nan)
+        status = s->inner->vt->upload(s->inner, (char *)*out + at, nan, bytes - at < sizeof nan ? bytes - at : sizeof nan, err);
     if (status != MOA_OK) return status;
-    memcpy(p, &bytes, sizeof bytes);
-    memset(p + 256, 0xff, bytes); /* NaN: content is undefined, and whoever reads it shall see */
-    *out = p + 256;
+    s->blocks[s->n_block++] = (struct spy_block){*out, bytes};
     s->live++;
     s->n_alloc++;
     s->live_bytes += (int64_t)bytes;
@@ -119,13 +128,14 @@ static inline moa_status spy_alloc(moa_backend *b, size_t bytes, void **out, moa
 }
 static inline void spy_free(moa_backend *b, void *memory) {
     spy *s = spy_of(b);
+    int i = 0;
     if (!memory) return;
-    char *p = (char *)memory - 256;
-    size_t bytes;
-    memcpy(&bytes, p, sizeof bytes);
+    while (i < s->n_block && s->blocks[i].p != memory) i++;
+    assert_true(i < s->n_block); /* freed twice, or never given */
     s->live--;
-    s->live_bytes -= (int64_t)bytes;
-    s->inner->vt->free(s->inner, p);
+    s->live_bytes -= (int64_t)s->blocks[i].bytes;
+    s->blocks[i] = s->blocks[--s->n_block];
+    s->inner->vt->free(s->inner, memory);
 }
 static inline moa_status spy_upload(moa_backend *b, void *dst, const void *host, size_t bytes, moa_err *err) {
     SPY_FAIL(spy_of(b), MOA_E_DEVICE);
@@ -187,6 +197,7 @@ MOA_OP_MAP(X)
 static inline moa_status spy_record_begin(moa_backend *b, moa_err *err) {
     spy *s = spy_of(b);
     SPY_FAIL(s, MOA_E_DEVICE);
+    if (s->inner->vt->record_begin) return s->inner->vt->record_begin(s->inner, err);
     s->recording = calloc(1, sizeof *s->recording);
     return s->recording ? MOA_OK : moa_fail(err, MOA_E_MEMORY, "no memory for a recording");
 }
@@ -194,6 +205,12 @@ static inline moa_status spy_record_end(moa_backend *b, void **recording, moa_er
     spy *s = spy_of(b);
     spy_recording *r = s->recording;
     s->recording = NULL;
+    if (s->inner->vt->record_end) {
+        const moa_status status = s->inner->vt->record_end(s->inner, recording, err);
+        s->live_recordings += status == MOA_OK;
+        s->n_record += status == MOA_OK;
+        return status;
+    }
     if (spy_fails(s)) {
         free(r);
         return moa_fail(err, MOA_E_DEVICE, "the test makes the end of a recording fail");
@@ -208,6 +225,7 @@ static inline moa_status spy_replay(moa_backend *b, void *recording, moa_err *er
     const spy_recording *r = recording;
     SPY_FAIL(s, MOA_E_DEVICE);
     s->n_replay++;
+    if (s->inner->vt->replay) return s->inner->vt->replay(s->inner, recording, err);
     for (int i = 0; i < r->n; i++) {
         const moa_status status = spy_run(s, &r->calls[i], err);
         if (status != MOA_OK) return status;
@@ -215,15 +233,20 @@ static inline moa_status spy_replay(moa_backend *b, void *recording, moa_err *er
     return MOA_OK;
 }
 static inline void spy_recording_free(moa_backend *b, void *recording) {
-    spy_of(b)->live_recordings--;
-    free(recording);
+    spy *s = spy_of(b);
+    s->live_recordings--;
+    if (s->inner->vt->recording_free) s->inner->vt->recording_free(s->inner, recording);
+    else free(recording);
 }
 
 static inline moa_backend *spy_open(bool reference, bool recording) {
     const moa_backend_config config = {.n_threads = 2, .reference = reference};
     spy *s = calloc(1, sizeof *s);
     assert_non_null(s);
-    must(moa_cpu_open(&s->inner, &config, err));
+    if (test_device()) {
+        char why[256];
+        must(moa_backend_open(&s->inner, test_device(), &config, why, sizeof why, err));
+    } else must(moa_cpu_open(&s->inner, &config, err));
     s->table = (moa_backend_vtable){
         .abi = MOA_BACKEND_ABI, .name = "spy", .close = spy_close, .info = spy_info, .alloc = spy_alloc, .free = spy_free,
         .upload = spy_upload, .download = spy_download, .zero = spy_zero, .copy = spy_copy, .sync = spy_sync,

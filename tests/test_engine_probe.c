@@ -2,7 +2,8 @@
 #include "engine_fixture.h"
 
 enum { N_MAX = 400 };
-static const double TOLERANCE = 2e-5; /* of a mass of 1; float32 sums of a few hundred */
+/* of a mass of 1, mean of some hundred queries: float32 sums (CPU); probabilities of half precision (CUDA) */
+static double tolerance(void) { return test_device() ? 5e-3 : 5e-5; }
 
 typedef struct probed {
     rig r;
@@ -58,13 +59,13 @@ static void check_head(const probed *p, int32_t l, int32_t h, const moa_head_sta
         if (i == s->worst_query) cover_of_worst = cover;
     }
     assert_int_equal(s->n_query, p->n);
-    assert_true(fabs(entropy / p->n - (double)s->entropy) < TOLERANCE * 6);
-    assert_true(fabs(sink / p->n - (double)s->sink) < TOLERANCE);
-    assert_true(fabs(window / p->n - (double)s->window) < TOLERANCE);
-    assert_true(fabs(distance / p->n - (double)s->distance) < TOLERANCE * p->n);
+    assert_true(fabs(entropy / p->n - (double)s->entropy) < tolerance() * 6);
+    assert_true(fabs(sink / p->n - (double)s->sink) < tolerance());
+    assert_true(fabs(window / p->n - (double)s->window) < tolerance());
+    assert_true(fabs(distance / p->n - (double)s->distance) < tolerance() * p->n);
     /* a single query: float32 activations move its scores by some 1e-5 */
-    assert_true(fabs(worst - (double)s->worst_cover) < 1e-4);
-    assert_true(fabs(worst - cover_of_worst) < 1e-4);
+    assert_true(fabs(worst - (double)s->worst_cover) < 4 * tolerance());
+    assert_true(fabs(worst - cover_of_worst) < 4 * tolerance());
 }
 
 static void test_stats_equal_brute_force(void **state) {
@@ -102,13 +103,13 @@ static void check_hist(const probed *p, int32_t l) {
                 for (int32_t j = 0; j <= i; j++) expected[j < 64 ? 0 : 1 + (i - j) / 64] += a[(int64_t)i * p->n + j];
             assert_int_equal(queries[b], n_query);
             for (int32_t k = 0; k <= n_bin; k++) {
-                assert_true(fabs(expected[k] - (double)row[k]) < TOLERANCE * p->n / 8);
+                assert_true(fabs(expected[k] - (double)row[k]) < tolerance() * p->n / 8);
                 mass += (double)row[k];
             }
-            assert_true(fabs(mass - (double)n_query) < 1e-3); /* every query has mass 1 */
+            assert_true(fabs(mass - (double)n_query) < 20 * tolerance()); /* every query has mass 1 */
             total += mass;
         }
-        assert_true(fabs(total - p->n) < 1e-2);
+        assert_true(fabs(total - p->n) < 200 * tolerance());
     }
     free(hist);
 }
@@ -151,7 +152,7 @@ static void test_coverage_of_windows_from_a_dense_run(void **state) {
                 for (int32_t i = 0; i < p.n; i++)
                     for (int32_t j = 0; j <= i; j++)
                         if (j < 64 || i - j < span - 64) expected += attention(&p, l, h)[(int64_t)i * p.n + j];
-                assert_true(fabs(kept - expected) < 1e-3);
+                assert_true(fabs(kept - expected) < 20 * tolerance());
             }
         free(hist);
     }
@@ -210,13 +211,13 @@ static void check_map(rig *r, const double *a, int32_t n, moa_map_request m) {
                     sum += a[(int64_t)i * n + j];
                     if (a[(int64_t)i * n + j] > top) top = a[(int64_t)i * n + j];
                 }
-            assert_true(fabs(sum - (double)mass[y * m.cols + x]) < TOLERANCE * (i1 - i0));
-            assert_true(fabs(top - (double)max[y * m.cols + x]) < TOLERANCE);
+            assert_true(fabs(sum - (double)mass[y * m.cols + x]) < tolerance() * (i1 - i0));
+            assert_true(fabs(top - (double)max[y * m.cols + x]) < tolerance());
             row += (double)mass[y * m.cols + x];
         }
         for (int32_t i = i0; i < i1; i++)
             for (int32_t j = 0; j < 64 && j < n; j++) sink += a[(int64_t)i * n + j];
-        assert_true(fabs(sink / (i1 - i0) - (double)stat[y * MOA_N_STAT + MOA_STAT_SINK]) < TOLERANCE);
+        assert_true(fabs(sink / (i1 - i0) - (double)stat[y * MOA_N_STAT + MOA_STAT_SINK]) < tolerance());
         if (m.k0 == 0 && m.k1 >= m.q1) assert_true(fabs(row - (i1 - i0)) < 1e-4 * (i1 - i0)); /* rows of A sum to 1 */
     }
     free(mass), free(max), free(stat);
