@@ -604,6 +604,13 @@ static moa_status run_sync(tui_app *app, const tui_args *a, moa_err *err) {
     return MOA_OK;
 }
 
+static moa_status run_wait(tui_app *app, const tui_args *a, moa_err *err) {
+    double v;
+    if (a->argc != 1 || !number(a->argv[0], 0, 3600, &v)) return moa_fail(err, MOA_E_USAGE, "usage: wait SECONDS");
+    tui_script_wait(app, v);
+    return MOA_OK;
+}
+
 static moa_status run_crash(tui_app *app, const tui_args *a, moa_err *err) {
     (void)app;
     if (strcmp(a->rest, "yes") != 0) return moa_fail(err, MOA_E_USAGE, "usage: crash yes (ends the program by a signal, to test that the terminal is put back)");
@@ -688,6 +695,7 @@ const tui_command tui_commands[] = {
     {"quit", "Q", NULL, "quit (asks if the plan is not saved)", NULL, NULL, 0, run_quit, NULL},
     {"quit!", NULL, NULL, "quit without asking", NULL, NULL, TUI_CMD_HIDDEN, run_quit_now, NULL},
     {"sync", NULL, "TOKEN", "for scripts: wait until the engine is idle", NULL, NULL, TUI_CMD_HIDDEN, run_sync, NULL},
+    {"wait", NULL, "SECONDS", "for scripts: let time pass", NULL, NULL, TUI_CMD_HIDDEN, run_wait, NULL},
     {"crash", NULL, "yes", "end by a signal", NULL, NULL, TUI_CMD_HIDDEN, run_crash, NULL},
     {0},
 };

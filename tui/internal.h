@@ -44,6 +44,7 @@ void tui_script_close(tui_app *app);
 void tui_script_step(tui_app *app); /* plays what can be played now */
 bool tui_script_waits(const tui_app *app);
 void tui_script_failed(tui_app *app, const char *why); /* a command of it failed: the exit code will say so */
+void tui_script_wait(tui_app *app, double seconds);
 void tui_script_sync(tui_app *app); /* the rest waits until the engine is idle */
 
 #endif

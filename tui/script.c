@@ -2,6 +2,7 @@
  *
  *   :command words     as typed at the prompt
  *   :sync TOKEN        the rest waits until nothing is on its way to or from the engine; TOKEN shows in the tab line
+ *   :wait SECONDS      lets time pass
  *   :dump FILE [txt|names|ansi|svg]
  *   keys               separated by blanks: j Down C-r gg "text typed key by key"
  *   # comment
@@ -45,7 +46,11 @@ void tui_script_sync(tui_app *app) {
     if (app->script) app->script->waiting = true;
 }
 
-bool tui_script_waits(const tui_app *app) { return app->script && app->script->waiting; }
+void tui_script_wait(tui_app *app, double seconds) {
+    if (app->script) app->script->until = app->now + seconds;
+}
+
+bool tui_script_waits(const tui_app *app) { return app->script && (app->script->waiting || app->script->until > app->now); }
 
 /* "text" is typed, other words are keys */
 static void play_keys(tui_app *app, char *line) {
@@ -89,6 +94,7 @@ void tui_script_step(tui_app *app) {
         s->settle--;
         return;
     }
+    if (s->until > app->now) return;
     if (s->waiting) {
         if (!tui_idle(app)) return;
         s->waiting = false;

@@ -139,8 +139,10 @@ static void draw_blame(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
         viz_text(in, y, 1, viz_fg(VIZ_TEXT), t);
         viz_text_right(in, y, 9, 7, viz_fg(b->cut[top[i]] > 0.2f ? VIZ_BAD : VIZ_WARN), viz_percent_text(cut, (double)b->cut[top[i]], 1));
         viz_text_right(in, y, 17, 8, viz_fg(VIZ_DIM), viz_count_text(t, f.span));
-        if (in.w > 44) viz_text_cut(in, y, 27, in.w - 27, viz_fg(f.is_widest ? VIZ_DIM : VIZ_GOOD), f.group_span > f.span ? "wider is free to its group's span" : "sets its group's span");
-        else viz_text_cut(in, y, 26, in.w - 26, viz_fg(f.is_widest ? VIZ_DIM : VIZ_GOOD), f.group_span > f.span ? "free" : "");
+        char hint[48];
+        if (f.group_span > f.span) (void)snprintf(hint, sizeof hint, in.w > 44 ? "free up to %s (its KV group's)" : "free", viz_count_text(t, f.group_span));
+        else (void)snprintf(hint, sizeof hint, in.w > 44 ? "wider costs memory" : "costs");
+        viz_text_cut(in, y, 27, in.w - 27, viz_fg(f.group_span > f.span ? VIZ_GOOD : VIZ_FAINT), hint);
         if (i != at) continue;
         viz_restyle(in, y, 0, 1, in.w, VIZ_BG_SELECT, 0);
         if (c->caps.depth == VIZ_MONO) viz_text(in, y, 0, viz_bold(VIZ_ACCENT), ">");

@@ -102,7 +102,7 @@ static void beta_text(char out[24], double v) {
     else (void)snprintf(out, 24, "%.4g", v);
 }
 
-enum { X_HEAD = 2, X_ALPHA = 10, X_BETA = 18, X_SPAN = 25, X_COVER = 34, X_ENT = 41, X_KV = 46, X_CLASS = 57, X_NOTE = 66 };
+enum { X_HEAD = 2, X_ALPHA = 10, X_BETA = 18, X_SPAN = 25, X_COVER = 34, X_ENT = 41, X_KV = 45, X_CLASS = 56, X_NOTE = 64 };
 /* further columns where there is room */
 enum { X_95 = 82, X_WORST = 92, X_DIST = 101, DIST_W = 24, W_WIDE = X_DIST + DIST_W };
 
@@ -261,10 +261,10 @@ static void checks(tui_app *app, viz_pane in, int y, const moa_plan_at_n *d) {
     if (y < in.h)
         viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "span %s to %s, mean %s", viz_count_text(a, d->span_min), viz_count_text(b, d->span_max),
                    viz_count_text(c, (int64_t)d->span_mean));
-    if (y < in.h) viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "density %.3f   %.0f%% of heads see everything", d->kv_density, 100 * d->dense_share);
+    if (y < in.h) viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "density %.3f   full heads %.0f%%", d->kv_density, 100 * d->dense_share);
     if (y < in.h) {
         const char *yes = ascii ? "ok" : "✓";
-        if (d->n_clamped == 0) viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "alpha+beta*N > 0 %s   at most %d rules a layer", yes, moa_plan_max_rules_per_layer(app->plan.now));
+        if (d->n_clamped == 0) viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "alpha+beta*N > 0 %s   rules a layer <= %d", yes, moa_plan_max_rules_per_layer(app->plan.now));
         else viz_printf(in, y++, 0, viz_fg(VIZ_WARN), "alpha+beta*N <= 0 for %d heads at N=%s: 128 holds", d->n_clamped, viz_count_text(a, n));
     }
     if (y < in.h && tui_plan_disk_changed(app)) viz_text_cut(in, y++, 0, in.w, viz_fg(VIZ_WARN), "The file changed on disk since it was read: D shows how");
