@@ -45,6 +45,10 @@ static const char schema[] =
     " device TEXT NOT NULL DEFAULT '') STRICT;"
     "CREATE INDEX IF NOT EXISTS run_session ON run(session);";
 
+/* came later, and older programs need not know it: made whenever a store is opened */
+static const char draft_schema[] =
+    "CREATE TABLE IF NOT EXISTS draft(session INTEGER PRIMARY KEY REFERENCES session(id), prompt BLOB NOT NULL) STRICT;";
+
 static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
@@ -110,8 +114,9 @@ static moa_status try_open(moa_store *s, const char *path, bool *damaged, moa_er
     if (version > SCHEMA_VERSION)
         return moa_fail(err, MOA_E_UNSUPPORTED, "%s: written by a newer moascope (schema %d, this one knows %d)", path, version,
                         SCHEMA_VERSION);
-    if (version == SCHEMA_VERSION) return MOA_OK;
+    if (version == SCHEMA_VERSION) return exec(s, draft_schema, "making its tables", err);
     moa_status status = exec(s, schema, "making its tables", err);
+    if (status == MOA_OK) status = exec(s, draft_schema, "making its tables", err);
     if (status == MOA_OK) status = exec(s, "PRAGMA user_version=1", "making its tables", err);
     *damaged = status != MOA_OK && (sqlite3_errcode(s->db) == SQLITE_CORRUPT || sqlite3_errcode(s->db) == SQLITE_NOTADB);
     return status;
@@ -247,7 +252,23 @@ moa_status moa_store_session_begin(moa_store *s, moa_session *in, moa_err *err) 
     return status;
 }
 
-static bool alive(int32_t pid) { return pid > 0 && pid != (int32_t)getpid() && (kill(pid, 0) == 0 || errno == EPERM); }
+/* the program's name as the system knows it; false where it does not tell */
+static bool name_of(int32_t pid, char name[32]) {
+    char file[48];
+    (void)snprintf(file, sizeof file, "/proc/%d/comm", pid);
+    const int fd = open(file, O_RDONLY | O_CLOEXEC);
+    const ssize_t n = fd < 0 ? -1 : read(fd, name, 31);
+    if (fd >= 0) (void)close(fd);
+    name[n > 0 ? n : 0] = 0;
+    return n > 0;
+}
+
+/* Numbers of processes come round again (in a container soon): one that runs another program is not the owner. */
+static bool alive(int32_t pid) {
+    char theirs[32], ours[32];
+    if (pid <= 0 || pid == (int32_t)getpid() || (kill(pid, 0) != 0 && errno != EPERM)) return false;
+    return !name_of(pid, theirs) || !name_of((int32_t)getpid(), ours) || strcmp(theirs, ours) == 0;
+}
 
 moa_status moa_store_session_claim(moa_store *s, int64_t id, bool *mine, moa_err *err) {
     *mine = false;
@@ -287,7 +308,8 @@ moa_status moa_store_session_release(moa_store *s, int64_t id, moa_err *err) {
     "s.id, s.started, s.changed, s.model_path, s.model_name, s.fingerprint, s.n_layer, s.n_head, s.n_head_kv, s.plan_path,"      \
     " s.plan, s.undo_pos, s.owner_pid, (SELECT count(*) FROM run WHERE session=s.id),"                                          \
     " (SELECT count(*) FROM edit WHERE session=s.id),"                                                                        \
-    " coalesce((SELECT prompt FROM run WHERE session=s.id ORDER BY id DESC LIMIT 1), '')"
+    " coalesce((SELECT prompt FROM draft WHERE session=s.id),"                                                                \
+    " (SELECT prompt FROM run WHERE session=s.id ORDER BY id DESC LIMIT 1), '')"
 
 static bool read_session(sqlite3_stmt *q, moa_session *out) {
     bool ok = true;
@@ -311,14 +333,7 @@ static bool read_session(sqlite3_stmt *q, moa_session *out) {
     return ok;
 }
 
-moa_status moa_store_session_get(moa_store *s, int64_t id, moa_session *out, moa_err *err) {
-    *out = (moa_session){0};
-    sqlite3_stmt *q =
-        id ? prepare(s, "SELECT " SESSION_COLUMNS " FROM session s WHERE s.id=?1")
-           : prepare(s, "SELECT " SESSION_COLUMNS " FROM session s WHERE EXISTS(SELECT 1 FROM run WHERE session=s.id)"
-                        " OR EXISTS(SELECT 1 FROM edit WHERE session=s.id) ORDER BY s.changed DESC, s.id DESC LIMIT 1");
-    if (!q) return sql_fail(s, "looking up a session", err);
-    if (id) sqlite3_bind_int64(q, 1, id);
+static moa_status get_row(moa_store *s, sqlite3_stmt *q, int64_t id, moa_session *out, moa_err *err) {
     moa_status status = MOA_OK;
     const int code = sqlite3_step(q);
     if (code == SQLITE_DONE)
@@ -328,6 +343,27 @@ moa_status moa_store_session_get(moa_store *s, int64_t id, moa_session *out, moa
     else if (!read_session(q, out)) status = moa_fail(err, MOA_E_MEMORY, "no memory to read a session");
     sqlite3_finalize(q);
     return status;
+}
+
+moa_status moa_store_session_get(moa_store *s, int64_t id, moa_session *out, moa_err *err) {
+    *out = (moa_session){0};
+    sqlite3_stmt *q =
+        id ? prepare(s, "SELECT " SESSION_COLUMNS " FROM session s WHERE s.id=?1")
+           : prepare(s, "SELECT " SESSION_COLUMNS " FROM session s WHERE EXISTS(SELECT 1 FROM run WHERE session=s.id)"
+                        " OR EXISTS(SELECT 1 FROM edit WHERE session=s.id) ORDER BY s.changed DESC, s.id DESC LIMIT 1");
+    if (!q) return sql_fail(s, "looking up a session", err);
+    if (id) sqlite3_bind_int64(q, 1, id);
+    return get_row(s, q, id, out, err);
+}
+
+moa_status moa_store_session_last(moa_store *s, const char *model_path, moa_session *out, moa_err *err) {
+    *out = (moa_session){0};
+    sqlite3_stmt *q = prepare(s, "SELECT " SESSION_COLUMNS " FROM session s WHERE (?1 IS NULL OR s.model_path=?1) AND"
+                                 " (EXISTS(SELECT 1 FROM run WHERE session=s.id AND kind NOT IN ('run', 'chat'))"
+                                 " OR EXISTS(SELECT 1 FROM edit WHERE session=s.id)) ORDER BY s.changed DESC, s.id DESC LIMIT 1");
+    if (!q) return sql_fail(s, "looking up a session", err);
+    if (model_path) bind_text(q, 1, model_path);
+    return get_row(s, q, 0, out, err);
 }
 
 moa_status moa_store_session_list(moa_store *s, int32_t max, moa_session **out, int32_t *n, moa_err *err) {
@@ -371,6 +407,16 @@ moa_status moa_store_session_plan_path(moa_store *s, int64_t id, const char *pla
         bind_text(q, 2, plan_path);
     }
     return finish(s, q, "noting the plan's file", err);
+}
+
+moa_status moa_store_session_prompt(moa_store *s, int64_t id, const char *prompt, size_t n, moa_err *err) {
+    sqlite3_stmt *q = prepare(s, "INSERT OR REPLACE INTO draft(session, prompt) VALUES(?1, ?2)");
+    if (n > TEXT_MAX) n = TEXT_MAX;
+    if (q) {
+        sqlite3_bind_int64(q, 1, id);
+        bind_blob(q, 2, prompt, n);
+    }
+    return finish(s, q, "storing the prompt", err);
 }
 
 moa_status moa_store_session_plan(moa_store *s, int64_t id, const char *plan_path, const char *plan, moa_err *err) {

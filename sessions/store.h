@@ -33,7 +33,7 @@ typedef struct moa_session {
     int32_t n_layer, n_head, n_head_kv;
     char *plan_path;  /* where the plan was opened or saved, "" if nowhere */
     char *plan;       /* the plan the edits start from, as a plan file; "" = full attention */
-    char *prompt;     /* the prompt last run, "" if none */
+    char *prompt;     /* the prompt as it was left, else the one last run, "" if none */
     int32_t undo_pos; /* edits in force */
     int32_t n_run, n_edit;
     int32_t owner_pid; /* the process that has it open, 0: none. It may be dead */
@@ -47,14 +47,20 @@ moa_status moa_store_session_claim(moa_store *s, int64_t id, bool *mine, moa_err
 moa_status moa_store_session_release(moa_store *s, int64_t id, moa_err *err);
 /* One session; id 0: the newest that has a run or an edit. E_INVALID when there is none. */
 moa_status moa_store_session_get(moa_store *s, int64_t id, moa_session *out, moa_err *err);
+/* What the workbench may go on with: the newest session with an edit or a run of the workbench (not a subcommand's "run" or "chat"), of that
+ * model path (NULL: any). E_INVALID when there is none. */
+moa_status moa_store_session_last(moa_store *s, const char *model_path, moa_session *out, moa_err *err);
 /* Newest first, at most max; *out malloc'ed, each to be freed. */
 moa_status moa_store_session_list(moa_store *s, int32_t max, moa_session **out, int32_t *n, moa_err *err);
 /* Where the plan was saved or opened; the base the edits start from (drops all edits). */
 moa_status moa_store_session_plan(moa_store *s, int64_t id, const char *plan_path, const char *plan, moa_err *err);
 moa_status moa_store_session_plan_path(moa_store *s, int64_t id, const char *plan_path, moa_err *err);
+/* The prompt as it stands, run or not. */
+moa_status moa_store_session_prompt(moa_store *s, int64_t id, const char *prompt, size_t n, moa_err *err);
 
 /* --- edits ---------------------------------------------------------------------------------------------------------------- */
 
+/* A change of rule, or of a mark: layer -1 - L, alpha 1 or 0 for marked or not, beta 0. */
 typedef struct moa_change {
     int32_t layer, head;
     moa_rule before, after;
@@ -72,7 +78,7 @@ moa_status moa_store_edits(moa_store *s, int64_t session, moa_edit_fn each, void
 typedef struct moa_run_record {
     int64_t id, session;
     double started;
-    char *kind;   /* "plan", "full", "compare" */
+    char *kind;   /* "plan", "full", "compare" of the workbench; "run", "chat" of the subcommands */
     char *prompt; /* as typed, raw */
     char *plan;   /* plan file text, "" = full attention */
     char *sampling; /* JSON: temp, top_k, top_p, min_p */

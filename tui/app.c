@@ -21,6 +21,7 @@
 #include "core/model/model.h"
 #include "tui/batch/batch.h"
 #include "tui/internal.h"
+#include "tui/journal.h"
 #include "tui/term.h"
 
 enum { KEYS_A_TURN = 256, PROMPT_MAX = 8 << 20 };
@@ -280,6 +281,7 @@ void tui_key_in(tui_app *app, int key) {
         tui_popup_key(app, key);
         return;
     }
+    if (journal_key(app, key)) return;
     if (key == tui_ctrl('c')) {
         interrupt(app);
         return;
@@ -302,6 +304,7 @@ void tui_prompt_changed(tui_app *app, const char *name) {
     app->prompt_tokens_known = false;
     app->tokenize_job = 0;
     for (int i = 0; i < TUI_SLOTS; i++) app->runs[i].stale = true;
+    journal_prompt(app);
     tui_dirty(app);
 }
 
@@ -339,14 +342,14 @@ static const moa_option own_rows[] = {
     {"--engine", MOA_OPTION_TEXT, "COMMAND", NULL, 0, 0, true, "engine process, run by sh: \"ssh gpu-box moascope engine\""},
     {"--color", MOA_OPTION_TEXT, "auto|never|8|256|24bit", "auto", 0, 0, false, "colours of the screen"},
     {"--ascii", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "draw with ASCII characters only"},
-    {"--no-restore", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "forget the last model; do not remember this one"},
+    {"--no-restore", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "start fresh: neither the last session nor the last model"},
     {"--script", MOA_OPTION_TEXT, "FILE|-", NULL, 0, 0, false, "keys and :commands to play; without a terminal if --size is given"},
     {"--size", MOA_OPTION_TEXT, "COLSxROWS", NULL, 0, 0, false, "no terminal: a screen of that size, for --script and :dump"},
     {0},
 };
 static const int shared[] = {MOA_OPT_MODEL, MOA_OPT_DEVICE, MOA_OPT_PLAN, MOA_OPT_PROMPT, MOA_OPT_PROMPT_FILE, MOA_OPT_CHAT, MOA_OPT_N, MOA_OPT_TEMP, MOA_OPT_TOP_K,
                              MOA_OPT_TOP_P, MOA_OPT_MIN_P, MOA_OPT_SEED, MOA_OPT_IGNORE_EOS, MOA_OPT_KV, MOA_OPT_THREADS, MOA_OPT_REFERENCE,
-                             MOA_OPT_CAPTURE_LIMIT, MOA_OPT_END};
+                             MOA_OPT_CAPTURE_LIMIT, MOA_OPT_NO_SESSION, MOA_OPT_END};
 static const moa_batch workbench = {.name = "", .help = "the workbench", .usage = "[MODEL] [options]", .options = shared, .own = own_rows, .min_words = 0, .max_words = 1};
 
 static void state_file(const char *name, char *out, size_t out_bytes) {
@@ -486,6 +489,7 @@ static void loop(tui_app *app) {
         tui_link_flush(app);
         if (app->link.fd_in > 0) tui_link_read(app);
         want_tokens(app);
+        journal_tick(app);
         app->now = clock_s();
         const double period = app->slot_running >= 0 ? 0.1 : 0.05;
         if (app->dirty_screen && app->now - drawn_at >= period) {
@@ -504,6 +508,7 @@ static void loop(tui_app *app) {
 }
 
 static void close_all(tui_app *app) {
+    journal_close(app);
     tui_link_close(app);
     term_close();
     for (int i = 0; i < TUI_SLOTS; i++) tui_run_free(&app->runs[i]);
@@ -534,11 +539,15 @@ static moa_status begin(tui_app *app, const moa_args *a, moa_err *err) {
 }
 
 /* the first picture is on the screen before the engine has said a word */
-static void first_picture(tui_app *app) {
+static void first_picture(tui_app *app, const moa_args *a) {
     moa_err err = {0};
+    const journal_start start = {.model = *app->options.model != 0, .plan = moa_args_has(a, MOA_OPT_PLAN),
+                                 .prompt = moa_args_has(a, MOA_OPT_PROMPT) || moa_args_has(a, MOA_OPT_PROMPT_FILE),
+                                 .restore = !app->no_restore && !app->script && !moa_args_has(a, MOA_OPT_PLAN), .keep = !moa_args_has(a, MOA_OPT_NO_SESSION)};
     restore(app);
     tui_draw(app);
     (void)term_draw(app->canvas);
+    journal_open(app, &start);
     if (!*app->options.model && !*app->options.engine) tui_say(app, TUI_INFO, "No model: type :load and a name (Tab completes), or start as moascope MODEL");
     if (*app->options.plan && strcmp(app->options.plan, "full") != 0 && strncmp(app->options.plan, "uniform:", 8) != 0 && strcmp(app->options.plan, "sink") != 0 &&
         tui_plan_open(app, app->options.plan, &err) != MOA_OK)
@@ -568,7 +577,7 @@ int tui_workbench(int argc, char **argv) {
     }
     if (s == MOA_OK) s = begin(app, &a, &err);
     if (s == MOA_OK) {
-        first_picture(app);
+        first_picture(app, &a);
         loop(app);
         code = app->exit_code;
     } else code = moa_status_exit_code(s);

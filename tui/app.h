@@ -225,6 +225,9 @@ moa_status tui_plan_open(tui_app *app, const char *spec, moa_err *err); /* "full
 /* path "": where it came from. Refuses when the file changed on disk since (force: not). */
 moa_status tui_plan_save(tui_app *app, const char *path, bool force, moa_err *err);
 bool tui_plan_disk_changed(const tui_app *app);
+/* The plan of an earlier session: base and changes [0, n_change) are taken over, n_done of them are in force. path "": it has no file. */
+void tui_plan_restore(tui_app *app, moa_plan *base, tui_change *changes, int n_change, int n_done, const char *path);
+void tui_plan_forget(tui_app *app); /* as at the start: full attention of the model, or none */
 static inline bool tui_plan_marked(const tui_app *app, int32_t layer, int32_t head);
 
 /* figures of one head under the plan, at n tokens */
@@ -319,6 +322,7 @@ struct tui_app {
     double now, started_at; /* monotonic seconds: of this turn of the loop, of the start */
     double interrupt_at; int n_interrupt;
     struct tui_script *script;
+    struct tui_journal *journal; /* NULL: nothing is kept (journal.h) */
     bool no_restore;
 };
 

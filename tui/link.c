@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "tui/app.h"
+#include "tui/journal.h"
 #include "tui/term.h"
 
 /* in the child: standard streams to the pipes, then the program; never returns */
@@ -118,6 +119,7 @@ static void died(tui_app *app, const char *what) {
         tui_run *r = &app->runs[app->slot_running];
         r->state = TUI_RUN_FAILED;
         if (!*r->failed) (void)snprintf(r->failed, sizeof r->failed, "the engine ended: %.400s", l->why);
+        journal_run_end(app, r);
         app->slot_running = -1;
     }
     app->map_waiting = app->map_again = app->compare_next = app->blame.active = false;

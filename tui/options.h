@@ -73,6 +73,7 @@ typedef struct moa_option {
     X(STATS, "--stats", TEXT, "F.npz", NULL, 0, 0, false, "per-head statistics of the prompt")                           \
     X(OUTPUT, "--output -o", TEXT, "PATH", NULL, 0, 0, false, "where the result goes")                                   \
     X(FORCE, "--force", FLAG, NULL, NULL, 0, 0, false, "overwrite what is there")                                        \
+    X(NO_SESSION, "--no-session", FLAG, NULL, NULL, 0, 0, false, "keep nothing of it in the session store")              \
     X(QUIET, "--quiet -q", FLAG, NULL, NULL, 0, 0, false, "no progress, no remarks")                                     \
     X(DATA, "--data", TEXT, "DATA.jsonl", NULL, 0, 0, false, "calibration or evaluation items, one a line")              \
     X(LENGTHS, "--lengths", INTS, "N,N,...", NULL, 1, 16777216, false, "sequence lengths, tokens")                       \

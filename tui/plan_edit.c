@@ -14,6 +14,7 @@
 #include "core/engine/engine.h"
 #include "tui/app.h"
 #include "tui/internal.h"
+#include "tui/journal.h"
 
 static size_t n_heads(const moa_plan *p) { return (size_t)p->n_layer * (size_t)p->n_head; }
 
@@ -67,12 +68,14 @@ static void history_push(tui_app *app, tui_change *c) {
         change_free(c);
         p->n_saved = -1;
         tui_say(app, TUI_WARN, "No memory to remember this edit: it cannot be undone");
+        journal_edit(app, NULL);
         return;
     }
     p->changes = grown;
     p->changes[p->n_change++] = *c;
     p->n_done = p->n_change;
     memset(c, 0, sizeof *c);
+    journal_edit(app, &p->changes[p->n_done - 1]);
 }
 
 static void apply(tui_plan *p, const tui_change *c, bool forward) {
@@ -86,6 +89,7 @@ bool tui_plan_undo(tui_app *app) {
     if (p->n_done == 0) return false;
     apply(p, &p->changes[--p->n_done], false);
     tui_say(app, TUI_INFO, "Undone: %s", p->changes[p->n_done].what);
+    journal_undo_pos(app);
     tell_plan(app);
     return true;
 }
@@ -95,6 +99,7 @@ bool tui_plan_redo(tui_app *app) {
     if (p->n_done == p->n_change) return false;
     tui_say(app, TUI_INFO, "Done again: %s", p->changes[p->n_done].what);
     apply(p, &p->changes[p->n_done++], true);
+    journal_undo_pos(app);
     tell_plan(app);
     return true;
 }
@@ -297,12 +302,64 @@ moa_status tui_plan_open(tui_app *app, const char *spec, moa_err *err) {
     name_plan(app, strcmp(spec, "full") == 0 ? "full attention" : spec);
     if (app->cursor.layer >= p->now->n_layer) app->cursor.layer = p->now->n_layer - 1;
     if (app->cursor.head >= p->now->n_head) app->cursor.head = p->now->n_head - 1;
+    journal_plan_opened(app);
     tell_plan(app);
 out:
     moa_plan_close(&opened);
     moa_plan_close(&disk);
     free(marks);
     return s;
+}
+
+/* "full attention", "uniform:0.5", or that it came from a session */
+static void name_base(tui_app *app, const moa_plan *base) {
+    char text[48] = "of the session";
+    bool uniform = base->rules[0].alpha == 0;
+    for (size_t i = 1; i < n_heads(base); i++) uniform = uniform && base->rules[i].alpha == 0 && base->rules[i].beta == base->rules[0].beta;
+    if (uniform && base->rules[0].beta == 1) (void)snprintf(text, sizeof text, "full attention");
+    else if (uniform) (void)snprintf(text, sizeof text, "uniform:%g", base->rules[0].beta);
+    name_plan(app, text);
+}
+
+void tui_plan_restore(tui_app *app, moa_plan *base, tui_change *changes, int n_change, int n_done, const char *path) {
+    tui_plan *p = &app->plan;
+    moa_err err = {0};
+    tui_plan_free(app);
+    p->changes = changes;
+    p->n_change = n_change;
+    p->path[0] = 0;
+    p->marks = calloc(n_heads(base), 1);
+    if (!p->marks) {
+        history_clear(p);
+        moa_plan_close(&base);
+        tui_say(app, TUI_BAD, "No memory for the plan of the session");
+        return;
+    }
+    if (*path && strlen(path) < sizeof p->path) {
+        (void)snprintf(p->path, sizeof p->path, "%s", path);
+        name_plan(app, path);
+        if (moa_plan_load(&p->disk, path, &err) != MOA_OK) tui_say(app, TUI_WARN, "%s; the session has the plan, W writes it", err.text);
+        else if (moa_plan_fits(p->disk, base->n_layer, base->n_head, NULL) != MOA_OK) moa_plan_close(&p->disk);
+        note_disk(p);
+    } else name_base(app, base);
+    p->now = base;
+    p->superset = true;
+    p->n_saved = p->disk && moa_plan_equal(p->now, p->disk) ? 0 : p->disk ? -1 : 0;
+    while (p->n_done < n_done) { /* the newest step that is as on disk is the one that was saved */
+        apply(p, &p->changes[p->n_done++], true);
+        if (p->disk && moa_plan_equal(p->now, p->disk)) p->n_saved = p->n_done;
+    }
+    tell_plan(app);
+}
+
+void tui_plan_forget(tui_app *app) {
+    tui_plan *p = &app->plan;
+    moa_err err = {0};
+    tui_plan_free(app);
+    p->path[0] = 0;
+    p->disk_mtime_ns = p->disk_size = -1;
+    if (app->model.loaded && tui_plan_open(app, "full", &err) != MOA_OK) tui_say(app, TUI_BAD, "%s", err.text);
+    else tell_plan(app);
 }
 
 /* the superset says which model a plan is for */
@@ -341,6 +398,7 @@ moa_status tui_plan_save(tui_app *app, const char *path, bool force, moa_err *er
     }
     p->n_saved = p->n_done;
     note_disk(p);
+    journal_plan_saved(app);
     tui_say(app, TUI_GOOD, "Saved %s", name);
     tell_plan(app);
 out:

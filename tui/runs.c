@@ -10,6 +10,7 @@
 #include "core/base/size.h"
 #include "core/engine/engine.h"
 #include "tui/internal.h"
+#include "tui/journal.h"
 
 /* --- small things -------------------------------------------------------------------------------------------------------- */
 
@@ -258,6 +259,7 @@ moa_status tui_run_start(tui_app *app, tui_slot slot, moa_err *err) {
     app->newest = slot;
     if (slot != TUI_F) app->cursor.run = slot;
     app->link.state = TUI_LINK_BUSY;
+    journal_run_begin(app, slot);
     app->map_waiting = app->map_again = app->row_again = app->blame.active = false;
 out:
     free(alphas);
@@ -378,6 +380,7 @@ static void on_loaded(tui_app *app, const moa_msg_loaded *m) {
     t->loaded = true;
     app->link.state = TUI_LINK_READY;
     app->prompt_tokens_known = false;
+    journal_loaded(app);
     if (app->cursor.layer >= t->n_layer) app->cursor.layer = t->n_layer - 1;
     if (app->cursor.head >= t->n_head) app->cursor.head = t->n_head - 1;
     fit_plan(app);
@@ -499,6 +502,7 @@ static void on_token(tui_app *app, uint32_t job, const moa_msg_token *m) {
     if (r->n_token == 0) r->first_token_at = app->now;
     r->n_token++;
     r->state = TUI_RUN_DECODE;
+    journal_run_token(app, t, r->pieces.data + t->text_at);
     tell(app, TUI_EV_TOKEN);
 }
 
@@ -624,6 +628,7 @@ static void on_done(tui_app *app, uint32_t job, const moa_msg_done *m) {
     r->ttft_s = m->ttft_s;
     r->state = TUI_RUN_DONE;
     (void)moa_clean_end(r->text);
+    journal_run_end(app, r);
     const char *kind = app->slot_running == TUI_A ? "full attention" : app->slot_running == TUI_B ? "plan" : "plan on A's tokens";
     tui_say(app, TUI_GOOD, "Run #%d (%s): %d + %d tokens, prefill %.2f s, decode %.1f tok/s, stop: %s", r->number, kind, m->n_prompt, m->n_gen, m->prefill_s,
             m->decode_s > 0 ? m->n_gen / m->decode_s : 0.0, r->stop);
@@ -648,6 +653,7 @@ static void on_failed(tui_app *app, uint32_t job, const moa_msg_failed *m) {
     if (r) {
         r->state = TUI_RUN_FAILED;
         (void)snprintf(r->failed, sizeof r->failed, "%s", text);
+        journal_run_end(app, r);
         after_run(app, false);
         app->compare_next = false;
     } else if (app->link.state == TUI_LINK_LOADING) app->link.state = TUI_LINK_IDLE;
