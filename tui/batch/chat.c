@@ -22,6 +22,7 @@
 #include "core/model/chat.h"
 #include "tui/batch/batch.h"
 #include "tui/load.h"
+#include "tui/record.h"
 
 typedef struct chat {
     const moa_args *args;
@@ -31,6 +32,8 @@ typedef struct chat {
     int32_t n_gen;
     bool stats; /* watch heads */
     bool tty_in, tty_out, quit;
+    moa_record *record; /* in the session store, or NULL */
+    moa_buf last_turn;  /* the user's, raw */
     moa_id_list talk;
     size_t turn;       /* ids before the last user's turn's reply: where `run` begins again */
     bool stale;        /* the sequence does not hold a beginning of talk */
@@ -103,7 +106,8 @@ static bool on_token(void *user, const moa_run_token *t) {
         size_t n;
         const char *piece = moa_tokenizer_piece(c->loaded.model->tokenizer, t->id, &n);
         show(c, piece, n, false);
-    }
+        moa_record_output(c->record, piece, n);
+    } else moa_record_output(c->record, "", 0);
     return true;
 }
 
@@ -124,7 +128,9 @@ static moa_status answer(chat *c, moa_err *err) {
                                    .watch = c->stats ? MOA_WATCH_STATS : 0, .sampling = c->sampling, .planned = on_planned, .progress = on_progress,
                                    .token = on_token, .cancelled = moa_interrupted, .user = c};
     c->stream = (moa_text_stream){0};
+    moa_record_begin(c->record, c->last_turn.data ? c->last_turn.data : "", c->last_turn.size, &c->sampling, c->n_gen);
     moa_status s = moa_run(c->seq, &config, &c->last, err);
+    moa_record_end(c->record, s == MOA_OK ? &c->last : NULL);
     free(ids);
     if (c->prefilled) show(c, "", 0, true);
     c->stale = (size_t)moa_seq_n_past(c->seq) > c->talk.n || (s != MOA_OK && !c->prefilled) || (!c->prefilled && (size_t)moa_seq_n_past(c->seq) < before);
@@ -162,6 +168,8 @@ static moa_status user_turn(chat *c, const char *text, size_t n, moa_err *err) {
     }
     if (s != MOA_OK) goto out;
     c->turn = c->talk.n;
+    moa_buf_clear(&c->last_turn);
+    moa_buf_append(&c->last_turn, text, n);
     s = answer(c, err);
     if (!c->prefilled) { /* nothing was answered: the turn did not take place */
         c->talk.n = before;
@@ -470,9 +478,12 @@ static moa_status run(const moa_args *args, moa_err *err) {
         goto out;
     }
     MOA_TRY(moa_seq_open(&c.seq, c.loaded.engine, err));
+    c.record = moa_record_open(args, &c.loaded, "chat");
     if (c.tty_in) say(":help lists the commands, ^D leaves");
     s = converse(&c, err);
 out:
+    moa_record_close(&c.record);
+    moa_buf_free(&c.last_turn);
     moa_seq_close(&c.seq);
     moa_load_close(&c.loaded);
     free(c.talk.data);
@@ -480,7 +491,8 @@ out:
 }
 
 static const int options[] = {MOA_OPT_SYSTEM, MOA_OPT_N, MOA_OPT_TEMP, MOA_OPT_TOP_K, MOA_OPT_TOP_P, MOA_OPT_MIN_P, MOA_OPT_SEED, MOA_OPT_PLAN,
-                              MOA_OPT_DEVICE, MOA_OPT_KV, MOA_OPT_CHUNK, MOA_OPT_THREADS, MOA_OPT_REFERENCE, MOA_OPT_QUIET, MOA_OPT_MODEL, MOA_OPT_END};
+                              MOA_OPT_DEVICE, MOA_OPT_KV, MOA_OPT_CHUNK, MOA_OPT_THREADS, MOA_OPT_REFERENCE, MOA_OPT_NO_SESSION, MOA_OPT_QUIET, MOA_OPT_MODEL,
+                              MOA_OPT_END};
 
 const moa_batch moa_batch_chat = {
     .name = "chat",

@@ -16,6 +16,7 @@
 #include "core/engine/run.h"
 #include "tui/batch/batch.h"
 #include "tui/load.h"
+#include "tui/record.h"
 #include "version.h"
 
 enum { PROMPT_MAX = 64 << 20, BLOCK = 64 };
@@ -26,6 +27,9 @@ typedef struct job {
     moa_seq *seq;
     moa_sampling sampling;
     bool to_terminal, show_text;
+    moa_record *record;  /* in the session store, or NULL */
+    const char *prompt;  /* as typed, (n_prompt_bytes), borrowed; "" when it came as ids */
+    size_t n_prompt_bytes;
     /* of the run under way */
     int32_t n_prompt;
     moa_npy_writer *logits;
@@ -244,7 +248,8 @@ static bool on_token(void *user, const moa_run_token *t) {
         const char *piece = moa_tokenizer_piece(tok, t->id, &n);
         moa_buf_append(&j->text, piece, n);
         show(j, piece, n, false);
-    }
+        moa_record_output(j->record, piece, n);
+    } else moa_record_output(j->record, "", 0);
     return true;
 }
 
@@ -341,7 +346,10 @@ static moa_status one_run(job *j, const moa_id_list *prompt, moa_buf *json, moa_
                               .watch = (stats ? MOA_WATCH_STATS : 0) | (maps ? MOA_WATCH_CAPTURE : 0), .sampling = j->sampling,
                               .ignore_end = moa_args_has(j->args, MOA_OPT_IGNORE_EOS), .planned = on_planned, .progress = on_progress,
                               .each_logits = logits ? on_logits : NULL, .token = on_token, .cancelled = moa_interrupted, .user = j};
-    MOA_TRY(moa_run(j->seq, &c, &r, err));
+    moa_record_begin(j->record, j->prompt, j->n_prompt_bytes, &j->sampling, (int32_t)n_gen);
+    s = moa_run(j->seq, &c, &r, err);
+    moa_record_end(j->record, s == MOA_OK ? &r : NULL);
+    if (s != MOA_OK) goto out;
     show(j, "", 0, true);
     if (j->show_text) (void)fputs("\n", stdout);
     if (j->status != MOA_OK) MOA_TRY(moa_fail(err, j->status, "%s", j->err.text));
@@ -380,6 +388,8 @@ static moa_status check_usage(const moa_args *args, moa_err *err) {
 static moa_status run_text(job *j, const char *text, size_t n, moa_buf *json, moa_err *err) {
     moa_id_list prompt;
     moa_status s = moa_load_text(j->args, j->loaded.model, text, n, &prompt, err);
+    j->prompt = text;
+    j->n_prompt_bytes = n;
     if (s == MOA_OK) s = one_run(j, &prompt, json, err);
     free(prompt.data);
     return s;
@@ -426,13 +436,14 @@ static moa_status run_input(job *j, moa_buf *json, moa_err *err) {
 static moa_status run(const moa_args *args, moa_err *err) {
     const char *json_path = moa_args_text(args, MOA_OPT_JSON);
     moa_buf json = {0};
-    job j = {.args = args, .to_terminal = isatty(STDOUT_FILENO), .show_text = !json_path || strcmp(json_path, "-") != 0};
+    job j = {.args = args, .prompt = "", .to_terminal = isatty(STDOUT_FILENO), .show_text = !json_path || strcmp(json_path, "-") != 0};
     moa_status s = MOA_OK;
     moa_interrupt_catch();
     MOA_TRY(check_usage(args, err));
     MOA_TRY(moa_load_sampling(args, &j.sampling, err));
     MOA_TRY(moa_load(&j.loaded, args, 0, err));
     MOA_TRY(moa_seq_open(&j.seq, j.loaded.engine, err));
+    j.record = moa_record_open(args, &j.loaded, "run");
     s = run_input(&j, &json, err);
     if (json_path && (s == MOA_OK || (s == MOA_E_CANCELLED && json.size > 0))) {
         moa_buf_str(&json, "\n");
@@ -440,6 +451,7 @@ static moa_status run(const moa_args *args, moa_err *err) {
         if (s == MOA_OK) s = saved;
     }
 out:
+    moa_record_close(&j.record);
     moa_seq_close(&j.seq);
     moa_load_close(&j.loaded);
     moa_buf_free(&json);
@@ -453,7 +465,7 @@ static const int options[] = {MOA_OPT_PROMPT, MOA_OPT_PROMPT_FILE, MOA_OPT_PROMP
                               MOA_OPT_N,      MOA_OPT_TEMP,        MOA_OPT_TOP_K,   MOA_OPT_TOP_P, MOA_OPT_MIN_P,   MOA_OPT_SEED,
                               MOA_OPT_IGNORE_EOS, MOA_OPT_PLAN,    MOA_OPT_DEVICE,  MOA_OPT_KV,    MOA_OPT_CTX,     MOA_OPT_CHUNK,
                               MOA_OPT_THREADS, MOA_OPT_REFERENCE,  MOA_OPT_CAPTURE_LIMIT, MOA_OPT_BATCH, MOA_OPT_JSON, MOA_OPT_LOGITS,
-                              MOA_OPT_MAPS,   MOA_OPT_STATS,       MOA_OPT_QUIET,   MOA_OPT_MODEL, MOA_OPT_END};
+                              MOA_OPT_MAPS,   MOA_OPT_STATS,       MOA_OPT_NO_SESSION, MOA_OPT_QUIET, MOA_OPT_MODEL, MOA_OPT_END};
 
 const moa_batch moa_batch_run = {
     .name = "run",
