@@ -140,7 +140,7 @@ static float value_at(const viz_heat *h, int r, int c) {
 }
 
 static bool dimmed(const viz_heat *h, int r, int c) {
-    return h->edge && r < h->rows && (float)(c + 1) <= h->edge[r];
+    return h->edge && r < h->rows && c >= h->keep_cols && (float)(c + 1) <= h->edge[r];
 }
 
 static bool edge_here(const float *edge, int rows, int r, int c) {

@@ -62,6 +62,7 @@ typedef struct viz_heat {
     const float *sink;  /* (rows) 0..1 for the gutter of 2 cells left of a bar, or NULL: no gutter */
     viz_ramp ramp;
     int cursor_row, cursor_col; /* in t, -1: none */
+    int keep_cols;      /* first columns that are never dimmed: a sink shown in place */
 } viz_heat;
 
 /* cells the picture takes: rows of cells for n map rows, and the gutter's cells (0 or 3) */
