@@ -472,7 +472,7 @@ static int keys(tui_app *app) {
 static void wait_for_something(tui_app *app, double frame_at) {
     double wait = app->dirty_screen ? frame_at - clock_s() : app->link.state == TUI_LINK_BUSY || app->link.state == TUI_LINK_LOADING ? 0.25 : 1.0;
     if (app->script) wait = tui_script_waits(app) ? 0.02 : 0;
-    if (wait < 0) wait = 0;
+    if (wait < 0 || app->quit) wait = 0;
     struct pollfd p[4] = {{term_signal_fd(), POLLIN, 0}, {term_fd(), POLLIN, 0}, {app->link.fd_in, POLLIN, 0}, {-1, POLLOUT, 0}};
     if (app->link.out_done < app->link.out.size) p[3].fd = app->link.fd_out;
     (void)poll(p, 4, (int)ceil(wait * 1000));
