@@ -31,10 +31,12 @@ expect 0 "$moascope" --help
 expect 0 "$moascope" --version
 expect 0 "$moascope" help run
 grep -q -- "--top-k K" "$temp/out" || complain "help run lacks --top-k"
-for command in $(sed -n 's/.*X(\([a-z_]*\)).*/\1/p; s/ X(/\nX(/g' "$build/gen/batch_list.h" | sed -n 's/^X(\([a-z_]*\)).*/\1/p' | sort -u); do
+grep -o ' X([a-z_]*)' "$build/gen/batch_list.h" | sed 's/ X(\(.*\))/\1/' > "$temp/commands"
+[ "$(wc -l < "$temp/commands")" -ge 5 ] || complain "no list of subcommands"
+while read -r command; do
     expect 0 "$moascope" "$command" --help
     grep -q "^usage: moascope $command" "$temp/out" || complain "$command --help has no usage"
-done
+done < "$temp/commands"
 expect 2 "$moascope" run; says "usage: moascope run MODEL"
 expect 2 "$moascope" run "$llama" -p a --ids b; says "one of --prompt"
 expect 2 "$moascope" run "$llama" -p a -n -3
@@ -149,7 +151,7 @@ code=$?
 if [ $code -eq 0 ]; then echo "(the run was done before ^C came)"; else
     grep -q interrupted "$temp/err" || complain "^C: $(cat "$temp/err")"
     [ -e "$temp/c.json" ] && check "$temp/c.json" "j['stop_reason'] in ('cancelled','length')"
-    ls "$temp"/c.*.?????? 2> /dev/null | grep -q . && complain "^C left temporary files"
+    for left in "$temp"/c.*.??????; do [ -e "$left" ] && complain "^C left $left"; done
 fi
 
 # --- plan --------------------------------------------------------------------------------------------------------------
@@ -188,9 +190,21 @@ grep -q "^L1 H0: alpha 0, beta 0.5" "$temp/err" || complain "chat: :describe"
 grep -q "temp 0.5" "$temp/err" || complain "chat: :set"
 printf ':nonsense\n' | "$moascope" chat "$llama" > "$temp/out" 2> "$temp/err"; [ $? -eq 2 ] || complain "chat: an unknown command is not wrong usage"
 expect 0 "$moascope" sessions list
-expect 0 "$moascope" sessions list --json "$temp/a.json"; check "$temp/a.json" "j['sessions']==[]"
+expect 0 "$moascope" sessions list --store "$temp/other.db" --json "$temp/a.json"; check "$temp/a.json" "j['sessions']==[]"
+kept() { "$moascope" sessions list --max 100000 --json - | python3 -c 'import json,sys; print(len(json.load(sys.stdin)["sessions"]))'; }
+before=$(kept)
+expect 0 "$moascope" run "$llama" -p "not kept" -n 2 --no-session
+[ "$(kept)" -eq "$before" ] || complain "--no-session keeps the run"
+expect 0 "$moascope" run "$llama" -p "$(printf 'kept \033[31m')" -n 2 --ignore-eos --seed 77
+[ "$(kept)" -eq $((before + 1)) ] || complain "the run is not kept"
+expect 0 "$moascope" sessions list --max 1 --json "$temp/a.json"
+id=$(python3 -c "import json; print(json.load(open('$temp/a.json'))['sessions'][0]['id'])")
+expect 0 "$moascope" sessions show "$id" --json "$temp/a.json"
+check "$temp/a.json" "len(j['runs'])==1 and j['runs'][0]['seed']==77 and j['runs'][0]['n_gen']==2 and j['runs'][0]['prompt'].startswith('kept')"
+expect 0 "$moascope" sessions show "$id"
+LC_ALL=C grep -q "$(printf '[\001-\011\013-\037\177]')" "$temp/out" && complain "control bytes of a prompt reach the terminal"
 expect 2 "$moascope" sessions show x
-expect 3 "$moascope" sessions show 7
+expect 3 "$moascope" sessions show 999999999
 expect 0 "$moascope" engine --devices; grep -q "^cpu" "$temp/out" || complain "engine --devices has no cpu"
 
 # --- a real model ----------------------------------------------------------------------------------------------------------

@@ -155,13 +155,21 @@ static bool devices_begin(moa_serve_state *sv) {
     extern char **environ;
     int fds[2];
     posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    sigset_t restored;
     if (!sv->config.devices_command || pipe2(fds, O_CLOEXEC) != 0) return false;
     (void)posix_spawn_file_actions_init(&actions);
     (void)posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
     (void)posix_spawn_file_actions_adddup2(&actions, fds[1], STDOUT_FILENO);
-    const int failed = posix_spawn(&sv->devices_pid, sv->config.devices_command[0], &actions, NULL,
+    (void)posix_spawnattr_init(&attributes); /* ends without a word when we are gone */
+    (void)sigemptyset(&restored);
+    (void)sigaddset(&restored, SIGPIPE);
+    (void)posix_spawnattr_setsigdefault(&attributes, &restored);
+    (void)posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
+    const int failed = posix_spawn(&sv->devices_pid, sv->config.devices_command[0], &actions, &attributes,
                                    (char *const *)(uintptr_t)sv->config.devices_command, environ);
     (void)posix_spawn_file_actions_destroy(&actions);
+    (void)posix_spawnattr_destroy(&attributes);
     (void)close(fds[1]);
     sv->devices_fd = fds[0];
     if (!failed) return true;

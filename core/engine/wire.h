@@ -43,6 +43,8 @@ typedef struct moa_wire_u8s { const uint8_t *data; uint32_t n; } moa_wire_u8s;
     F(str, text) F(i32s, ids) F(u32, chat) F(u32, fresh) F(f64s, alphas) F(f64s, betas) F(f64s, measure_alphas)     \
     F(f64s, measure_betas) F(u32, n_gen) F(f32, temp) F(i32, top_k) F(f32, top_p) F(f32, min_p) F(u64, seed)        \
     F(u32, ignore_end) F(i32s, force) F(u32, keep_reference) F(u32, against_reference) F(u32, watch) F(u32, stats_every)
+/* The frame's job is the one to cancel: running or waiting; 0, or a number not seen yet: the running one. Ends with DONE (stop "cancelled") or
+ * FAILED (E_CANCELLED) of that job; a number of the past is ignored. */
 #define MOA_MSG_CANCEL(F) F(u32, reserved)
 /* The map the screen looks at: answered with MAP at once if there is anything captured (also while running, between tokens), and again
  * after every stats_every tokens while follow is set. q1 or k1 = 0: up to the newest token. span: 0 the run's, MOA_N_MAX dense. */
