@@ -7,6 +7,7 @@
 # by round, because a machine's speed drifts by more than the difference looked for; the table gives medians, the
 # range beside them, and the ratio of the medians. llama.cpp runs with flash attention, the faster setting here,
 # and throws one warm-up round away each time; moascope is a fresh process each time and throws nothing away.
+# A busy machine is said: figures taken on one are not to be used.
 #
 # MODEL     default: SmolLM2 as scripts/fetch_model.py keeps it
 # MOASCOPE  default: the first of build/release, build/dev, build that has one, else the one in PATH
@@ -61,13 +62,20 @@ print(json.dumps(ids))
 PY
 
 echo "$(basename "$model"), $n_prompt + $n_gen tokens, $threads threads, $rounds rounds," \
-    "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), load $(cut -d' ' -f1 /proc/loadavg)"
+    "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)"
+busy=$(
+    { sed -n '1p' /proc/stat; sleep 2; sed -n '1p' /proc/stat; } |
+        awk '{ t = 0; for (i = 2; i <= NF; i++) t += $i; if (NR == 2) print int(100 - 100 * ($5 - idle) / (t - all)); idle = $5; all = t }'
+)
+# Not a detail: llama.cpp's OpenMP threads wait by spinning. On a shared core each waits for one that does not run,
+# and its decode rate was seen to fall from 94 to 1.4 tok/s. A ratio taken then says nothing.
+[ "$busy" -le 10 ] || echo "WARNING: other programs use $busy % of the CPUs, do not report these figures"
 for r in $(seq "$rounds"); do
     "$peers" "$root/scripts/peers/llama_cpp_bench.py" "$model" --ids "$dir/ids.json" --prefill "$n_prompt" \
         --decode "$n_gen" --threads "$threads" --repeats 1 --flash-attn >"$dir/llama.$r" 2>"$dir/log" ||
         fail "llama.cpp: $(tail -n 1 "$dir/log")"
-    "$moascope" run "$model" --ids "$dir/ids.json" -n "$n_gen" --temp 0 --device cpu --json - "${extra[@]}" \
-        >"$dir/moascope.$r" 2>"$dir/log" || fail "moascope: $(tail -n 1 "$dir/log")"
+    "$moascope" run "$model" --ids "$dir/ids.json" -n "$n_gen" --temp 0 --device cpu --threads "$threads" --ignore-eos \
+        --json - "${extra[@]}" >"$dir/moascope.$r" 2>"$dir/log" || fail "moascope: $(tail -n 1 "$dir/log")"
     printf '\rround %d of %d' "$r" "$rounds" >&2
 done
 printf '\r\033[K' >&2

@@ -6,10 +6,11 @@
 # moascope write logits, maps, statistics and a few greedy tokens (decode under the plan's pages), and compare.py
 # says how far they are apart.
 #
-#   check_model.sh MODEL MOASCOPE [--device D] [--reference] [-n K] [--keep DIR] [-- compare.py options]
+#   check_model.sh MODEL MOASCOPE [--device D] [--reference] [--kv T] [-n K] [--keep DIR] [-- compare.py options]
 #
 #   --device D     handed to moascope
 #   --reference    handed to moascope: its double-accumulating reference ops instead of the fast ones
+#   --kv T         handed to moascope: element type of keys and values (f32 leaves least to rounding)
 #   -n K           tokens to generate (default 12; 0: none)
 #   --keep DIR     leave the arrays there instead of a temporary folder
 #   -- ...         other limits, e.g. -- --kl-mean 1e-3 for a backend with 16-bit keys and values
@@ -22,12 +23,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
 usage() { sed -n 's/^#   \(check_model.sh .*\)/usage: \1/p' "$0" >&2; exit 2; }
 
-model='' moascope='' device='' reference='' n_gen=12 keep='' limits=()
+model='' moascope='' device='' reference='' kv='' n_gen=12 keep='' limits=()
 while [ $# -gt 0 ]; do
     case $1 in
-        --device | -n | --keep)
+        --device | --kv | -n | --keep)
             [ $# -ge 2 ] || usage
-            case $1 in --device) device=$2 ;; -n) n_gen=$2 ;; --keep) keep=$2 ;; esac
+            case $1 in --device) device=$2 ;; --kv) kv=$2 ;; -n) n_gen=$2 ;; --keep) keep=$2 ;; esac
             shift 2 ;;
         --reference) reference=1; shift ;;
         --) shift; limits=("$@"); break ;;
@@ -60,7 +61,7 @@ n=$((n_prompt + n_gen))
 [ "$n_prompt" -ge 300 ] || { echo "check_model: the prompt has $n_prompt tokens, expected 300 or more" >&2; exit 3; }
 "$python" "$here/make_plan.py" "$model" "$n" "$dir/mixed.json" || exit 3
 
-echo "$(basename "$model"): $n_prompt prompt tokens, N = $n${device:+, device $device}${reference:+, reference ops}"
+echo "$(basename "$model"): $n_prompt prompt tokens, N = $n${device:+, device $device}${kv:+, kv $kv}${reference:+, reference ops}"
 rc=0
 for plan in full mixed; do
     file=full
@@ -74,7 +75,7 @@ for plan in full mixed; do
         exit 3
     fi
     "$moascope" run "$model" --ids "$dir/ids.json" --plan "$file" -n "$n_gen" --temp 0 ${device:+--device "$device"} \
-        ${reference:+--reference} --logits "$b.npy" --maps "$b.maps.npz" --stats "$b.stats.npz" --json "$b.json" \
+        ${kv:+--kv "$kv"} ${reference:+--reference} --logits "$b.npy" --maps "$b.maps.npz" --stats "$b.stats.npz" --json "$b.json" \
         >"$b.log" 2>&1
     status=$?
     if [ $status -ne 0 ]; then

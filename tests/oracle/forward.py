@@ -25,7 +25,8 @@ What is written
               sink          [n_layer][n_head]      attention on keys j < 64
               distance      [n_layer][n_head]      tokens, sum of A_ij (i - j)
               window        [n_layer][n_head]      attention on visible keys j >= 64 (= 1 - sink)
-              hist          [n_layer][n_head][nb]  attention on keys j >= 64 by (i - j) / 64
+              hist          [n_layer][n_head][1 + nb]  [0] attention on keys j < 64; [1 + d] on keys j >= 64 with
+                                                       (i - j) / 64 = d; sums to 1
     --out     JSON array of the greedily chosen ids (--greedy)
 
 Memory: one layer's weights at a time (about 190 MB for 1.5B), the head in slices of the vocabulary, attention
@@ -51,7 +52,7 @@ entropy       [n_layer][n_head]      nats
 sink          [n_layer][n_head]      share of attention on keys j < 64
 distance      [n_layer][n_head]      tokens, sum over j of A_ij (i - j)
 window        [n_layer][n_head]      share of attention on visible keys j >= 64
-hist          [n_layer][n_head][nb]  share of attention on keys j >= 64 with (i - j) / 64 = bin"""
+hist          [n_layer][n_head][1 + nb]  [0] share on keys j < 64, [1 + d] on keys j >= 64 with (i - j) / 64 = d"""
 
 
 def die(text):
@@ -265,7 +266,7 @@ class Probe:
         self.n, self.layer = n, 0
         self.mass = np.zeros((L, H, nb, nb))
         self.entropy, self.sink, self.distance, self.window = (np.zeros((L, H)) for _ in range(4))
-        self.hist = np.zeros((L, H, nb))
+        self.hist = np.zeros((L, H, 1 + nb))
 
     def look(self, h, a, i, j):
         l, n_key = self.layer, a.shape[1]
@@ -277,9 +278,10 @@ class Probe:
         self.sink[l, h] += cols[:, 0].sum()
         self.window[l, h] += cols[:, 1:].sum()
         self.distance[l, h] += np.sum(a * (i - j))
+        self.hist[l, h, 0] = self.sink[l, h]
         if n_key > SINK:
             far = np.maximum(i - j[:, SINK:], 0) // BLOCK  # the future has a = 0, its bin does not matter
-            self.hist[l, h] += np.bincount(far.ravel(), a[:, SINK:].ravel(), minlength=self.hist.shape[2])
+            self.hist[l, h, 1:] += np.bincount(far.ravel(), a[:, SINK:].ravel(), minlength=self.hist.shape[2] - 1)
 
     def maps(self, spans):
         return {"mass": self.mass.astype(np.float32), "span": spans}

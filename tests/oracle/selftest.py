@@ -38,7 +38,7 @@ def check_attention():
     out = model.attention(q, k, v, 0, SPANS, probe).reshape(N, N_HEAD, D_HEAD)
 
     nb = (N + 63) // 64
-    mass, hist = np.zeros((N_HEAD, nb, nb)), np.zeros((N_HEAD, nb))
+    mass, hist = np.zeros((N_HEAD, nb, nb)), np.zeros((N_HEAD, 1 + nb))
     entropy, sink, distance, window = (np.zeros(N_HEAD) for _ in range(4))
     for h in range(N_HEAD):
         keys, values = k[:, h // 2].astype(np.float64), v[:, h // 2]
@@ -53,9 +53,10 @@ def check_attention():
                 distance[h] += p * (i - j) / N
                 if j < 64:
                     sink[h] += p / N
+                    hist[h, 0] += p / N
                 else:
                     window[h] += p / N
-                    hist[h, (i - j) // 64] += p / N
+                    hist[h, 1 + (i - j) // 64] += p / N
     stats = probe.stats()
     for name, want, got in (("mass", mass, probe.mass[0]), ("entropy", entropy, stats["entropy"][0]),
                             ("sink", sink, stats["sink"][0]), ("window", window, stats["window"][0]),
