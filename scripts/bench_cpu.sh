@@ -67,8 +67,9 @@ busy=$(
     { sed -n '1p' /proc/stat; sleep 2; sed -n '1p' /proc/stat; } |
         awk '{ t = 0; for (i = 2; i <= NF; i++) t += $i; if (NR == 2) print int(100 - 100 * ($5 - idle) / (t - all)); idle = $5; all = t }'
 )
-# Not a detail: llama.cpp's OpenMP threads wait by spinning. On a shared core each waits for one that does not run,
-# and its decode rate was seen to fall from 94 to 1.4 tok/s. A ratio taken then says nothing.
+# Not a detail: with about seven other processes on two cores llama.cpp's decode rate was seen to fall from 94 to
+# 1.4 tok/s and moascope's from 116 to 33 (spinning OpenMP threads would explain it; not looked into). A ratio taken
+# then says nothing.
 [ "$busy" -le 10 ] || echo "WARNING: other programs use $busy % of the CPUs, do not report these figures"
 for r in $(seq "$rounds"); do
     "$peers" "$root/scripts/peers/llama_cpp_bench.py" "$model" --ids "$dir/ids.json" --prefill "$n_prompt" \

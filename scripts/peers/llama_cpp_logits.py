@@ -2,8 +2,8 @@
 """Logits of llama.cpp for given ids: who checks the oracle?
 
 tests/oracle/forward.py judges moascope, so it is itself held against an implementation that shares nothing
-with it. llama.cpp rounds activations to 8 bits for quantised weights, which moves logits far more than any
-error looked for here (KL about 3e-3 nats on SmolLM2 Q4_1). With --f32 the model is first rewritten with its
+with it. On quantised weights llama.cpp rounds activations to 8 bits, and keys and values to 16: its logits are then
+further off than any error looked for here (KL about 3e-3 nats on SmolLM2 Q4_1). With --f32 the model is first rewritten with its
 weights dequantised to float32, and keys and values are kept in float32: then the two must agree to rounding.
 
     scripts/peers/llama_cpp_logits.py MODEL --ids ids.json --logits llama.npy --f32
