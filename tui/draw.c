@@ -96,7 +96,7 @@ static void tabs(tui_app *app, viz_pane p) {
         x += viz_text(p, 0, x, now ? (viz_style){VIZ_ACCENT, VIZ_DEFAULT, VIZ_A_BOLD | VIZ_A_UNDERLINE} : viz_fg(VIZ_DIM), title);
         x += p.w >= 110 ? 3 : 2;
     }
-    if (*app->sync) {
+    if (*app->sync && tui_idle(app)) {
         moa_buf b = {0};
         moa_text_clean(app->sync, strlen(app->sync), MOA_TEXT_LINE, &b);
         if (b.data) viz_text_right(p, 0, p.w - 25, 24, viz_bold(VIZ_GOOD), b.data);

@@ -96,23 +96,26 @@ static moa_status base_text(const tui_app *app, moa_buf *out, moa_err *err) {
     return s;
 }
 
-/* files are found again from any folder; a name, or a path of another machine, stays as it was typed */
-static void model_path(const tui_app *app, char out[PATH_MAX]) {
-    char *whole = *app->options.model && !*app->options.engine ? realpath(app->options.model, NULL) : NULL;
-    (void)snprintf(out, PATH_MAX, "%s", whole ? whole : app->options.model);
+/* files are found again from any folder; what is no file here (a name, a path of another machine) stays as it was typed */
+static void whole_path(const char *path, bool here, char out[PATH_MAX]) {
+    char *whole = *path && here ? realpath(path, NULL) : NULL;
+    (void)snprintf(out, PATH_MAX, "%s", whole ? whole : path);
     free(whole);
 }
+
+static void model_path(const tui_app *app, char out[PATH_MAX]) { whole_path(app->options.model, !*app->options.engine, out); }
 
 static moa_status begin(tui_app *app, const moa_buf *base, moa_err *err) {
     tui_journal *j = app->journal;
     const tui_model *m = &app->model;
-    char path[PATH_MAX];
+    char path[PATH_MAX], plan_path[PATH_MAX];
     model_path(app, path);
+    whole_path(app->plan.path, true, plan_path);
     j->n_layer = app->plan.now ? app->plan.now->n_layer : m->n_layer;
     j->n_head = app->plan.now ? app->plan.now->n_head : m->n_head;
     (void)snprintf(j->fingerprint, sizeof j->fingerprint, "%s", m->loaded ? m->fingerprint : "");
     moa_session in = {.model_path = path, .model_name = (char *)(uintptr_t)moa_clean_text(m->name), .fingerprint = j->fingerprint,
-                      .n_layer = j->n_layer, .n_head = j->n_head, .n_head_kv = m->n_head_kv, .plan_path = app->plan.path,
+                      .n_layer = j->n_layer, .n_head = j->n_head, .n_head_kv = m->n_head_kv, .plan_path = plan_path,
                       .plan = base->data};
     const moa_status s = moa_store_session_begin(j->store, &in, err);
     if (s == MOA_OK) j->session = in.id;
@@ -124,9 +127,11 @@ static moa_status write_all(tui_app *app, moa_err *err) {
     tui_journal *j = app->journal;
     const tui_plan *p = &app->plan;
     moa_buf base = {0};
+    char path[PATH_MAX];
     moa_status s = MOA_OK;
+    whole_path(p->path, true, path);
     MOA_TRY(base_text(app, &base, err));
-    MOA_TRY(j->session ? moa_store_session_plan(j->store, j->session, p->path, base.data, err) : begin(app, &base, err));
+    MOA_TRY(j->session ? moa_store_session_plan(j->store, j->session, path, base.data, err) : begin(app, &base, err));
     for (int i = 0; i < p->n_change; i++) MOA_TRY(push(app, &p->changes[i], err));
     if (p->n_done < p->n_change) MOA_TRY(moa_store_undo_pos(j->store, j->session, p->n_done, err));
     MOA_TRY(moa_store_session_prompt(j->store, j->session, app->prompt.data, app->prompt.size, err));
@@ -178,8 +183,10 @@ void journal_plan_saved(tui_app *app) {
     tui_journal *j = app->journal;
     moa_err err = {0};
     bool whole;
+    char path[PATH_MAX];
     if (!j || !j->session || !ready(app, &whole) || whole) return;
-    if (moa_store_session_plan_path(j->store, j->session, app->plan.path, &err) != MOA_OK) write_failed(app, &err);
+    whole_path(app->plan.path, true, path);
+    if (moa_store_session_plan_path(j->store, j->session, path, &err) != MOA_OK) write_failed(app, &err);
 }
 
 void journal_prompt(tui_app *app) {
