@@ -179,11 +179,18 @@ static void check_widening(bool fast) {
         must(moa_seq_plan(r.s, rules1, NULL, n1, 0, NULL, 0, err));
         feed(&r, ids, n1, chunk, rows);
         assert_int_equal(moa_seq_lost(r.s), 0);
-        must(moa_seq_plan(r.s, rules2, NULL, n2, 0, NULL, 0, err));
+        must(moa_seq_plan(r.s, rules2, NULL, n2, MOA_WATCH_STATS, NULL, 0, err));
         assert_int_equal(moa_seq_lost(r.s), lost);
         feed(&r, ids + n1, n2 - n1, chunk, rows + (int64_t)n1 * n_vocab);
         const double d = max_diff(rows, b.logits, (int64_t)n2 * n_vocab);
         if (d > tolerance(fast)) fail_msg("chunks of %d: difference %g after widening", chunk, d);
+        /* the probe too sees one row of mass 1 a query */
+        moa_head_stats stats[64];
+        must(moa_seq_stats(r.s, stats, err));
+        for (int32_t i = 0; i < r.n_span; i++) {
+            assert_int_equal(stats[i].n_query, n2 - n1);
+            assert_true(fabs((double)stats[i].sink + (double)stats[i].window - 1) < 1e-3);
+        }
         free(rows);
     }
     brute_free(&b);

@@ -107,6 +107,38 @@ static void test_chunks_agree_on_real_activations(void **state) {
     close_real(&r);
 }
 
+/* Every token's logits of one long chunk come in several blocks (a row is 196 KB): the same as from short chunks, in order. */
+static bool check_order(void *user, int32_t pos, const float *logits) {
+    collect *c = user;
+    assert_int_equal(pos, c->first++);
+    memcpy(c->rows + (int64_t)pos * c->n_vocab, logits, (size_t)c->n_vocab * sizeof *logits);
+    return true;
+}
+static void test_every_logits_come_in_order(void **state) {
+    (void)state;
+    enum { N = 200 };
+    static const int32_t chunks[] = {512, 40};
+    real r = open_real(512, MOA_KV_F32);
+    const int32_t n_vocab = r.model->shape.n_vocab;
+    float *rows[2], *last = take((size_t)n_vocab, sizeof *last);
+    int32_t ids[N];
+    words(r.model->tokenizer, ids, N);
+    for (int i = 0; i < 2; i++) {
+        rows[i] = take((size_t)N * (size_t)n_vocab, sizeof *rows[i]);
+        collect c = {rows[i], 0, n_vocab};
+        moa_seq_reset(r.s);
+        must(moa_seq_plan(r.s, NULL, NULL, N, 0, NULL, 0, err));
+        must(moa_seq_forward(r.s, &(moa_forward){.ids = ids, .n = N, .chunk = chunks[i], .each_logits = check_order, .user = &c,
+                                                 .logits = last}, err));
+        assert_int_equal(c.first, N);
+        assert_memory_equal(last, rows[i] + (int64_t)(N - 1) * n_vocab, (size_t)n_vocab * sizeof *last);
+    }
+    for (int32_t t = 0; t < N; t++)
+        assert_true(moa_logits_kl(rows[0] + (int64_t)t * n_vocab, rows[1] + (int64_t)t * n_vocab, n_vocab) < 1e-5);
+    free(rows[0]), free(rows[1]), free(last);
+    close_real(&r);
+}
+
 /* Cancelled in the middle of a chunk, with 30 layers and a full pool: what the abandoned chunk reused is counted as lost, and
  * the sequence goes on. */
 typedef struct stop {
@@ -150,6 +182,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_capital_of_france),
         cmocka_unit_test(test_chunks_agree_on_real_activations),
+        cmocka_unit_test(test_every_logits_come_in_order),
         cmocka_unit_test(test_cancel_with_a_full_pool),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
