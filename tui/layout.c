@@ -122,8 +122,8 @@ static void compare_panes(const tui_layout_ask *a, viz_rect r, viz_rect *out) {
 }
 
 static void memory_panes(const tui_layout_ask *a, viz_rect r, viz_rect *out) {
-    out[TUI_MEMORY_TOTAL] = tui_cut_top(&r, a->size >= TUI_WIDE ? 14 : 10, 0);
-    if (a->size >= TUI_WIDE) out[TUI_MEMORY_LAYERS] = tui_cut_left(&r, r.w / 2, 0);
+    out[TUI_MEMORY_TOTAL] = tui_cut_top(&r, a->size >= TUI_WIDE ? 15 : 10, 0);
+    out[TUI_MEMORY_LAYERS] = tui_cut_left(&r, r.w / 2, 0);
     out[TUI_MEMORY_PAGES] = r;
 }
 
