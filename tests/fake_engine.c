@@ -46,7 +46,7 @@ typedef struct fake {
     script s;
     moa_wire_reader in;
     bool loaded, closed, quit, cancelled;
-    uint32_t job; /* running, 0: none */
+    uint32_t job;             /* running, 0: none */
     moa_buf queue[QUEUE_MAX]; /* frames of jobs that wait for it */
     int n_queue;
     /* the conversation: tokens as byte pieces; ids are a hash of the piece */
@@ -82,7 +82,7 @@ static double now_s(void) {
 /* --- the script ---------------------------------------------------------------------------------------------------------- */
 
 static moa_status status_by_name(const char *name) {
-#define X(id, code, text)                                                                                              \
+#define X(id, code, text)                                                                                    \
     if (strcmp(name, #id) == 0) return MOA_##id;
     MOA_STATUS_MAP(X)
 #undef X
@@ -93,12 +93,14 @@ static moa_status status_by_name(const char *name) {
 static void unescape(const char *from, char *to, size_t n) {
     size_t at = 0;
     for (; *from && at + 1 < n; from++)
-        if (from[0] == '\\' && from[1] == 'n') to[at++] = '\n', from++;
+        if (from[0] == '\\' && from[1] == 'n')
+            to[at++] = '\n', from++;
         else if (from[0] == '\\' && from[1] == 'x' && from[2] && from[3]) {
             const char hex[3] = {from[2], from[3], 0};
             to[at++] = (char)strtol(hex, NULL, 16);
             from += 3;
-        } else to[at++] = *from;
+        } else
+            to[at++] = *from;
     to[at] = 0;
 }
 
@@ -109,50 +111,73 @@ static void script_set(script *s, char *line) {
     char word[64] = "";
     int used = 0;
     if (line[0] == 0 || line[0] == '#') return;
-#define NUMBER(key)                                                                                                    \
-    if (strcmp(line, #key) == 0) {                                                                                     \
-        s->key = (__typeof__(s->key))strtod(value, NULL);                                                              \
-        return;                                                                                                        \
+#define NUMBER(key)                                                                                          \
+    if (strcmp(line, #key) == 0) {                                                                           \
+        s->key = (__typeof__(s->key))strtod(value, NULL);                                                    \
+        return;                                                                                              \
     }
-    NUMBER(load_ms) NUMBER(prefill_tok_s) NUMBER(tok_s) NUMBER(end) NUMBER(welcome_version) NUMBER(garbage_after) NUMBER(hang_after)
+    NUMBER(load_ms)
+    NUMBER(prefill_tok_s) NUMBER(tok_s) NUMBER(end) NUMBER(welcome_version) NUMBER(garbage_after)
+        NUMBER(hang_after)
 #undef NUMBER
-    if (strcmp(line, "name") == 0) (void)snprintf(s->name, sizeof s->name, "%.200s", value);
-    else if (strcmp(line, "device") == 0) (void)snprintf(s->device, sizeof s->device, "%.200s", value);
+            if (strcmp(line, "name") == 0)(void) snprintf(s->name, sizeof s->name, "%.200s", value);
+    else if (strcmp(line, "device") == 0)(void) snprintf(s->device, sizeof s->device, "%.200s", value);
     else if (strcmp(line, "answer") == 0) unescape(value, s->answer, sizeof s->answer);
     else if (strcmp(line, "memory") == 0) {
         unsigned long long total = 0, left = 0;
         if (sscanf(value, "%llu %llu", &total, &left) != 2) die("memory TOTAL FREE");
         s->memory_total = total, s->memory_free = left;
-    } else if (strcmp(line, "shape") == 0) {
-        if (sscanf(value, "%d %d %d %d %d %d", &s->n_layer, &s->n_head, &s->n_head_kv, &s->d_head, &s->n_vocab, &s->n_ctx) != 6)
+    }
+    else if (strcmp(line, "shape") == 0) {
+        if (sscanf(value, "%d %d %d %d %d %d", &s->n_layer, &s->n_head, &s->n_head_kv, &s->d_head,
+                   &s->n_vocab, &s->n_ctx) != 6)
             die("shape L H KV D VOCAB CTX");
-    } else if (strcmp(line, "load_fail") == 0) {
+    }
+    else if (strcmp(line, "load_fail") == 0) {
         if (sscanf(value, "%63s %n", word, &used) < 1) die("load_fail STATUS TEXT");
         s->load_status = status_by_name(word);
         (void)snprintf(s->load_text, sizeof s->load_text, "%.200s", value + used);
-    } else if (strcmp(line, "fail_after") == 0) {
+    }
+    else if (strcmp(line, "fail_after") == 0) {
         if (sscanf(value, "%d %63s %n", &s->fail_after, word, &used) < 2) die("fail_after N STATUS TEXT");
         s->fail_status = status_by_name(word);
         (void)snprintf(s->fail_text, sizeof s->fail_text, "%.200s", value + used);
-    } else if (strcmp(line, "die_after") == 0) {
+    }
+    else if (strcmp(line, "die_after") == 0) {
         if (sscanf(value, "%d %d", &s->die_after, &s->die_signal) != 2) die("die_after N SIGNAL");
-    } else if (strcmp(line, "exit_after") == 0) {
+    }
+    else if (strcmp(line, "exit_after") == 0) {
         if (sscanf(value, "%d %d", &s->exit_after, &s->exit_code) != 2) die("exit_after N CODE");
-    } else {
+    }
+    else {
         (void)fprintf(stderr, "fake_engine: unknown key %s\n", line);
         exit(1);
     }
 }
 
 static void script_load(script *s, int argc, char **argv) {
-    *s = (script){.n_layer = 30, .n_head = 9, .n_head_kv = 3, .d_head = 64, .n_vocab = 49152, .n_ctx = 8192,
-                  .memory_total = 80ull << 30, .memory_free = 78ull << 30, .prefill_tok_s = 8000, .tok_s = 100, .end = -1,
-                  .welcome_version = MOA_WIRE_VERSION, .fail_after = NEVER, .die_after = NEVER, .garbage_after = NEVER,
-                  .hang_after = NEVER, .exit_after = NEVER};
+    *s = (script){.n_layer = 30,
+                  .n_head = 9,
+                  .n_head_kv = 3,
+                  .d_head = 64,
+                  .n_vocab = 49152,
+                  .n_ctx = 8192,
+                  .memory_total = 80ull << 30,
+                  .memory_free = 78ull << 30,
+                  .prefill_tok_s = 8000,
+                  .tok_s = 100,
+                  .end = -1,
+                  .welcome_version = MOA_WIRE_VERSION,
+                  .fail_after = NEVER,
+                  .die_after = NEVER,
+                  .garbage_after = NEVER,
+                  .hang_after = NEVER,
+                  .exit_after = NEVER};
     (void)snprintf(s->name, sizeof s->name, "Fake 135M");
     (void)snprintf(s->device, sizeof s->device, "Fake GPU");
     (void)snprintf(s->answer, sizeof s->answer,
-                   " The passkey is 71492, and it stood in the middle of the text: every head looks back over its own span of"
+                   " The passkey is 71492, and it stood in the middle of the text: every head looks back "
+                   "over its own span of"
                    " tokens, the first sixty-four are never dropped.\n");
     for (int i = 1; i < argc; i++) {
         char line[8192];
@@ -163,11 +188,13 @@ static void script_load(script *s, int argc, char **argv) {
         }
         FILE *f = i + 1 < argc ? fopen(argv[++i], "re") : NULL;
         if (!f) die("--script: the file cannot be opened");
-        while (fgets(line, sizeof line, f)) script_set(s, line);
+        while (fgets(line, sizeof line, f))
+            script_set(s, line);
         (void)fclose(f);
     }
     if (s->n_layer < 1 || s->n_layer > 1024 || s->n_head < 1 || s->n_head > 1024 || s->n_head_kv < 1 ||
-        s->n_head % s->n_head_kv != 0 || s->d_head < 1 || s->d_head > 4096 || s->n_vocab < 2 || s->n_ctx < 1 || s->n_ctx > MOA_N_MAX)
+        s->n_head % s->n_head_kv != 0 || s->d_head < 1 || s->d_head > 4096 || s->n_vocab < 2 ||
+        s->n_ctx < 1 || s->n_ctx > MOA_N_MAX)
         die("a shape nobody can have");
 }
 
@@ -192,7 +219,9 @@ static void send_msg(uint32_t job, moa_wire_msg *m) {
     moa_buf_free(&out);
 }
 
-static moa_wire_str str(const char *text) { return (moa_wire_str){text, (uint32_t)strlen(text)}; }
+static moa_wire_str str(const char *text) {
+    return (moa_wire_str){text, (uint32_t)strlen(text)};
+}
 
 static void send_failed(uint32_t job, moa_status s, const char *text) {
     moa_wire_msg m = {.type = MOA_WIRE_FAILED, .u.failed = {.status = (int32_t)s, .text = str(text)}};
@@ -200,8 +229,9 @@ static void send_failed(uint32_t job, moa_status s, const char *text) {
 }
 
 static void send_progress(const fake *f, uint32_t phase, double done, double total, double seconds) {
-    moa_wire_msg m = {.type = MOA_WIRE_PROGRESS,
-                      .u.progress = {.phase = phase, .done = (uint64_t)done, .total = (uint64_t)total, .seconds = seconds}};
+    moa_wire_msg m = {
+        .type = MOA_WIRE_PROGRESS,
+        .u.progress = {.phase = phase, .done = (uint64_t)done, .total = (uint64_t)total, .seconds = seconds}};
     send_msg(f->job, &m);
 }
 
@@ -241,20 +271,23 @@ typedef struct law {
 
 static law law_of(const fake *f, int32_t layer, int32_t head) {
     uint32_t h = (uint32_t)layer * 2654435761u + (uint32_t)head * 40503u + 1;
-    for (int k = 0; k < 2; k++) h = (h ^ h >> 16) * 0x45d9f3bu;
+    for (int k = 0; k < 2; k++)
+        h = (h ^ h >> 16) * 0x45d9f3bu;
     const uint32_t kind = (h >> 13) % 10;
     const double u = (double)((h >> 3) % 997) / 997.0, depth = (double)layer / (double)f->s.n_layer;
     if (kind < 5) return (law){0.15 + 0.5 * u * depth, 12 + 90 * u}; /* local */
     if (kind < 8) return (law){0.55 + 0.35 * u, 200 + 600 * u};      /* sink */
     if (kind < 9) return (law){0.10 + 0.1 * u, 1500 + 3000 * u};     /* broad */
-    return (law){0.05, 20000};                                      /* nearly even: retrieval */
+    return (law){0.05, 20000};                                       /* nearly even: retrieval */
 }
 
-static double geo(double tau, double from, double to) { return tau * (exp(-from / tau) - exp(-to / tau)); }
+static double geo(double tau, double from, double to) {
+    return tau * (exp(-from / tau) - exp(-to / tau));
+}
 
 typedef struct view { /* one query of one head, normalised */
     law l;
-    int32_t i, first; /* keys [0, min(64,i+1)) and [first, i] are seen */
+    int32_t i, first;        /* keys [0, min(64,i+1)) and [first, i] are seen */
     double sink_mass, scale; /* mass of the sink keys together; factor of exp(-distance/tau) of the others */
 } view;
 
@@ -294,7 +327,9 @@ static void view_stat(const view *v, int32_t measure_span, float stat[MOA_N_STAT
 
 /* --- snapshots ------------------------------------------------------------------------------------------------------------- */
 
-static int32_t sample_query(int32_t q0, int32_t q1, int k, int n) { return q0 + (int32_t)((int64_t)(q1 - q0) * (2 * k + 1) / (2 * n)); }
+static int32_t sample_query(int32_t q0, int32_t q1, int k, int n) {
+    return q0 + (int32_t)((int64_t)(q1 - q0) * (2 * k + 1) / (2 * n));
+}
 
 static void send_stats(fake *f) {
     const int32_t cells = f->s.n_layer * f->s.n_head;
@@ -309,16 +344,24 @@ static void send_stats(fake *f) {
             float stat[MOA_N_STAT];
             const view v = view_of(l, f->spans[c], i);
             view_stat(&v, moa_span(f->measure[c], f->n_reserved), stat);
-            for (int w = 0; w < 4; w++) x[w * cells + c] += stat[w] / 16;
+            for (int w = 0; w < 4; w++)
+                x[w * cells + c] += stat[w] / 16;
             const float cover = stat[MOA_STAT_SINK] + stat[MOA_STAT_WINDOW];
             if (cover < x[4 * cells + c]) x[4 * cells + c] = cover, worst[c] = i;
         }
     }
     const uint32_t n = (uint32_t)cells;
     moa_wire_msg m = {.type = MOA_WIRE_STATS,
-                      .u.stats = {.n_past = f->n_past, .n_layer = f->s.n_layer, .n_head = f->s.n_head, .n_query = (uint64_t)f->n_past,
-                                  .entropy = {x, n}, .sink = {x + cells, n}, .window = {x + 2 * cells, n},
-                                  .distance = {x + 3 * cells, n}, .worst_cover = {x + 4 * cells, n}, .worst_query = {worst, n}}};
+                      .u.stats = {.n_past = f->n_past,
+                                  .n_layer = f->s.n_layer,
+                                  .n_head = f->s.n_head,
+                                  .n_query = (uint64_t)f->n_past,
+                                  .entropy = {x, n},
+                                  .sink = {x + cells, n},
+                                  .window = {x + 2 * cells, n},
+                                  .distance = {x + 3 * cells, n},
+                                  .worst_cover = {x + 4 * cells, n},
+                                  .worst_query = {worst, n}}};
     send_msg(f->job, &m);
     free(x);
     free(worst);
@@ -330,22 +373,30 @@ static void send_hist(fake *f, int32_t layer) {
     float *hist = must(calloc(n, sizeof *hist));
     double queries[BUCKETS] = {0};
     for (int b = 0; b < BUCKETS; b++) {
-        const int32_t q0 = b * bucket_tok, q1 = b == BUCKETS - 1 || f->n_past < q0 + bucket_tok ? f->n_past : q0 + bucket_tok;
+        const int32_t q0 = b * bucket_tok,
+                      q1 = b == BUCKETS - 1 || f->n_past < q0 + bucket_tok ? f->n_past : q0 + bucket_tok;
         if (q1 <= q0) continue;
         queries[b] = q1 - q0;
         for (int32_t h = 0; h < f->s.n_head; h++)
             for (int k = 0; k < 4; k++) {
-                const view v = view_of(law_of(f, layer, h), f->spans[layer * f->s.n_head + h], sample_query(q0, q1, k, 4));
+                const view v = view_of(law_of(f, layer, h), f->spans[layer * f->s.n_head + h],
+                                       sample_query(q0, q1, k, 4));
                 float *at = hist + ((size_t)h * BUCKETS + (size_t)b) * row;
                 const double weight = queries[b] / 4;
                 at[0] += (float)(weight * v.sink_mass);
                 for (int32_t d = 0; d < n_bin && v.i - 64 * d >= v.first && v.scale > 0; d++)
-                    at[1 + d] += (float)(weight * v.scale * geo(v.l.tau, 64 * d, fmin(64 * d + 64, v.i + 1 - v.first)));
+                    at[1 + d] += (float)(weight * v.scale *
+                                         geo(v.l.tau, 64 * d, fmin(64 * d + 64, v.i + 1 - v.first)));
             }
     }
     moa_wire_msg m = {.type = MOA_WIRE_HIST,
-                      .u.hist = {.n_past = f->n_past, .layer = layer, .n_head = f->s.n_head, .n_bin = n_bin, .bucket_tok = bucket_tok,
-                                 .queries = {queries, BUCKETS}, .hist = {hist, (uint32_t)n}}};
+                      .u.hist = {.n_past = f->n_past,
+                                 .layer = layer,
+                                 .n_head = f->s.n_head,
+                                 .n_bin = n_bin,
+                                 .bucket_tok = bucket_tok,
+                                 .queries = {queries, BUCKETS},
+                                 .hist = {hist, (uint32_t)n}}};
     send_msg(f->job, &m);
     free(hist);
 }
@@ -354,21 +405,26 @@ static int32_t group_span(const fake *f, int32_t layer, int32_t kv) {
     const int32_t g = f->s.n_head / f->s.n_head_kv;
     int32_t widest = 0;
     for (int32_t h = 0; h < g; h++)
-        if (f->spans[layer * f->s.n_head + kv * g + h] > widest) widest = f->spans[layer * f->s.n_head + kv * g + h];
+        if (f->spans[layer * f->s.n_head + kv * g + h] > widest)
+            widest = f->spans[layer * f->s.n_head + kv * g + h];
     return widest;
 }
 
-static uint64_t page_bytes(const fake *f) { return (uint64_t)64 * 2 * 2 * (uint64_t)f->s.d_head; }
+static uint64_t page_bytes(const fake *f) {
+    return (uint64_t)64 * 2 * 2 * (uint64_t)f->s.d_head;
+}
 
 static uint64_t kv_used(const fake *f) {
     uint64_t pages = 0;
     for (int32_t l = 0; l < f->s.n_layer; l++)
-        for (int32_t k = 0; k < f->s.n_head_kv; k++) pages += (uint64_t)moa_n_pages(group_span(f, l, k), f->n_past);
+        for (int32_t k = 0; k < f->s.n_head_kv; k++)
+            pages += (uint64_t)moa_n_pages(group_span(f, l, k), f->n_past);
     return pages * page_bytes(f);
 }
 
 static uint64_t kv_dense(const fake *f) {
-    return (uint64_t)f->s.n_layer * (uint64_t)f->s.n_head_kv * (uint64_t)((f->n_past + 63) / 64) * page_bytes(f);
+    return (uint64_t)f->s.n_layer * (uint64_t)f->s.n_head_kv * (uint64_t)((f->n_past + 63) / 64) *
+           page_bytes(f);
 }
 
 static void send_pages(fake *f) {
@@ -378,16 +434,29 @@ static void send_pages(fake *f) {
     for (int32_t l = 0; l < f->s.n_layer; l++)
         for (int32_t k = 0; k < f->s.n_head_kv; k++)
             for (int32_t p = 0; p * 64 < f->n_past; p++)
-                held[((size_t)l * (size_t)f->s.n_head_kv + (size_t)k) * (size_t)max_pages + (size_t)p] = moa_keep(group_span(f, l, k), f->n_past, p);
+                held[((size_t)l * (size_t)f->s.n_head_kv + (size_t)k) * (size_t)max_pages + (size_t)p] =
+                    moa_keep(group_span(f, l, k), f->n_past, p);
     const uint64_t used = kv_used(f), pool = (uint64_t)n * page_bytes(f);
     if (used > f->peak_bytes) f->peak_bytes = used;
     moa_wire_msg m = {.type = MOA_WIRE_PAGES,
-                      .u.pages = {.n_past = f->n_past, .n_reserved = f->n_reserved, .n_layer = f->s.n_layer, .n_head_kv = f->s.n_head_kv,
-                                  .max_pages = max_pages, .page_bytes = page_bytes(f), .used_bytes = used, .peak_bytes = f->peak_bytes,
-                                  .pool_bytes = pool, .formula_plan = used, .formula_dense = kv_dense(f),
+                      .u.pages = {.n_past = f->n_past,
+                                  .n_reserved = f->n_reserved,
+                                  .n_layer = f->s.n_layer,
+                                  .n_head_kv = f->s.n_head_kv,
+                                  .max_pages = max_pages,
+                                  .page_bytes = page_bytes(f),
+                                  .used_bytes = used,
+                                  .peak_bytes = f->peak_bytes,
+                                  .pool_bytes = pool,
+                                  .formula_plan = used,
+                                  .formula_dense = kv_dense(f),
                                   .formula_mha = kv_dense(f) * (uint64_t)(f->s.n_head / f->s.n_head_kv),
-                                  .device_total_bytes = f->s.memory_total, .device_free_bytes = f->s.memory_free - used,
-                                  .capture_bytes = 0, .lost = f->lost, .workspace_bytes = 64 << 20, .held = {held, (uint32_t)n}}};
+                                  .device_total_bytes = f->s.memory_total,
+                                  .device_free_bytes = f->s.memory_free - used,
+                                  .capture_bytes = 0,
+                                  .lost = f->lost,
+                                  .workspace_bytes = 64 << 20,
+                                  .held = {held, (uint32_t)n}}};
     send_msg(f->job, &m);
     free(held);
 }
@@ -395,11 +464,13 @@ static void send_pages(fake *f) {
 static const char *map_check(const fake *f, moa_msg_select_map *r) {
     if (r->q1 == 0 || r->q1 > f->n_past) r->q1 = f->n_past;
     if (r->k1 == 0 || r->k1 > f->n_past) r->k1 = f->n_past;
-    if (r->layer < 0 || r->layer >= f->s.n_layer || r->head < 0 || r->head >= f->s.n_head) return "no such layer or head";
+    if (r->layer < 0 || r->layer >= f->s.n_layer || r->head < 0 || r->head >= f->s.n_head)
+        return "no such layer or head";
     if (r->q0 < 0 || r->k0 < 0 || r->q0 >= r->q1 || r->k0 >= r->k1) return "an empty range";
     if (r->rows > r->q1 - r->q0) r->rows = r->q1 - r->q0;
     if (r->cols > r->k1 - r->k0) r->cols = r->k1 - r->k0;
-    if (r->rows < 1 || r->cols < 1 || (int64_t)r->rows * r->cols > CELLS_MAX) return "too many cells, or none";
+    if (r->rows < 1 || r->cols < 1 || (int64_t)r->rows * r->cols > CELLS_MAX)
+        return "too many cells, or none";
     return NULL;
 }
 
@@ -425,21 +496,33 @@ static void send_map(fake *f) {
             const view v = view_of(law_of(f, r.layer, r.head), span, sample_query(a, b, k, n));
             float s[MOA_N_STAT];
             view_stat(&v, measure, s);
-            for (int w = 0; w < MOA_N_STAT; w++) stat[row * MOA_N_STAT + w] += s[w] / (float)n;
+            for (int w = 0; w < MOA_N_STAT; w++)
+                stat[row * MOA_N_STAT + w] += s[w] / (float)n;
             for (int32_t col = 0; col < r.cols; col++) {
                 const int32_t x = r.k0 + (int32_t)((int64_t)col * (r.k1 - r.k0) / r.cols);
                 const int32_t y = r.k0 + (int32_t)((int64_t)(col + 1) * (r.k1 - r.k0) / r.cols);
                 const double cell = view_mass(&v, x, y);
                 mass[(size_t)row * (size_t)r.cols + (size_t)col] += (float)(cell * (b - a) / n);
                 const float top = (float)(y > x ? cell / (y - x) : 0);
-                if (top > max[(size_t)row * (size_t)r.cols + (size_t)col]) max[(size_t)row * (size_t)r.cols + (size_t)col] = top;
+                if (top > max[(size_t)row * (size_t)r.cols + (size_t)col])
+                    max[(size_t)row * (size_t)r.cols + (size_t)col] = top;
             }
         }
     }
     moa_wire_msg m = {.type = MOA_WIRE_MAP,
-                      .u.map = {.layer = r.layer, .head = r.head, .span = span, .measure_span = measure, .q0 = r.q0, .q1 = r.q1,
-                                .k0 = r.k0, .k1 = r.k1, .rows = r.rows, .cols = r.cols, .n_past = f->n_past,
-                                .mass = {mass, (uint32_t)cells}, .max = {max, (uint32_t)cells},
+                      .u.map = {.layer = r.layer,
+                                .head = r.head,
+                                .span = span,
+                                .measure_span = measure,
+                                .q0 = r.q0,
+                                .q1 = r.q1,
+                                .k0 = r.k0,
+                                .k1 = r.k1,
+                                .rows = r.rows,
+                                .cols = r.cols,
+                                .n_past = f->n_past,
+                                .mass = {mass, (uint32_t)cells},
+                                .max = {max, (uint32_t)cells},
                                 .stat = {stat, (uint32_t)(r.rows * MOA_N_STAT)}}};
     send_msg(f->map_job, &m);
     free(mass);
@@ -451,7 +534,8 @@ static void send_snapshots(fake *f) {
     send_pages(f);
     if (f->watch & MOA_WATCH_STATS) {
         send_stats(f);
-        for (int32_t l = 0; l < f->s.n_layer; l++) send_hist(f, l);
+        for (int32_t l = 0; l < f->s.n_layer; l++)
+            send_hist(f, l);
     }
     if (f->map_wanted && (f->watch & MOA_WATCH_CAPTURE)) {
         send_map(f);
@@ -464,13 +548,15 @@ static void send_snapshots(fake *f) {
 /* a token: a leading space or newline and what follows up to the next one, 12 bytes at most */
 static uint32_t piece_len(const char *text, uint32_t n) {
     uint32_t len = 1;
-    while (len < n && len < 12 && text[len] != ' ' && text[len] != '\n') len++;
+    while (len < n && len < 12 && text[len] != ' ' && text[len] != '\n')
+        len++;
     return len;
 }
 
 static int32_t piece_id(const fake *f, const char *text, uint32_t n) {
     uint32_t h = 2166136261u;
-    for (uint32_t i = 0; i < n; i++) h = (h ^ (uint8_t)text[i]) * 16777619u;
+    for (uint32_t i = 0; i < n; i++)
+        h = (h ^ (uint8_t)text[i]) * 16777619u;
     return (int32_t)(h % (uint32_t)f->s.n_vocab);
 }
 
@@ -497,7 +583,8 @@ static void send_tokens(fake *f, uint32_t job, const moa_msg_tokenize *t) {
     fake whole = {.s = f->s};
     append_text(&whole, t->text.data, t->text.n);
     moa_wire_msg m = {.type = MOA_WIRE_TOKENS,
-                      .u.tokens = {.ids = {whole.ids, (uint32_t)whole.n_past}, .pieces = {(uint8_t *)whole.pieces.data, (uint32_t)whole.pieces.size},
+                      .u.tokens = {.ids = {whole.ids, (uint32_t)whole.n_past},
+                                   .pieces = {(uint8_t *)whole.pieces.data, (uint32_t)whole.pieces.size},
                                    .ends = {whole.ends, (uint32_t)whole.n_past}}};
     send_msg(job, &m);
     moa_buf_free(&whole.pieces);
@@ -515,15 +602,26 @@ static void send_token(fake *f, int32_t index, const char *piece, uint32_t n, bo
     for (int t = 0; t < 8; t++) {
         top_ids[t] = t == 0 ? piece_id(f, piece, n) : (int32_t)((h >> t) % (uint32_t)f->s.n_vocab);
         top_logprobs[t] = t == 0 ? logf(p) : logf((1 - p) / (float)(1 << t));
-        if (t == 0) memcpy(top, piece, used = n);
-        else used += (uint32_t)snprintf(top + used, sizeof top - used, " w%d", t);
+        if (t == 0)
+            memcpy(top, piece, used = n);
+        else
+            used += (uint32_t)snprintf(top + used, sizeof top - used, " w%d", t);
         top_ends[t] = (int32_t)used;
     }
-    const float kl = compared ? 0.002f + 0.4f * (float)((h >> 20) % 64 == 0) + 0.01f * (float)((h >> 12) % 7) : NAN;
+    const float kl =
+        compared ? 0.002f + 0.4f * (float)((h >> 20) % 64 == 0) + 0.01f * (float)((h >> 12) % 7) : NAN;
     moa_wire_msg m = {.type = MOA_WIRE_TOKEN,
-                      .u.token = {.index = index, .pos = f->n_past - 1, .id = top_ids[0], .piece = {(const uint8_t *)piece, n},
-                                  .control = control, .logprob = logf(p), .entropy = 2.5f * (1 - p), .kl = kl,
-                                  .top_ids = {top_ids, 8}, .top_logprobs = {top_logprobs, 8}, .top_pieces = {(uint8_t *)top, used},
+                      .u.token = {.index = index,
+                                  .pos = f->n_past - 1,
+                                  .id = top_ids[0],
+                                  .piece = {(const uint8_t *)piece, n},
+                                  .control = control,
+                                  .logprob = logf(p),
+                                  .entropy = 2.5f * (1 - p),
+                                  .kl = kl,
+                                  .top_ids = {top_ids, 8},
+                                  .top_logprobs = {top_logprobs, 8},
+                                  .top_pieces = {(uint8_t *)top, used},
                                   .top_ends = {top_ends, 8}}};
     send_msg(f->job, &m);
 }
@@ -532,19 +630,26 @@ static void send_token(fake *f, int32_t index, const char *piece, uint32_t n, bo
 
 static void send_welcome(const fake *f, uint32_t job) {
     char devices[512];
-    (void)snprintf(devices, sizeof devices, "cuda:0\t%.200s\t%llu\t%llu\ncpu\tFake CPU\t%llu\t%llu\n", f->s.device,
-                   (unsigned long long)f->s.memory_total, (unsigned long long)f->s.memory_free, 16ull << 30, 8ull << 30);
+    (void)snprintf(devices, sizeof devices, "cuda:0\t%.200s\t%llu\t%llu\ncpu\tFake CPU\t%llu\t%llu\n",
+                   f->s.device, (unsigned long long)f->s.memory_total, (unsigned long long)f->s.memory_free,
+                   16ull << 30, 8ull << 30);
     moa_wire_msg m = {.type = MOA_WIRE_WELCOME,
-                      .u.welcome = {.version = (uint32_t)f->s.welcome_version, .program = str("fake_engine"), .devices = str(devices), .why = str("")}};
+                      .u.welcome = {.version = (uint32_t)f->s.welcome_version,
+                                    .program = str("fake_engine"),
+                                    .devices = str(devices),
+                                    .why = str("")}};
     send_msg(job, &m);
 }
 
 static void load(fake *f, const moa_msg_load *r) {
     const script *s = &f->s;
-    const uint64_t d = (uint64_t)s->n_head * (uint64_t)s->d_head, n_param = 12 * (uint64_t)s->n_layer * d * d + (uint64_t)s->n_vocab * d;
+    const uint64_t d = (uint64_t)s->n_head * (uint64_t)s->d_head,
+                   n_param = 12 * (uint64_t)s->n_layer * d * d + (uint64_t)s->n_vocab * d;
     char path[1024], device[64];
-    (void)snprintf(path, sizeof path, "%.*s", (int)(r->path.n < 1000 ? r->path.n : 1000), r->path.data ? r->path.data : "");
-    (void)snprintf(device, sizeof device, "%.*s", (int)(r->device.n < 60 ? r->device.n : 60), r->device.data ? r->device.data : "");
+    (void)snprintf(path, sizeof path, "%.*s", (int)(r->path.n < 1000 ? r->path.n : 1000),
+                   r->path.data ? r->path.data : "");
+    (void)snprintf(device, sizeof device, "%.*s", (int)(r->device.n < 60 ? r->device.n : 60),
+                   r->device.data ? r->device.data : "");
     f->loaded = false;
     const double start = now_s();
     for (int k = 0; k < 20 && s->load_ms > 0 && !f->cancelled; k++) {
@@ -560,15 +665,30 @@ static void load(fake *f, const moa_msg_load *r) {
         return;
     }
     const bool cpu = strcmp(device, "cpu") == 0;
-    moa_wire_msg m = {.type = MOA_WIRE_LOADED,
-                      .u.loaded = {.path = str(path), .name = str(s->name), .arch = str("llama"), .quant = str("Q4_1"),
-                                   .fingerprint = str("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"),
-                                   .chat_template = str("chatml"), .device = str(cpu ? "cpu" : "cuda:0"),
-                                   .device_why = str(cpu ? "Fake CPU: as asked" : "cuda:0 (Fake GPU): the first usable GPU"),
-                                   .n_layer = s->n_layer, .n_head = s->n_head, .n_head_kv = s->n_head_kv, .d_head = s->d_head,
-                                   .d_model = (int32_t)d, .d_ff = (int32_t)(3 * d), .n_vocab = s->n_vocab, .n_ctx = s->n_ctx, .kv_elem_bytes = 2,
-                                   .weight_bytes = n_param * 5 / 8, .n_param = n_param, .device_total_bytes = s->memory_total,
-                                   .device_free_bytes = s->memory_free}};
+    moa_wire_msg m = {
+        .type = MOA_WIRE_LOADED,
+        .u.loaded = {.path = str(path),
+                     .name = str(s->name),
+                     .arch = str("llama"),
+                     .quant = str("Q4_1"),
+                     .fingerprint = str("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"),
+                     .chat_template = str("chatml"),
+                     .device = str(cpu ? "cpu" : "cuda:0"),
+                     .device_why =
+                         str(cpu ? "Fake CPU: as asked" : "cuda:0 (Fake GPU): the first usable GPU"),
+                     .n_layer = s->n_layer,
+                     .n_head = s->n_head,
+                     .n_head_kv = s->n_head_kv,
+                     .d_head = s->d_head,
+                     .d_model = (int32_t)d,
+                     .d_ff = (int32_t)(3 * d),
+                     .n_vocab = s->n_vocab,
+                     .n_ctx = s->n_ctx,
+                     .kv_elem_bytes = 2,
+                     .weight_bytes = n_param * 5 / 8,
+                     .n_param = n_param,
+                     .device_total_bytes = s->memory_total,
+                     .device_free_bytes = s->memory_free}};
     f->loaded = true;
     f->n_past = 0;
     moa_buf_clear(&f->pieces);
@@ -579,7 +699,8 @@ static void load(fake *f, const moa_msg_load *r) {
     send_msg(f->job, &m);
 }
 
-static bool take_rules(const fake *f, moa_wire_f64s a, moa_wire_f64s b, moa_rule *rules, const moa_rule *otherwise) {
+static bool take_rules(const fake *f, moa_wire_f64s a, moa_wire_f64s b, moa_rule *rules,
+                       const moa_rule *otherwise) {
     const uint32_t cells = (uint32_t)(f->s.n_layer * f->s.n_head);
     if (a.n != b.n || (a.n != 0 && a.n != cells)) return false;
     for (uint32_t i = 0; i < cells; i++) {
@@ -589,7 +710,8 @@ static bool take_rules(const fake *f, moa_wire_f64s a, moa_wire_f64s b, moa_rule
     return true;
 }
 
-static void send_done(fake *f, const char *stop, int32_t n_prompt, int32_t n_gen, double prefill_s, double decode_s) {
+static void send_done(fake *f, const char *stop, int32_t n_prompt, int32_t n_gen, double prefill_s,
+                      double decode_s) {
     int32_t lo = INT32_MAX, hi = 0;
     double sum = 0;
     const int32_t cells = f->s.n_layer * f->s.n_head;
@@ -600,10 +722,22 @@ static void send_done(fake *f, const char *stop, int32_t n_prompt, int32_t n_gen
     }
     const uint64_t used = kv_used(f), dense = kv_dense(f);
     moa_wire_msg m = {.type = MOA_WIRE_DONE,
-                      .u.done = {.stop = str(stop), .n_prompt = n_prompt, .n_gen = n_gen, .n_reserved = f->n_reserved, .prefill_s = prefill_s,
-                                 .decode_s = decode_s, .ttft_s = prefill_s + 0.01, .kv_bytes = used, .kv_peak_bytes = f->peak_bytes,
-                                 .kv_plan = used, .kv_dense = dense, .kv_mha = dense * (uint64_t)(f->s.n_head / f->s.n_head_kv),
-                                 .kv_density = dense ? (double)used / (double)dense : 0, .span_min = lo, .span_mean = sum / cells, .span_max = hi,
+                      .u.done = {.stop = str(stop),
+                                 .n_prompt = n_prompt,
+                                 .n_gen = n_gen,
+                                 .n_reserved = f->n_reserved,
+                                 .prefill_s = prefill_s,
+                                 .decode_s = decode_s,
+                                 .ttft_s = prefill_s + 0.01,
+                                 .kv_bytes = used,
+                                 .kv_peak_bytes = f->peak_bytes,
+                                 .kv_plan = used,
+                                 .kv_dense = dense,
+                                 .kv_mha = dense * (uint64_t)(f->s.n_head / f->s.n_head_kv),
+                                 .kv_density = dense ? (double)used / (double)dense : 0,
+                                 .span_min = lo,
+                                 .span_mean = sum / cells,
+                                 .span_max = hi,
                                  .device_bytes = 512 << 20}};
     send_msg(f->job, &m);
 }
@@ -613,9 +747,11 @@ static bool inject(fake *f, int32_t index) {
     const script *s = &f->s;
     if (index == s->die_after) (void)raise(s->die_signal);
     if (index == s->exit_after) exit(s->exit_code);
-    if (index == s->garbage_after) write_all("this is no frame at all, it is what a shell profile prints", 58);
+    if (index == s->garbage_after)
+        write_all("this is no frame at all, it is what a shell profile prints", 58);
     if (index == s->hang_after)
-        for (;;) (void)pause();
+        for (;;)
+            (void)pause();
     if (index == s->fail_after) send_failed(f->job, s->fail_status, s->fail_text);
     return index == s->fail_after;
 }
@@ -632,7 +768,8 @@ static void run(fake *f, const moa_msg_run *borrowed) {
         send_failed(f->job, MOA_E_INVALID, "the plan does not fit the model");
         return;
     }
-    const int32_t before = f->n_past, n_gen = borrowed->n_gen > (1u << 24) ? 1 << 24 : (int32_t)borrowed->n_gen;
+    const int32_t before = f->n_past,
+                  n_gen = borrowed->n_gen > (1u << 24) ? 1 << 24 : (int32_t)borrowed->n_gen;
     const bool compared = borrowed->against_reference != 0;
     const int32_t every = (int32_t)(borrowed->stats_every & 0xffffff);
     f->watch = borrowed->watch;
@@ -641,23 +778,30 @@ static void run(fake *f, const moa_msg_run *borrowed) {
             char piece[16];
             append_token(f, piece, (uint32_t)snprintf(piece, sizeof piece, " %d", borrowed->ids.data[i]));
         }
-    else append_text(f, borrowed->text.data, borrowed->text.n);
+    else
+        append_text(f, borrowed->text.data, borrowed->text.n);
     /* the message's memory goes with the next pump: nothing of it is used below */
     const int32_t n_prompt = f->n_past - before;
     if (n_prompt < 1 || f->n_past + n_gen > f->s.n_ctx) {
         char text[128];
-        (void)snprintf(text, sizeof text, "%d tokens and %d to generate do not fit the context of %d", f->n_past, n_gen, f->s.n_ctx);
+        (void)snprintf(text, sizeof text, "%d tokens and %d to generate do not fit the context of %d",
+                       f->n_past, n_gen, f->s.n_ctx);
         f->n_past = before;
         send_failed(f->job, MOA_E_INVALID, text);
         return;
     }
     f->n_reserved = f->n_past + n_gen;
     const int32_t cells = f->s.n_layer * f->s.n_head;
-    for (int32_t c = 0; c < cells; c++) f->spans[c] = moa_span(f->rules[c], f->n_reserved);
+    for (int32_t c = 0; c < cells; c++)
+        f->spans[c] = moa_span(f->rules[c], f->n_reserved);
     moa_wire_msg m = {.type = MOA_WIRE_STARTED,
-                      .u.started = {.ids = {f->ids, (uint32_t)f->n_past}, .pieces = {(uint8_t *)f->pieces.data, (uint32_t)f->pieces.size},
-                                    .ends = {f->ends, (uint32_t)f->n_past}, .n_new = n_prompt, .n_reserved = f->n_reserved,
-                                    .spans = {f->spans, (uint32_t)cells}, .note = str("")}};
+                      .u.started = {.ids = {f->ids, (uint32_t)f->n_past},
+                                    .pieces = {(uint8_t *)f->pieces.data, (uint32_t)f->pieces.size},
+                                    .ends = {f->ends, (uint32_t)f->n_past},
+                                    .n_new = n_prompt,
+                                    .n_reserved = f->n_reserved,
+                                    .spans = {f->spans, (uint32_t)cells},
+                                    .note = str("")}};
     send_msg(f->job, &m);
     if (inject(f, -1)) return;
     for (int32_t done = 0; done < n_prompt && !f->cancelled; done += CHUNK) {
@@ -676,8 +820,10 @@ static void run(fake *f, const moa_msg_run *borrowed) {
         if (inject(f, index)) return;
         const bool end = index == f->s.end;
         const uint32_t len = piece_len(f->s.answer + at, n_answer - at);
-        if (end) append_token(f, "<|im_end|>", 10);
-        else append_token(f, f->s.answer + at, len);
+        if (end)
+            append_token(f, "<|im_end|>", 10);
+        else
+            append_token(f, f->s.answer + at, len);
         send_token(f, index, end ? "<|im_end|>" : f->s.answer + at, end ? 10 : len, end, compared);
         at = (at + len) % n_answer;
         if (every > 0 && index > 0 && index % every == 0) send_snapshots(f);
@@ -713,8 +859,10 @@ static void handle(fake *f, const moa_wire_msg *m) {
     }
     if (work && f->job != 0) {
         moa_err err = {0};
-        if (f->n_queue == QUEUE_MAX) send_failed(m->job, MOA_E_USAGE, "16 jobs are waiting already");
-        else if (moa_wire_encode(m, &f->queue[f->n_queue++], &err) != MOA_OK) die(err.text);
+        if (f->n_queue == QUEUE_MAX)
+            send_failed(m->job, MOA_E_USAGE, "16 jobs are waiting already");
+        else if (moa_wire_encode(m, &f->queue[f->n_queue++], &err) != MOA_OK)
+            die(err.text);
         return;
     }
     if (!work) {
@@ -723,9 +871,12 @@ static void handle(fake *f, const moa_wire_msg *m) {
     }
     f->job = m->job ? m->job : 1;
     f->cancelled = false;
-    if (m->type == MOA_WIRE_LOAD) load(f, &m->u.load);
-    else if (!f->loaded) send_failed(f->job, MOA_E_USAGE, "no model is loaded");
-    else run(f, &m->u.run);
+    if (m->type == MOA_WIRE_LOAD)
+        load(f, &m->u.load);
+    else if (!f->loaded)
+        send_failed(f->job, MOA_E_USAGE, "no model is loaded");
+    else
+        run(f, &m->u.run);
     f->job = 0;
 }
 

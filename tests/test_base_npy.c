@@ -99,8 +99,10 @@ static void test_damage(void **state) {
         moa_npz z;
         file.data[at] ^= 0x41;
         assert_int_equal(moa_file_save(path, file.data, file.size, 0600, 0, &err), MOA_OK);
-        if (moa_npz_read(&z, path, NULL, 1 << 20, &err) != MOA_OK) refused++;
-        else if (moa_npz_find(&z, "mass")) assert_memory_equal(moa_npz_find(&z, "mass")->data, mass, sizeof mass);
+        if (moa_npz_read(&z, path, NULL, 1 << 20, &err) != MOA_OK)
+            refused++;
+        else if (moa_npz_find(&z, "mass"))
+            assert_memory_equal(moa_npz_find(&z, "mass")->data, mass, sizeof mass);
         moa_npz_free(&z);
         file.data[at] ^= 0x41;
     }
@@ -151,7 +153,8 @@ static void test_unfinished(void **state) {
     moa_npy_close(&w);
     read_file(path, &after);
     assert_int_equal(before.size, after.size);
-    assert_memory_equal(before.data, after.data, before.size); /* the old file is as it was; tear_down sees that no other is left */
+    assert_memory_equal(before.data, after.data,
+                        before.size); /* the old file is as it was; tear_down sees that no other is left */
     assert_int_equal(moa_npy_open(&w, "/nowhere/at/all.npy", &mass_shape, &err), MOA_E_IO);
     assert_null(w);
     moa_buf_free(&before);
@@ -191,8 +194,11 @@ static void test_lying_headers(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_npz_there_and_back), cmocka_unit_test(test_damage),        cmocka_unit_test(test_npy),
-        cmocka_unit_test(test_unfinished),         cmocka_unit_test(test_lying_headers),
+        cmocka_unit_test(test_npz_there_and_back),
+        cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_npy),
+        cmocka_unit_test(test_unfinished),
+        cmocka_unit_test(test_lying_headers),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -14,13 +14,20 @@ static moa_status never_run(const moa_args *args, moa_err *err) {
     return moa_fail(err, MOA_E_FAILED, "not to be called");
 }
 
-static const int options[] = {MOA_OPT_MODEL, MOA_OPT_DEVICE, MOA_OPT_N, MOA_OPT_TEMP, MOA_OPT_SEED, MOA_OPT_KV, MOA_OPT_CHAT, MOA_OPT_THREADS,
-                              MOA_OPT_AT, MOA_OPT_CTX, MOA_OPT_END};
+static const int options[] = {MOA_OPT_MODEL, MOA_OPT_DEVICE, MOA_OPT_N,    MOA_OPT_TEMP,
+                              MOA_OPT_SEED,  MOA_OPT_KV,     MOA_OPT_CHAT, MOA_OPT_THREADS,
+                              MOA_OPT_AT,    MOA_OPT_CTX,    MOA_OPT_END};
 static const moa_option own[] = {{"--docs", MOA_OPTION_LIST, "FILE...", NULL, 0, 0, false, "texts"},
                                  {"--items -i", MOA_OPTION_INT, "N", "50", 1, 1e6, false, "items"},
                                  {0}};
-static const moa_batch command = {.name = "test", .help = "a test", .usage = "MODEL [options]", .options = options, .own = own, .min_words = 1,
-                                  .max_words = 2, .run = never_run};
+static const moa_batch command = {.name = "test",
+                                  .help = "a test",
+                                  .usage = "MODEL [options]",
+                                  .options = options,
+                                  .own = own,
+                                  .min_words = 1,
+                                  .max_words = 2,
+                                  .run = never_run};
 
 enum { WORDS_MAX = 16 };
 static moa_status parse(moa_args *a, const char *line, moa_err *err) {
@@ -29,7 +36,8 @@ static moa_status parse(moa_args *a, const char *line, moa_err *err) {
     int argc = 1;
     argv[0] = copy; /* not looked at */
     (void)strcpy(copy, line);
-    for (char *word = strtok(copy, " "); word && argc < WORDS_MAX; word = strtok(NULL, " ")) argv[argc++] = word;
+    for (char *word = strtok(copy, " "); word && argc < WORDS_MAX; word = strtok(NULL, " "))
+        argv[argc++] = word;
     *err = (moa_err){0};
     return moa_args_parse(a, &command, argc, argv, err);
 }
@@ -50,12 +58,14 @@ static void test_values(void **state) {
     assert_string_equal(moa_args_word(&a, 1), "second");
     assert_null(moa_args_word(&a, 2));
     moa_args_free(&a);
-    assert_int_equal(parse(&a, "m --n-predict 1 --predict 2 -dev cpu --chat", &err), MOA_OK); /* the last one holds */
+    assert_int_equal(parse(&a, "m --n-predict 1 --predict 2 -dev cpu --chat", &err),
+                     MOA_OK); /* the last one holds */
     assert_int_equal(moa_args_int(&a, MOA_OPT_N), 2);
     assert_string_equal(moa_args_text(&a, MOA_OPT_DEVICE), "cpu");
     assert_true(moa_args_has(&a, MOA_OPT_CHAT));
     moa_args_free(&a);
-    assert_int_equal(parse(&a, "--docs a b c -i 3 -- -m --docs", &err), MOA_OK); /* words after -- are no options */
+    assert_int_equal(parse(&a, "--docs a b c -i 3 -- -m --docs", &err),
+                     MOA_OK); /* words after -- are no options */
     assert_string_equal(moa_args_list(&a, MOA_OPT_OWN, 2), "c");
     assert_null(moa_args_list(&a, MOA_OPT_OWN, 3));
     assert_string_equal(moa_args_word(&a, 0), "-m");
@@ -131,9 +141,11 @@ static void test_environment(void **state) {
 static void test_table(void **state) {
     (void)state;
     static int all[MOA_N_OPT + 1];
-    for (int i = 0; i < MOA_N_OPT; i++) all[i] = i;
+    for (int i = 0; i < MOA_N_OPT; i++)
+        all[i] = i;
     all[MOA_N_OPT] = MOA_OPT_END;
-    const moa_batch every = {.name = "every", .help = "h", .usage = "u", .options = all, .max_words = 0, .run = never_run};
+    const moa_batch every = {
+        .name = "every", .help = "h", .usage = "u", .options = all, .max_words = 0, .run = never_run};
     char seen[4096] = " ";
     for (int i = 0; i < MOA_N_OPT; i++) {
         const moa_option *row = moa_option_row(&every, i);

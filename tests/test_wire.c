@@ -23,22 +23,28 @@ static uint32_t rnd(void) { /* xorshift */
 static _Alignas(8) char noise[8 * 64]; /* what arrays point into; 64 elements at most */
 
 #define FILL_u32 rnd()
-#define FILL_i32 (int32_t)rnd()
+#define FILL_i32 (int32_t) rnd()
 #define FILL_u64 ((uint64_t)rnd() << 32 | rnd())
 #define FILL_f32 (float)rnd() / 7.0f
 #define FILL_f64 (double)rnd() / 7.0
-#define FILL_str {noise, rnd() % 65}
-#define FILL_u8s {(const uint8_t *)noise, rnd() % 65}
-#define FILL_i32s {(const int32_t *)noise, rnd() % 65}
-#define FILL_f32s {(const float *)noise, rnd() % 65}
-#define FILL_f64s {(const double *)noise, rnd() % 65}
+#define FILL_str                                                                                             \
+    { noise, rnd() % 65 }
+#define FILL_u8s                                                                                             \
+    { (const uint8_t *)noise, rnd() % 65 }
+#define FILL_i32s                                                                                            \
+    { (const int32_t *)noise, rnd() % 65 }
+#define FILL_f32s                                                                                            \
+    { (const float *)noise, rnd() % 65 }
+#define FILL_f64s                                                                                            \
+    { (const double *)noise, rnd() % 65 }
 
 static moa_wire_msg random_msg(moa_wire_type type) {
     moa_wire_msg m = {.type = type, .job = rnd()};
-    for (size_t i = 0; i < sizeof noise; i++) noise[i] = (char)rnd();
+    for (size_t i = 0; i < sizeof noise; i++)
+        noise[i] = (char)rnd();
     switch (type) {
 #define FIELD(kind, field) .field = FILL_##kind,
-#define X(NAME, name, number)                                                                                          \
+#define X(NAME, name, number)                                                                                \
     case MOA_WIRE_##NAME: m.u.name = (moa_msg_##name){MOA_MSG_##NAME(FIELD)}; break;
         MOA_WIRE_MAP(X)
 #undef X
@@ -47,9 +53,12 @@ static moa_wire_msg random_msg(moa_wire_type type) {
 }
 
 /* compares by value, field by field */
-static bool same_str(moa_wire_str a, moa_wire_str b) { return a.n == b.n && (a.n == 0 || memcmp(a.data, b.data, a.n) == 0); }
+static bool same_str(moa_wire_str a, moa_wire_str b) {
+    return a.n == b.n && (a.n == 0 || memcmp(a.data, b.data, a.n) == 0);
+}
 #define SAME_SCALAR(a, b) (memcmp(&(a), &(b), sizeof(a)) == 0)
-#define SAME_ARRAY(a, b) ((a).n == (b).n && ((a).n == 0 || memcmp((a).data, (b).data, (a).n * sizeof *(a).data) == 0))
+#define SAME_ARRAY(a, b)                                                                                     \
+    ((a).n == (b).n && ((a).n == 0 || memcmp((a).data, (b).data, (a).n * sizeof *(a).data) == 0))
 #define SAME_u32 SAME_SCALAR
 #define SAME_i32 SAME_SCALAR
 #define SAME_u64 SAME_SCALAR
@@ -64,11 +73,11 @@ static bool same_str(moa_wire_str a, moa_wire_str b) { return a.n == b.n && (a.n
 static bool same_msg(const moa_wire_msg *a, const moa_wire_msg *b) {
     if (a->type != b->type || a->job != b->job) return false;
     switch (a->type) {
-#define CHECK(kind, field) && SAME_##kind(x->field, y->field)
-#define X(NAME, name, number)                                                                                          \
-    case MOA_WIRE_##NAME: {                                                                                            \
-        const moa_msg_##name *x = &a->u.name, *y = &b->u.name;                                                         \
-        return true MOA_MSG_##NAME(CHECK);                                                                             \
+#define CHECK(kind, field) &&SAME_##kind(x->field, y->field)
+#define X(NAME, name, number)                                                                                \
+    case MOA_WIRE_##NAME: {                                                                                  \
+        const moa_msg_##name *x = &a->u.name, *y = &b->u.name;                                               \
+        return true MOA_MSG_##NAME(CHECK);                                                                   \
     }
         MOA_WIRE_MAP(X)
 #undef X
@@ -107,9 +116,10 @@ static void test_there_and_back(void **state) {
 /* the bytes themselves, so that the format cannot change unnoticed */
 static void test_golden(void **state) {
     (void)state;
-    static const unsigned char golden[] = {16, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0, 0,   0,   0,   0,
+    static const unsigned char golden[] = {16, 0, 0, 0, 1, 0, 0, 0, 7,   0,   0,   0, 0, 0, 0, 0,
                                            1,  0, 0, 0, 3, 0, 0, 0, 'a', 'b', 'c', 0, 0, 0, 0, 0};
-    const moa_wire_msg m = {.type = MOA_WIRE_HELLO, .job = 7, .u.hello = {.version = 1, .client = {"abc", 3}}};
+    const moa_wire_msg m = {
+        .type = MOA_WIRE_HELLO, .job = 7, .u.hello = {.version = 1, .client = {"abc", 3}}};
     moa_buf b = {0};
     moa_err err = {0};
     assert_int_equal(moa_wire_encode(&m, &b, &err), MOA_OK);
@@ -156,7 +166,8 @@ static void test_bad_headers(void **state) {
         uint32_t payload;
         uint16_t type, zero16;
         uint32_t zero32;
-    } rows[] = {{8, 0, 0, 0},          {8, 8, 0, 0}, {8, 999, 0, 0}, {8, 5, 1, 0}, {8, 5, 0, 1}, {MOA_WIRE_MAX + 8, 5, 0, 0},
+    } rows[] = {{8, 0, 0, 0},          {8, 8, 0, 0}, {8, 999, 0, 0},
+                {8, 5, 1, 0},          {8, 5, 0, 1}, {MOA_WIRE_MAX + 8, 5, 0, 0},
                 {UINT32_MAX, 5, 0, 0}, {7, 5, 0, 0}, {4, 5, 0, 0}};
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
         _Alignas(8) char frame[24] = {0};
@@ -292,9 +303,14 @@ static void test_stream_garbage(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_there_and_back), cmocka_unit_test(test_golden), cmocka_unit_test(test_cut),
-        cmocka_unit_test(test_bad_headers),    cmocka_unit_test(test_bad_fields), cmocka_unit_test(test_limit),
-        cmocka_unit_test(test_stream),         cmocka_unit_test(test_stream_garbage),
+        cmocka_unit_test(test_there_and_back),
+        cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_cut),
+        cmocka_unit_test(test_bad_headers),
+        cmocka_unit_test(test_bad_fields),
+        cmocka_unit_test(test_limit),
+        cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_stream_garbage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -40,7 +40,9 @@ bool moa_interrupted(void *unused) {
     return interrupt_flag != 0;
 }
 
-void moa_interrupt_clear(void) { interrupt_flag = 0; }
+void moa_interrupt_clear(void) {
+    interrupt_flag = 0;
+}
 
 /* --- stderr ------------------------------------------------------------------------------------------------------------ */
 
@@ -66,14 +68,18 @@ void moa_progress_show(const moa_args *args, const char *label, double done, dou
     const double since = (double)(now.tv_sec - last.tv_sec) + 1e-9 * (double)(now.tv_nsec - last.tv_nsec);
     if (done < total && since < 0.1) return;
     last = now;
-    if (done >= total) (void)fputs("\r\033[K", stderr);
-    else (void)fprintf(stderr, "\r%s %3.0f%%  %.0f/%.0f %s\033[K", label, 100 * done / total, done, total, unit);
+    if (done >= total)
+        (void)fputs("\r\033[K", stderr);
+    else
+        (void)fprintf(stderr, "\r%s %3.0f%%  %.0f/%.0f %s\033[K", label, 100 * done / total, done, total,
+                      unit);
     (void)fflush(stderr);
 }
 
 moa_status moa_output_save(const char *path, const moa_buf *text, moa_err *err) {
     if (!moa_buf_ok(text)) return moa_fail(err, MOA_E_MEMORY, "%s: no memory for the result", path);
-    if (strcmp(path, "-") != 0) return moa_file_save(path, text->data ? text->data : "", text->size, 0644, 0, err);
+    if (strcmp(path, "-") != 0)
+        return moa_file_save(path, text->data ? text->data : "", text->size, 0644, 0, err);
     if (fwrite(text->data ? text->data : "", 1, text->size, stdout) != text->size || fflush(stdout) != 0)
         return moa_fail(err, MOA_E_IO, "writing the result to stdout failed");
     return MOA_OK;

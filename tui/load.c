@@ -31,7 +31,9 @@ static const char *text_or(const moa_args *args, int id, const char *otherwise) 
     return text ? text : otherwise;
 }
 
-static int64_t int_of(const moa_args *args, int id) { return moa_option_row(args->command, id) ? moa_args_int(args, id) : 0; }
+static int64_t int_of(const moa_args *args, int id) {
+    return moa_option_row(args->command, id) ? moa_args_int(args, id) : 0;
+}
 
 static moa_status check_options(const moa_args *args, moa_err *err) {
     const char *kv = text_or(args, MOA_OPT_KV, "f16");
@@ -39,10 +41,12 @@ static moa_status check_options(const moa_args *args, moa_err *err) {
         return moa_fail(err, MOA_E_USAGE, "--kv %s: K and V are cached as f16 or f32", kv);
     for (int i = 0; i < args->n_given; i++)
         if (args->given[i].id == MOA_OPT_KV && strcmp(args->given[i].text, kv) != 0)
-            return moa_fail(err, MOA_E_USAGE, "K as %s and V as %s: both are cached in one type", args->given[i].text, kv);
+            return moa_fail(err, MOA_E_USAGE, "K as %s and V as %s: both are cached in one type",
+                            args->given[i].text, kv);
     if (moa_option_row(args->command, MOA_OPT_REFERENCE) && moa_args_has(args, MOA_OPT_REFERENCE) &&
         strncmp(text_or(args, MOA_OPT_DEVICE, "auto"), "cuda", 4) == 0)
-        return moa_fail(err, MOA_E_USAGE, "--reference is of the CPU; leave --device out or say --device cpu");
+        return moa_fail(err, MOA_E_USAGE,
+                        "--reference is of the CPU; leave --device out or say --device cpu");
     return MOA_OK;
 }
 
@@ -50,19 +54,25 @@ static moa_status open_all(moa_loaded *l, const moa_args *args, const char *name
     moa_backend *backend = NULL;
     moa_status s = MOA_OK;
     const moa_backend_config device = {.n_threads = (int32_t)int_of(args, MOA_OPT_THREADS),
-                                       .reference = moa_option_row(args->command, MOA_OPT_REFERENCE) && moa_args_has(args, MOA_OPT_REFERENCE)};
-    const moa_engine_config config = {.kv_type = strcmp(text_or(args, MOA_OPT_KV, "f16"), "f32") == 0 ? MOA_KV_F32 : MOA_KV_F16,
-                                      .chunk = (int32_t)int_of(args, MOA_OPT_CHUNK),
-                                      .capture_limit_bytes = (uint64_t)int_of(args, MOA_OPT_CAPTURE_LIMIT) << 20};
+                                       .reference = moa_option_row(args->command, MOA_OPT_REFERENCE) &&
+                                                    moa_args_has(args, MOA_OPT_REFERENCE)};
+    const moa_engine_config config = {
+        .kv_type = strcmp(text_or(args, MOA_OPT_KV, "f16"), "f32") == 0 ? MOA_KV_F32 : MOA_KV_F16,
+        .chunk = (int32_t)int_of(args, MOA_OPT_CHUNK),
+        .capture_limit_bytes = (uint64_t)int_of(args, MOA_OPT_CAPTURE_LIMIT) << 20};
     MOA_TRY(check_options(args, err));
     MOA_TRY(moa_model_find(name, l->path, sizeof l->path, err));
     MOA_TRY(moa_model_open(&l->model, l->path, false, on_progress, (void *)(uintptr_t)args, err));
-    MOA_TRY(moa_plan_open(&l->plan, text_or(args, MOA_OPT_PLAN, "full"), l->model->shape.n_layer, l->model->shape.n_head, err));
-    MOA_TRY(moa_backend_open(&backend, text_or(args, MOA_OPT_DEVICE, "auto"), &device, l->why, sizeof l->why, err));
+    MOA_TRY(moa_plan_open(&l->plan, text_or(args, MOA_OPT_PLAN, "full"), l->model->shape.n_layer,
+                          l->model->shape.n_head, err));
+    MOA_TRY(moa_backend_open(&backend, text_or(args, MOA_OPT_DEVICE, "auto"), &device, l->why, sizeof l->why,
+                             err));
     const bool cuda = strncmp(l->why, "cuda:", 5) == 0;
-    (void)snprintf(l->device, sizeof l->device, "%.*s", cuda ? (int)strcspn(l->why, " ") : 31, cuda ? l->why : backend->vt->name);
+    (void)snprintf(l->device, sizeof l->device, "%.*s", cuda ? (int)strcspn(l->why, " ") : 31,
+                   cuda ? l->why : backend->vt->name);
     moa_remark(args, "%s", l->why);
-    MOA_TRY(moa_engine_open(&l->engine, l->model, backend, &config, on_progress, (void *)(uintptr_t)args, err));
+    MOA_TRY(
+        moa_engine_open(&l->engine, l->model, backend, &config, on_progress, (void *)(uintptr_t)args, err));
 out:
     return s;
 }
@@ -101,7 +111,8 @@ moa_status moa_load_sampling(const moa_args *args, moa_sampling *out, moa_err *e
 
 /* --- input ------------------------------------------------------------------------------------------------------------------- */
 
-static moa_status take_ids(const cJSON *list, const char *path, const moa_model *model, moa_id_list *out, moa_err *err) {
+static moa_status take_ids(const cJSON *list, const char *path, const moa_model *model, moa_id_list *out,
+                           moa_err *err) {
     const int n = cJSON_IsArray(list) ? cJSON_GetArraySize(list) : 0;
     if (n < 1) return moa_fail(err, MOA_E_INVALID, "%s: not a JSON array of token ids", path);
     out->data = malloc((size_t)n * sizeof *out->data);
@@ -110,7 +121,8 @@ static moa_status take_ids(const cJSON *list, const char *path, const moa_model 
     cJSON_ArrayForEach(item, list) {
         const double x = cJSON_IsNumber(item) ? item->valuedouble : NAN;
         if (!(x >= 0 && x < model->shape.n_vocab) || x != floor(x))
-            return moa_fail(err, MOA_E_INVALID, "%s: entry %zu is not a token id from 0 to %d", path, out->n, model->shape.n_vocab - 1);
+            return moa_fail(err, MOA_E_INVALID, "%s: entry %zu is not a token id from 0 to %d", path, out->n,
+                            model->shape.n_vocab - 1);
         out->data[out->n++] = (int32_t)x;
     }
     return MOA_OK;
@@ -136,7 +148,8 @@ out:
     return s;
 }
 
-moa_status moa_load_text(const moa_args *args, const moa_model *model, const char *text, size_t n, moa_id_list *out, moa_err *err) {
+moa_status moa_load_text(const moa_args *args, const moa_model *model, const char *text, size_t n,
+                         moa_id_list *out, moa_err *err) {
     const char *system = text_or(args, MOA_OPT_SYSTEM, NULL);
     moa_status s;
     *out = (moa_id_list){0};
@@ -144,7 +157,8 @@ moa_status moa_load_text(const moa_args *args, const moa_model *model, const cha
         if (system) return moa_fail(err, MOA_E_USAGE, "--system is of a chat: add --chat");
         s = moa_tokenizer_encode(model->tokenizer, text, n, MOA_TOK_BOS, &out->data, &out->n, err);
     } else {
-        const moa_message messages[] = {{MOA_ROLE_SYSTEM, system ? system : "", system ? strlen(system) : 0}, {MOA_ROLE_USER, text, n}};
+        const moa_message messages[] = {{MOA_ROLE_SYSTEM, system ? system : "", system ? strlen(system) : 0},
+                                        {MOA_ROLE_USER, text, n}};
         s = moa_chat_encode(model, messages + !system, system ? 2 : 1, true, &out->data, &out->n, err);
     }
     if (s == MOA_OK && out->n == 0) s = moa_fail(err, MOA_E_USAGE, "the prompt has no tokens");

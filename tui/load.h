@@ -35,6 +35,7 @@ typedef struct moa_id_list {
 /* A JSON array of token ids of this model's vocabulary. */
 moa_status moa_load_ids(const char *path, const moa_model *model, moa_id_list *out, moa_err *err);
 /* Text -> ids: as the user's first turn with --chat (--system before it), else raw with BOS if the model asks for it. */
-moa_status moa_load_text(const moa_args *args, const moa_model *model, const char *text, size_t n, moa_id_list *out, moa_err *err);
+moa_status moa_load_text(const moa_args *args, const moa_model *model, const char *text, size_t n,
+                         moa_id_list *out, moa_err *err);
 
 #endif

@@ -4,18 +4,9 @@
 #include <string.h>
 
 #include "core/base/text.h"
+#include "tui/app.h"
 #include "tui/batch/batch.h"
 #include "version.h"
-
-#if __has_include("tui/app.c") /* its screens are written apart from the subcommands */
-#include "tui/app.h"
-#else
-static int tui_workbench(int argc, char **argv) {
-    (void)argc, (void)argv;
-    (void)fprintf(stderr, "moascope: the workbench is not in this build; `moascope --help` lists the subcommands\n");
-    return 1;
-}
-#endif
 
 static int say_error(const char *name, const moa_err *err, moa_status s) {
     moa_buf line = {0};
@@ -49,10 +40,12 @@ static int run_command(const moa_batch *command, int argc, char **argv) {
 static void print_help(void) {
     (void)printf("usage: moascope [MODEL] [options]       the workbench (full screen)\n"
                  "       moascope COMMAND ...             the same work without a screen\n\n");
-    for (const moa_batch *const *c = moa_batch_table; *c; c++) (void)printf("  %-10s  %s\n", (*c)->name, (*c)->help);
-    (void)printf("\n`moascope COMMAND --help` tells a command's options, `moascope --version` what was built.\n"
-                 "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 input not valid or not supported, 4 out of memory,\n"
-                 "5 device failed, 130 interrupted.\n");
+    for (const moa_batch *const *c = moa_batch_table; *c; c++)
+        (void)printf("  %-10s  %s\n", (*c)->name, (*c)->help);
+    (void)printf(
+        "\n`moascope COMMAND --help` tells a command's options, `moascope --version` what was built.\n"
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 input not valid or not supported, 4 out of memory,\n"
+        "5 device failed, 130 interrupted.\n");
 }
 
 int main(int argc, char **argv) {

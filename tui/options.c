@@ -8,7 +8,7 @@
 #include "tui/batch/batch.h"
 
 static const moa_option shared_rows[MOA_N_OPT] = {
-#define X(id, spellings, kind, arg, value, min, max, env, help)                                                        \
+#define X(id, spellings, kind, arg, value, min, max, env, help)                                              \
     [MOA_OPT_##id] = {spellings, MOA_OPTION_##kind, arg, value, min, max, env, help},
     MOA_OPTION_MAP(X)
 #undef X
@@ -18,14 +18,18 @@ static const moa_option shared_rows[MOA_N_OPT] = {
 static const struct {
     const char *spellings, *advice;
 } foreign_rows[] = {
-    {"-ngl --gpu-layers --n-gpu-layers", "a model lies whole on one device: choose it with --device cpu|cuda"},
-    {"-hf -hfr --hf-repo -hff --hf-file", "nothing is downloaded: fetch the file yourself and give its path as MODEL"},
+    {"-ngl --gpu-layers --n-gpu-layers",
+     "a model lies whole on one device: choose it with --device cpu|cuda"},
+    {"-hf -hfr --hf-repo -hff --hf-file",
+     "nothing is downloaded: fetch the file yourself and give its path as MODEL"},
     {"-b --batch-size", "prefill steps are set with --chunk; --batch is the number of copies of the prompt"},
     {"-fa --flash-attn", "attention is always computed without an N x N matrix; leave it out"},
     {"-tb --threads-batch", "--threads holds for prefill and decode"},
     {"-cnv --conversation", "use `moascope chat MODEL`"},
-    {"--repeat-penalty --presence-penalty --frequency-penalty --repeat-last-n", "penalties are not supported"},
-    {"--samplers --typical --xtc-probability --dry-multiplier --mirostat", "the samplers are top-k, top-p, min-p, temp"},
+    {"--repeat-penalty --presence-penalty --frequency-penalty --repeat-last-n",
+     "penalties are not supported"},
+    {"--samplers --typical --xtc-probability --dry-multiplier --mirostat",
+     "the samplers are top-k, top-p, min-p, temp"},
     {"--chat-template --chat-template-file --jinja", "the model's own template is used; --chat turns it on"},
     {"--no-mmap --mlock -lm --load-mode", "there is one way to load a model; leave it out"},
     {"--swa-full --override-kv", "spans come from --plan"},
@@ -70,9 +74,10 @@ static moa_status unknown(const moa_batch *command, const char *word, size_t n, 
             return moa_fail(err, MOA_E_USAGE, "%.*s: %s", (int)n, word, foreign_rows[i].advice);
     for (int id = 0; id < MOA_N_OPT; id++)
         if (spelled(shared_rows[id].spellings, word, n))
-            return moa_fail(err, MOA_E_USAGE, "%.*s: `moascope %s` does not take this option", (int)n, word, command->name);
-    return moa_fail(err, MOA_E_USAGE, "%.*s: unknown option; `moascope %s --help` lists what there is", (int)n, word,
-                    command->name);
+            return moa_fail(err, MOA_E_USAGE, "%.*s: `moascope %s` does not take this option", (int)n, word,
+                            command->name);
+    return moa_fail(err, MOA_E_USAGE, "%.*s: unknown option; `moascope %s --help` lists what there is",
+                    (int)n, word, command->name);
 }
 
 /* --- checking ---------------------------------------------------------------------------------------------------------- */
@@ -95,7 +100,8 @@ static bool value_ok(const moa_option *row, const char *text) {
     case MOA_OPTION_LIST: return true;
     case MOA_OPTION_INT: return parse_int(text, &end, row, &v) && *end == 0;
     case MOA_OPTION_INTS:
-        while (parse_int(text, &end, row, &v) && *end == ',') text = end + 1;
+        while (parse_int(text, &end, row, &v) && *end == ',')
+            text = end + 1;
         return parse_int(text, &end, row, &v) && *end == 0;
     case MOA_OPTION_REAL: {
         char *stop;
@@ -138,7 +144,9 @@ static moa_status give_env(moa_args *a, int id, moa_err *err) {
     return MOA_OK;
 }
 
-static bool is_option(const char *word) { return word[0] == '-' && word[1] != 0; }
+static bool is_option(const char *word) {
+    return word[0] == '-' && word[1] != 0;
+}
 
 /* the option at argv[*i] with its values; moves *i to the last word it used */
 static moa_status parse_option(moa_args *a, int argc, char **argv, int *i, moa_err *err) {
@@ -148,7 +156,8 @@ static moa_status parse_option(moa_args *a, int argc, char **argv, int *i, moa_e
     if (id < 0) return unknown(a->command, word, n, err);
     const moa_option *row = moa_option_row(a->command, id);
     if (row->kind == MOA_OPTION_FLAG)
-        return equals ? moa_fail(err, MOA_E_USAGE, "%.*s takes no value", (int)n, word) : give(a, id, word, "", err);
+        return equals ? moa_fail(err, MOA_E_USAGE, "%.*s takes no value", (int)n, word)
+                      : give(a, id, word, "", err);
     if (equals) return give(a, id, row->spellings, equals + 1, err);
     if (*i + 1 >= argc) return moa_fail(err, MOA_E_USAGE, "%s needs a value: %s", word, row->arg);
     moa_status s = give(a, id, word, argv[++*i], err);
@@ -164,19 +173,24 @@ moa_status moa_args_parse(moa_args *a, const moa_batch *command, int argc, char 
     if (!a->words) return moa_fail(err, MOA_E_MEMORY, "no memory for %d words", argc);
     bool options = true;
     for (int i = 1; i < argc; i++) {
-        if (options && strcmp(argv[i], "--") == 0) options = false;
-        else if (options && is_option(argv[i])) MOA_TRY(parse_option(a, argc, argv, &i, err));
-        else a->words[a->n_word++] = argv[i];
+        if (options && strcmp(argv[i], "--") == 0)
+            options = false;
+        else if (options && is_option(argv[i]))
+            MOA_TRY(parse_option(a, argc, argv, &i, err));
+        else
+            a->words[a->n_word++] = argv[i];
     }
     if (moa_args_has(a, MOA_OPT_HELP)) goto out;
-    for (const int *o = command->options; o && *o != MOA_OPT_END; o++) MOA_TRY(give_env(a, *o, err));
+    for (const int *o = command->options; o && *o != MOA_OPT_END; o++)
+        MOA_TRY(give_env(a, *o, err));
     const int n = a->n_word + (a->n_word < command->min_words && moa_args_has(a, MOA_OPT_MODEL) ? 1 : 0);
     if (n < command->min_words)
-        s = moa_fail(err, MOA_E_USAGE, "usage: moascope %s %.*s", command->name, (int)strcspn(command->usage, "\n"),
-                     command->usage);
-    else if (n > command->max_words)
-        s = moa_fail(err, MOA_E_USAGE, "%s: one word too many; usage: moascope %s %.*s", a->words[a->n_word - 1], command->name,
+        s = moa_fail(err, MOA_E_USAGE, "usage: moascope %s %.*s", command->name,
                      (int)strcspn(command->usage, "\n"), command->usage);
+    else if (n > command->max_words)
+        s = moa_fail(err, MOA_E_USAGE, "%s: one word too many; usage: moascope %s %.*s",
+                     a->words[a->n_word - 1], command->name, (int)strcspn(command->usage, "\n"),
+                     command->usage);
 out:
     if (s != MOA_OK) moa_args_free(a);
     return s;
@@ -232,7 +246,9 @@ const char *moa_args_list(const moa_args *a, int id, int i) {
     return NULL;
 }
 
-const char *moa_args_word(const moa_args *a, int i) { return i >= 0 && i < a->n_word ? a->words[i] : NULL; }
+const char *moa_args_word(const moa_args *a, int i) {
+    return i >= 0 && i < a->n_word ? a->words[i] : NULL;
+}
 
 const char *moa_args_model(const moa_args *a, int i) {
     for (int g = a->n_given - 1; g >= 0; g--)
@@ -253,7 +269,8 @@ static void help_row(const moa_option *row, moa_buf *out) {
         if (strcspn(s, " ") == 2) n = snprintf(left, sizeof left, "%.2s, ", s);
     }
     if (n == 0 && n_first > 2) n = snprintf(left, sizeof left, "    ");
-    (void)snprintf(left + n, sizeof left - (size_t)n, "%.*s%s%s", n_first, first, row->arg ? " " : "", row->arg ? row->arg : "");
+    (void)snprintf(left + n, sizeof left - (size_t)n, "%.*s%s%s", n_first, first, row->arg ? " " : "",
+                   row->arg ? row->arg : "");
     moa_buf_printf(out, strlen(left) > 30 ? "  %s\n%34s%s" : "  %-30s%2s%s", left, "", row->help);
     if (row->value) moa_buf_printf(out, " [%s]", row->value);
     moa_buf_str(out, "\n");
@@ -268,8 +285,10 @@ void moa_args_help(const moa_batch *command, moa_buf *out) {
         line += n + (line[n] == '\n');
     }
     moa_buf_printf(out, "\n%s\n\n", command->help);
-    for (int i = 0; command->own && command->own[i].spellings; i++) help_row(&command->own[i], out);
-    for (const int *o = command->options; o && *o != MOA_OPT_END; o++) help_row(&shared_rows[*o], out);
+    for (int i = 0; command->own && command->own[i].spellings; i++)
+        help_row(&command->own[i], out);
+    for (const int *o = command->options; o && *o != MOA_OPT_END; o++)
+        help_row(&shared_rows[*o], out);
     help_row(&shared_rows[MOA_OPT_HELP], out);
     if (command->more) moa_buf_printf(out, "\n%s\n", command->more);
 }

@@ -38,48 +38,60 @@ typedef struct moa_option {
 } moa_option;
 
 /* id, spellings, kind, argument, default, min, max, env, help */
-#define MOA_OPTION_MAP(X)                                                                                              \
-    X(HELP, "--help -h", FLAG, NULL, NULL, 0, 0, false, "this text")                                                   \
-    X(MODEL, "--model -m", TEXT, "MODEL", NULL, 0, 0, true, "the model, as an option instead of a word")                 \
-    X(DEVICE, "--device -dev", TEXT, "auto|cpu|cuda|cuda:I", "auto", 0, 0, true,                                         \
-      "where to compute; auto: the first usable GPU, else the CPU")                                                    \
-    X(PLAN, "--plan", TEXT, "FILE|full|uniform:D|sink", "full", 0, 0, false,                                             \
-      "span rules; uniform:0.5 = alpha 0, beta 0.5 for every head")                                                    \
-    X(PROMPT, "--prompt -p", TEXT, "TEXT", NULL, 0, 0, false, "the input as text")                                       \
-    X(PROMPT_FILE, "--prompt-file -f --file", TEXT, "FILE|-", NULL, 0, 0, false, "the input from a file or a pipe")      \
-    X(PROMPTS, "--prompts", TEXT, "FILE|-", NULL, 0, 0, false, "one prompt a line, each run by itself")                  \
-    X(IDS, "--ids", TEXT, "FILE", NULL, 0, 0, false, "the input as a JSON array of token ids (no template, no BOS)")     \
-    X(CHAT, "--chat", FLAG, NULL, NULL, 0, 0, false, "wrap the input in the model's chat template")                      \
-    X(SYSTEM, "--system -sys --system-prompt", TEXT, "TEXT", NULL, 0, 0, false, "system message of the chat")            \
-    X(N, "-n --predict --n-predict", INT, "N", "128", 0, 16777216, false,                                                \
-      "tokens to generate at most; part of N in the span formula")                                                     \
-    X(TEMP, "--temp --temperature", REAL, "T", "0.8", 0, 100, false, "temperature; 0: greedy")                           \
-    X(TOP_K, "--top-k", INT, "K", "40", 0, 16777216, false, "keep the K likeliest tokens; 0: off")                       \
-    X(TOP_P, "--top-p", REAL, "P", "0.95", 0, 1, false, "keep the likeliest tokens of mass P; 1: off")                   \
-    X(MIN_P, "--min-p", REAL, "P", "0.05", 0, 1, false, "drop tokens below P times the likeliest; 0: off")               \
-    X(SEED, "--seed -s", INT, "S", "-1", -1, 9007199254740992.0, false, "of the sampler; -1: random, and reported")      \
-    X(IGNORE_EOS, "--ignore-eos", FLAG, NULL, NULL, 0, 0, false, "go on after an end-of-text token")                     \
-    X(KV, "--kv -ctk --cache-type-k -ctv --cache-type-v", TEXT, "f16|f32", "f16", 0, 0, false, "type of cached K and V") \
-    X(CTX, "--ctx-size -c", INT, "N", "0", 0, 16777216, true,                                                            \
-      "refuse runs longer than N tokens; 0: the model's context")                                                      \
-    X(CHUNK, "--chunk -ub --ubatch-size", INT, "N", "0", 0, 1048576, false, "tokens of a prefill step; 0: 512")          \
-    X(THREADS, "--threads -t", INT, "N", "0", 0, 1024, true, "CPU threads; 0: all cores this process may use")           \
-    X(REFERENCE, "--reference", FLAG, NULL, NULL, 0, 0, false, "CPU: the double-accumulating reference operations")      \
-    X(CAPTURE_LIMIT, "--capture-limit", INT, "MIB", "1024", 0, 1048576, false, "memory that captured q and k may take")  \
-    X(BATCH, "--batch", INT, "B", "1", 1, 4096, false, "copies of the prompt that run together")                         \
-    X(JSON, "--json", TEXT, "FILE|-", NULL, 0, 0, false, "machine-readable result")                                      \
-    X(LOGITS, "--logits", TEXT, "F.npy", NULL, 0, 0, false, "float32 [n_tokens][n_vocab] of the prompt")                 \
-    X(MAPS, "--maps", TEXT, "F.npz", NULL, 0, 0, false, "attention of every head over the prompt, 64x64 blocks")         \
-    X(STATS, "--stats", TEXT, "F.npz", NULL, 0, 0, false, "per-head statistics of the prompt")                           \
-    X(OUTPUT, "--output -o", TEXT, "PATH", NULL, 0, 0, false, "where the result goes")                                   \
-    X(FORCE, "--force", FLAG, NULL, NULL, 0, 0, false, "overwrite what is there")                                        \
-    X(NO_SESSION, "--no-session", FLAG, NULL, NULL, 0, 0, false, "keep nothing of it in the session store")              \
-    X(QUIET, "--quiet -q", FLAG, NULL, NULL, 0, 0, false, "no progress, no remarks")                                     \
-    X(DATA, "--data", TEXT, "DATA.jsonl", NULL, 0, 0, false, "calibration or evaluation items, one a line")              \
-    X(LENGTHS, "--lengths", INTS, "N,N,...", NULL, 1, 16777216, false, "sequence lengths, tokens")                       \
-    X(LENGTH, "--length", INT, "N", NULL, 1, 16777216, false, "sequence length, tokens")                                 \
-    X(AT, "--at", INTS, "N,N,...", "4096,8192,16384", 1, 16777216, false, "lengths to describe a plan at, tokens")       \
-    X(MODEL_HEADS_KV, "--model-heads-kv", INT, "K", NULL, 1, 1024, false, "KV heads of the model, for the grouped figures")
+#define MOA_OPTION_MAP(X)                                                                                    \
+    X(HELP, "--help -h", FLAG, NULL, NULL, 0, 0, false, "this text")                                         \
+    X(MODEL, "--model -m", TEXT, "MODEL", NULL, 0, 0, true, "the model, as an option instead of a word")     \
+    X(DEVICE, "--device -dev", TEXT, "auto|cpu|cuda|cuda:I", "auto", 0, 0, true,                             \
+      "where to compute; auto: the first usable GPU, else the CPU")                                          \
+    X(PLAN, "--plan", TEXT, "FILE|full|uniform:D|sink", "full", 0, 0, false,                                 \
+      "span rules; uniform:0.5 = alpha 0, beta 0.5 for every head")                                          \
+    X(PROMPT, "--prompt -p", TEXT, "TEXT", NULL, 0, 0, false, "the input as text")                           \
+    X(PROMPT_FILE, "--prompt-file -f --file", TEXT, "FILE|-", NULL, 0, 0, false,                             \
+      "the input from a file or a pipe")                                                                     \
+    X(PROMPTS, "--prompts", TEXT, "FILE|-", NULL, 0, 0, false, "one prompt a line, each run by itself")      \
+    X(IDS, "--ids", TEXT, "FILE", NULL, 0, 0, false,                                                         \
+      "the input as a JSON array of token ids (no template, no BOS)")                                        \
+    X(CHAT, "--chat", FLAG, NULL, NULL, 0, 0, false, "wrap the input in the model's chat template")          \
+    X(SYSTEM, "--system -sys --system-prompt", TEXT, "TEXT", NULL, 0, 0, false,                              \
+      "system message of the chat")                                                                          \
+    X(N, "-n --predict --n-predict", INT, "N", "128", 0, 16777216, false,                                    \
+      "tokens to generate at most; part of N in the span formula")                                           \
+    X(TEMP, "--temp --temperature", REAL, "T", "0.8", 0, 100, false, "temperature; 0: greedy")               \
+    X(TOP_K, "--top-k", INT, "K", "40", 0, 16777216, false, "keep the K likeliest tokens; 0: off")           \
+    X(TOP_P, "--top-p", REAL, "P", "0.95", 0, 1, false, "keep the likeliest tokens of mass P; 1: off")       \
+    X(MIN_P, "--min-p", REAL, "P", "0.05", 0, 1, false, "drop tokens below P times the likeliest; 0: off")   \
+    X(SEED, "--seed -s", INT, "S", "-1", -1, 9007199254740992.0, false,                                      \
+      "of the sampler; -1: random, and reported")                                                            \
+    X(IGNORE_EOS, "--ignore-eos", FLAG, NULL, NULL, 0, 0, false, "go on after an end-of-text token")         \
+    X(KV, "--kv -ctk --cache-type-k -ctv --cache-type-v", TEXT, "f16|f32", "f16", 0, 0, false,               \
+      "type of cached K and V")                                                                              \
+    X(CTX, "--ctx-size -c", INT, "N", "0", 0, 16777216, true,                                                \
+      "refuse runs longer than N tokens; 0: the model's context")                                            \
+    X(CHUNK, "--chunk -ub --ubatch-size", INT, "N", "0", 0, 1048576, false,                                  \
+      "tokens of a prefill step; 0: 512")                                                                    \
+    X(THREADS, "--threads -t", INT, "N", "0", 0, 1024, true,                                                 \
+      "CPU threads; 0: all cores this process may use")                                                      \
+    X(REFERENCE, "--reference", FLAG, NULL, NULL, 0, 0, false,                                               \
+      "CPU: the double-accumulating reference operations")                                                   \
+    X(CAPTURE_LIMIT, "--capture-limit", INT, "MIB", "1024", 0, 1048576, false,                               \
+      "memory that captured q and k may take")                                                               \
+    X(BATCH, "--batch", INT, "B", "1", 1, 4096, false, "copies of the prompt that run together")             \
+    X(JSON, "--json", TEXT, "FILE|-", NULL, 0, 0, false, "machine-readable result")                          \
+    X(LOGITS, "--logits", TEXT, "F.npy", NULL, 0, 0, false, "float32 [n_tokens][n_vocab] of the prompt")     \
+    X(MAPS, "--maps", TEXT, "F.npz", NULL, 0, 0, false,                                                      \
+      "attention of every head over the prompt, 64x64 blocks")                                               \
+    X(STATS, "--stats", TEXT, "F.npz", NULL, 0, 0, false, "per-head statistics of the prompt")               \
+    X(OUTPUT, "--output -o", TEXT, "PATH", NULL, 0, 0, false, "where the result goes")                       \
+    X(FORCE, "--force", FLAG, NULL, NULL, 0, 0, false, "overwrite what is there")                            \
+    X(NO_SESSION, "--no-session", FLAG, NULL, NULL, 0, 0, false, "keep nothing of it in the session store")  \
+    X(QUIET, "--quiet -q", FLAG, NULL, NULL, 0, 0, false, "no progress, no remarks")                         \
+    X(DATA, "--data", TEXT, "DATA.jsonl", NULL, 0, 0, false, "calibration or evaluation items, one a line")  \
+    X(LENGTHS, "--lengths", INTS, "N,N,...", NULL, 1, 16777216, false, "sequence lengths, tokens")           \
+    X(LENGTH, "--length", INT, "N", NULL, 1, 16777216, false, "sequence length, tokens")                     \
+    X(AT, "--at", INTS, "N,N,...", "4096,8192,16384", 1, 16777216, false,                                    \
+      "lengths to describe a plan at, tokens")                                                               \
+    X(MODEL_HEADS_KV, "--model-heads-kv", INT, "K", NULL, 1, 1024, false,                                    \
+      "KV heads of the model, for the grouped figures")
 
 typedef enum moa_option_id {
 #define X(id, ...) MOA_OPT_##id,
@@ -115,9 +127,10 @@ void moa_args_free(moa_args *a);
 bool moa_args_has(const moa_args *a, int id);
 /* The value last given, else the default, else NULL. The id must be of a row the command takes. */
 const char *moa_args_text(const moa_args *a, int id);
-int64_t moa_args_int(const moa_args *a, int id);   /* 0 without value and default */
-double moa_args_real(const moa_args *a, int id);   /* 0 without value and default */
-int moa_args_ints(const moa_args *a, int id, int32_t *out, int n_max); /* how many there are; fills at most n_max */
+int64_t moa_args_int(const moa_args *a, int id); /* 0 without value and default */
+double moa_args_real(const moa_args *a, int id); /* 0 without value and default */
+int moa_args_ints(const moa_args *a, int id, int32_t *out,
+                  int n_max); /* how many there are; fills at most n_max */
 /* i-th text of a LIST, NULL at the end */
 const char *moa_args_list(const moa_args *a, int id, int i);
 const char *moa_args_word(const moa_args *a, int i); /* NULL beyond the last */

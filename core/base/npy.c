@@ -49,13 +49,16 @@ static moa_status write_raw(moa_npy_writer *w, const void *bytes, size_t n, moa_
         const size_t part = n < (1u << 30) ? n : 1u << 30;
         if (w->zip) {
             if (zipWriteInFileInZip(w->zip, at, (unsigned)part) != ZIP_OK)
-                return moa_fail(err, MOA_E_IO, "%s: writing %s failed: %s", w->path, w->name, strerror(errno ? errno : ENOSPC));
+                return moa_fail(err, MOA_E_IO, "%s: writing %s failed: %s", w->path, w->name,
+                                strerror(errno ? errno : ENOSPC));
             at += part, n -= part;
             continue;
         }
         const ssize_t done = write(w->fd, at, part);
         if (done < 0 && errno == EINTR) continue;
-        if (done <= 0) return moa_fail(err, MOA_E_IO, "%s: writing failed: %s", w->path, strerror(done < 0 ? errno : ENOSPC));
+        if (done <= 0)
+            return moa_fail(err, MOA_E_IO, "%s: writing failed: %s", w->path,
+                            strerror(done < 0 ? errno : ENOSPC));
         at += done, n -= (size_t)done;
     }
     return MOA_OK;
@@ -70,7 +73,8 @@ static moa_status write_header(moa_npy_writer *w, const moa_npy_shape *s, moa_er
     for (int d = 0; d < s->n_dim && s->type != MOA_NPY_TEXT; d++)
         moa_buf_printf(&b, d + 1 < s->n_dim ? "%zu, " : s->n_dim == 1 ? "%zu," : "%zu", s->shape[d]);
     moa_buf_str(&b, "), }");
-    while (moa_buf_ok(&b) && (b.size + 1) % 64 != 0) moa_buf_str(&b, " ");
+    while (moa_buf_ok(&b) && (b.size + 1) % 64 != 0)
+        moa_buf_str(&b, " ");
     moa_buf_str(&b, "\n");
     if (!moa_buf_ok(&b)) {
         moa_buf_free(&b);
@@ -85,7 +89,8 @@ static moa_status write_header(moa_npy_writer *w, const moa_npy_shape *s, moa_er
 
 /* the array that is open must have got all its bytes */
 static moa_status end_array(moa_npy_writer *w, moa_err *err) {
-    if (w->left) return moa_fail(err, MOA_E_FAILED, "%s: array %s lacks %zu bytes", w->path, w->name, w->left);
+    if (w->left)
+        return moa_fail(err, MOA_E_FAILED, "%s: array %s lacks %zu bytes", w->path, w->name, w->left);
     if (w->in_entry && zipCloseFileInZip(w->zip) != ZIP_OK) {
         w->in_entry = false;
         return moa_fail(err, MOA_E_IO, "%s: writing %s failed", w->path, w->name);
@@ -113,7 +118,8 @@ moa_status moa_npy_open(moa_npy_writer **out, const char *path, const moa_npy_sh
     umask(mask);
     (void)fchmod(w->fd, 0644 & ~mask);
     if (shape) {
-        if (!moa_npy_bytes(shape, &w->left)) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "%s: an array larger than memory can be", path));
+        if (!moa_npy_bytes(shape, &w->left))
+            MOA_TRY(moa_fail(err, MOA_E_MEMORY, "%s: an array larger than memory can be", path));
         MOA_TRY(write_header(w, shape, err));
     } else {
         w->zip = zipOpen64(w->temp, APPEND_STATUS_CREATE);
@@ -130,7 +136,8 @@ moa_status moa_npz_begin(moa_npy_writer *w, const char *name, const moa_npy_shap
     char entry[MOA_NPY_NAME_MAX + 8];
     (void)snprintf(w->name, sizeof w->name, "%s", name);
     (void)snprintf(entry, sizeof entry, "%s.npy", w->name);
-    if (!moa_npy_bytes(shape, &w->left)) return moa_fail(err, MOA_E_MEMORY, "%s: array %s is larger than memory can be", w->path, name);
+    if (!moa_npy_bytes(shape, &w->left))
+        return moa_fail(err, MOA_E_MEMORY, "%s: array %s is larger than memory can be", w->path, name);
     if (shape->type == MOA_NPY_TEXT && shape->shape[0] == 0) w->left = 1;
     const zip_fileinfo info = {.dosDate = 0x00210000}; /* 1980-01-01 00:00:00 */
     const int zip64 = w->left > 0xf0000000u;
@@ -141,12 +148,15 @@ moa_status moa_npz_begin(moa_npy_writer *w, const char *name, const moa_npy_shap
 }
 
 moa_status moa_npy_append(moa_npy_writer *w, const void *bytes, size_t n, moa_err *err) {
-    if (n > w->left) return moa_fail(err, MOA_E_FAILED, "%s: %zu bytes too many in array %s", w->path, n - w->left, w->name);
+    if (n > w->left)
+        return moa_fail(err, MOA_E_FAILED, "%s: %zu bytes too many in array %s", w->path, n - w->left,
+                        w->name);
     w->left -= n;
     return write_raw(w, bytes, n, err);
 }
 
-moa_status moa_npz_add(moa_npy_writer *w, const char *name, const moa_npy_shape *shape, const void *data, moa_err *err) {
+moa_status moa_npz_add(moa_npy_writer *w, const char *name, const moa_npy_shape *shape, const void *data,
+                       moa_err *err) {
     const moa_status s = moa_npz_begin(w, name, shape, err);
     return s == MOA_OK ? moa_npy_append(w, data, w->left, err) : s;
 }
@@ -162,9 +172,11 @@ moa_status moa_npy_commit(moa_npy_writer **pw, moa_err *err) {
     if (s == MOA_OK && w->zip) {
         const int closed = zipClose(w->zip, NULL);
         w->zip = NULL;
-        if (closed != ZIP_OK) s = moa_fail(err, MOA_E_IO, "%s: writing failed: %s", w->path, strerror(errno ? errno : ENOSPC));
+        if (closed != ZIP_OK)
+            s = moa_fail(err, MOA_E_IO, "%s: writing failed: %s", w->path, strerror(errno ? errno : ENOSPC));
     }
-    if (s == MOA_OK && fsync(w->fd) != 0) s = moa_fail(err, MOA_E_IO, "%s: saving failed: %s", w->path, strerror(errno));
+    if (s == MOA_OK && fsync(w->fd) != 0)
+        s = moa_fail(err, MOA_E_IO, "%s: saving failed: %s", w->path, strerror(errno));
     if (s == MOA_OK && rename(w->temp, w->path) != 0)
         s = moa_fail(err, MOA_E_IO, "%s: cannot put the new file in place: %s", w->path, strerror(errno));
     if (s == MOA_OK) w->temp[0] = 0;
@@ -196,7 +208,8 @@ static bool get(const source *s, void *to, size_t n) {
     char *at = to;
     while (n > 0) {
         const size_t part = n < (1u << 30) ? n : 1u << 30;
-        const long got = s->zip ? unzReadCurrentFile(s->zip, at, (unsigned)part) : (long)fread(at, 1, part, s->file);
+        const long got =
+            s->zip ? unzReadCurrentFile(s->zip, at, (unsigned)part) : (long)fread(at, 1, part, s->file);
         if (got <= 0) return false;
         at += got, n -= (size_t)got;
     }
@@ -208,9 +221,11 @@ static const char *value_of(const char *header, const char *key) {
     const char *at = strstr(header, key);
     if (!at) return NULL;
     at += strlen(key);
-    while (*at == ' ') at++;
+    while (*at == ' ')
+        at++;
     if (*at++ != ':') return NULL;
-    while (*at == ' ') at++;
+    while (*at == ' ')
+        at++;
     return at;
 }
 
@@ -233,7 +248,8 @@ static bool parse_type(const char *at, moa_npy_shape *s, size_t *text_bytes) {
 static bool parse_shape(const char *at, moa_npy_shape *s) {
     if (!at || *at++ != '(') return false;
     for (s->n_dim = 0;;) {
-        while (*at == ' ' || *at == ',') at++;
+        while (*at == ' ' || *at == ',')
+            at++;
         if (*at == ')') return true;
         char *end;
         errno = 0;
@@ -252,17 +268,24 @@ static moa_status read_header(const source *src, moa_npy_shape *shape, moa_err *
         return moa_fail(err, MOA_E_INVALID, "%s: %s is not a NumPy array", src->path, src->name);
     n = magic[8] | (size_t)magic[9] << 8;
     if (magic[6] > 1) {
-        if (!get(src, magic + MAGIC, 2)) return moa_fail(err, MOA_E_INVALID, "%s: %s is cut", src->path, src->name);
+        if (!get(src, magic + MAGIC, 2))
+            return moa_fail(err, MOA_E_INVALID, "%s: %s is cut", src->path, src->name);
         n |= (size_t)magic[10] << 16 | (size_t)magic[11] << 24;
     }
-    if (n > HEADER_MAX) return moa_fail(err, MOA_E_INVALID, "%s: %s has a header of %zu bytes, the limit is %d", src->path, src->name, n, HEADER_MAX);
+    if (n > HEADER_MAX)
+        return moa_fail(err, MOA_E_INVALID, "%s: %s has a header of %zu bytes, the limit is %d", src->path,
+                        src->name, n, HEADER_MAX);
     char *header = calloc(1, n + 1);
     if (!header) return moa_fail(err, MOA_E_MEMORY, "%s: no memory for a header of %zu bytes", src->path, n);
     moa_status s = MOA_OK;
-    if (!get(src, header, n)) s = moa_fail(err, MOA_E_INVALID, "%s: %s is cut", src->path, src->name);
-    else if (!parse_type(value_of(header, "'descr'"), shape, &text_bytes) || !parse_shape(value_of(header, "'shape'"), shape))
-        s = moa_fail(err, MOA_E_UNSUPPORTED, "%s: %s has a type or shape this program does not read", src->path, src->name);
-    else if (!value_of(header, "'fortran_order'") || strncmp(value_of(header, "'fortran_order'"), "False", 5) != 0)
+    if (!get(src, header, n))
+        s = moa_fail(err, MOA_E_INVALID, "%s: %s is cut", src->path, src->name);
+    else if (!parse_type(value_of(header, "'descr'"), shape, &text_bytes) ||
+             !parse_shape(value_of(header, "'shape'"), shape))
+        s = moa_fail(err, MOA_E_UNSUPPORTED, "%s: %s has a type or shape this program does not read",
+                     src->path, src->name);
+    else if (!value_of(header, "'fortran_order'") ||
+             strncmp(value_of(header, "'fortran_order'"), "False", 5) != 0)
         s = moa_fail(err, MOA_E_UNSUPPORTED, "%s: %s is in Fortran order", src->path, src->name);
     else if (shape->type == MOA_NPY_TEXT && shape->n_dim != 0)
         s = moa_fail(err, MOA_E_UNSUPPORTED, "%s: %s is an array of strings", src->path, src->name);
@@ -275,26 +298,32 @@ static moa_status read_header(const source *src, moa_npy_shape *shape, moa_err *
 }
 
 /* stored_bytes: what the archive or file holds of this array, header and all: never more is allocated */
-static moa_status read_array(moa_npz *z, const source *src, uint64_t stored_bytes, size_t *budget, moa_err *err) {
+static moa_status read_array(moa_npz *z, const source *src, uint64_t stored_bytes, size_t *budget,
+                             moa_err *err) {
     moa_npy_array a = {0};
     size_t whole;
     moa_status s = read_header(src, &a.shape, err);
     if (s != MOA_OK) return s;
     if (!moa_npy_bytes(&a.shape, &a.bytes) || a.bytes > stored_bytes)
-        return moa_fail(err, MOA_E_INVALID, "%s: %s is shorter than its shape says (%llu bytes)", src->path, src->name, (unsigned long long)stored_bytes);
+        return moa_fail(err, MOA_E_INVALID, "%s: %s is shorter than its shape says (%llu bytes)", src->path,
+                        src->name, (unsigned long long)stored_bytes);
     if (a.bytes > *budget || !moa_size_add(a.bytes, 1, &whole))
-        return moa_fail(err, MOA_E_INVALID, "%s: %s takes %zu bytes, %zu are left of the limit", src->path, src->name, a.bytes, *budget);
+        return moa_fail(err, MOA_E_INVALID, "%s: %s takes %zu bytes, %zu are left of the limit", src->path,
+                        src->name, a.bytes, *budget);
     moa_npy_array *arrays = realloc(z->arrays, ((size_t)z->n + 1) * sizeof *arrays);
     if (arrays) z->arrays = arrays;
     a.data = arrays ? calloc(1, whole) : NULL;
-    if (!a.data) return moa_fail(err, MOA_E_MEMORY, "%s: no memory for %zu bytes of %s", src->path, a.bytes, src->name);
+    if (!a.data)
+        return moa_fail(err, MOA_E_MEMORY, "%s: no memory for %zu bytes of %s", src->path, a.bytes,
+                        src->name);
     if (!get(src, a.data, a.bytes)) {
         free(a.data);
         return moa_fail(err, MOA_E_INVALID, "%s: %s is cut or damaged", src->path, src->name);
     }
     *budget -= a.bytes;
     const size_t n = strlen(src->name);
-    (void)snprintf(a.name, sizeof a.name, "%.*s", (int)(n > 4 && strcmp(src->name + n - 4, ".npy") == 0 ? n - 4 : n), src->name);
+    (void)snprintf(a.name, sizeof a.name, "%.*s",
+                   (int)(n > 4 && strcmp(src->name + n - 4, ".npy") == 0 ? n - 4 : n), src->name);
     z->arrays[z->n++] = a;
     return MOA_OK;
 }
@@ -313,12 +342,15 @@ static moa_status read_zip(moa_npz *z, source *src, const char *const *names, si
     for (int at = unzGoToFirstFile(src->zip); at == UNZ_OK; at = unzGoToNextFile(src->zip)) {
         char name[MOA_NPY_NAME_MAX] = "";
         unz_file_info64 info;
-        if (entry++ == ENTRIES_MAX) return moa_fail(err, MOA_E_INVALID, "%s: more than %d arrays", src->path, ENTRIES_MAX);
-        if (unzGetCurrentFileInfo64(src->zip, &info, name, sizeof name, NULL, 0, NULL, 0) != UNZ_OK || info.size_filename >= sizeof name)
+        if (entry++ == ENTRIES_MAX)
+            return moa_fail(err, MOA_E_INVALID, "%s: more than %d arrays", src->path, ENTRIES_MAX);
+        if (unzGetCurrentFileInfo64(src->zip, &info, name, sizeof name, NULL, 0, NULL, 0) != UNZ_OK ||
+            info.size_filename >= sizeof name)
             return moa_fail(err, MOA_E_INVALID, "%s: entry %d of the archive is damaged", src->path, entry);
         if (!wanted(name, names)) continue;
         src->name = name;
-        if (unzOpenCurrentFile(src->zip) != UNZ_OK) return moa_fail(err, MOA_E_INVALID, "%s: %s is damaged", src->path, name);
+        if (unzOpenCurrentFile(src->zip) != UNZ_OK)
+            return moa_fail(err, MOA_E_INVALID, "%s: %s is damaged", src->path, name);
         s = read_array(z, src, info.uncompressed_size, &budget, err);
         char more;
         if (s == MOA_OK && unzReadCurrentFile(src->zip, &more, 1) != 0)
@@ -331,7 +363,8 @@ static moa_status read_zip(moa_npz *z, source *src, const char *const *names, si
     return MOA_OK;
 }
 
-moa_status moa_npz_read(moa_npz *out, const char *path, const char *const *names, size_t max_bytes, moa_err *err) {
+moa_status moa_npz_read(moa_npz *out, const char *path, const char *const *names, size_t max_bytes,
+                        moa_err *err) {
     struct stat st;
     source src = {.path = path, .name = "it"};
     moa_status s = MOA_OK;
@@ -339,7 +372,8 @@ moa_status moa_npz_read(moa_npz *out, const char *path, const char *const *names
     if (stat(path, &st) != 0) return moa_fail(err, MOA_E_IO, "%s: cannot open: %s", path, strerror(errno));
     if (!S_ISREG(st.st_mode)) return moa_fail(err, MOA_E_INVALID, "%s: not a file", path);
     src.zip = unzOpen64(path);
-    if (src.zip) s = read_zip(out, &src, names, max_bytes, err);
+    if (src.zip)
+        s = read_zip(out, &src, names, max_bytes, err);
     else {
         src.file = fopen(path, "rbe");
         if (!src.file) return moa_fail(err, MOA_E_IO, "%s: cannot open: %s", path, strerror(errno));
@@ -359,7 +393,8 @@ const moa_npy_array *moa_npz_find(const moa_npz *z, const char *name) {
 }
 
 void moa_npz_free(moa_npz *z) {
-    for (int i = 0; i < z->n; i++) free(z->arrays[i].data);
+    for (int i = 0; i < z->n; i++)
+        free(z->arrays[i].data);
     free(z->arrays);
     *z = (moa_npz){0};
 }

@@ -16,12 +16,12 @@
 #include "core/base/status.h"
 
 /* name, NumPy's descr, bytes an element */
-#define MOA_NPY_MAP(X)                                                                                                 \
-    X(F32, "<f4", 4)                                                                                                   \
-    X(F64, "<f8", 8)                                                                                                   \
-    X(I32, "<i4", 4)                                                                                                   \
-    X(I64, "<i8", 8)                                                                                                   \
-    X(U8, "|u1", 1)                                                                                                    \
+#define MOA_NPY_MAP(X)                                                                                       \
+    X(F32, "<f4", 4)                                                                                         \
+    X(F64, "<f8", 8)                                                                                         \
+    X(I32, "<i4", 4)                                                                                         \
+    X(I64, "<i8", 8)                                                                                         \
+    X(U8, "|u1", 1)                                                                                          \
     X(TEXT, "|S", 1)
 typedef enum moa_npy_type {
 #define X(name, descr, bytes) MOA_NPY_##name,
@@ -50,7 +50,8 @@ moa_status moa_npy_open(moa_npy_writer **out, const char *path, const moa_npy_sh
 moa_status moa_npz_begin(moa_npy_writer *w, const char *name, const moa_npy_shape *shape, moa_err *err);
 moa_status moa_npy_append(moa_npy_writer *w, const void *bytes, size_t n, moa_err *err);
 /* begin and append at once */
-moa_status moa_npz_add(moa_npy_writer *w, const char *name, const moa_npy_shape *shape, const void *data, moa_err *err);
+moa_status moa_npz_add(moa_npy_writer *w, const char *name, const moa_npy_shape *shape, const void *data,
+                       moa_err *err);
 moa_status moa_npz_text(moa_npy_writer *w, const char *name, const char *text, moa_err *err);
 /* Checks that every array is whole, syncs, puts the file in place. The writer is closed in any case. */
 moa_status moa_npy_commit(moa_npy_writer **w, moa_err *err);
@@ -61,7 +62,7 @@ void moa_npy_close(moa_npy_writer **w); /* drops what was not committed */
 typedef struct moa_npy_array {
     char name[MOA_NPY_NAME_MAX]; /* without .npy; "" in an .npy file */
     moa_npy_shape shape;
-    void *data;   /* owned; TEXT has a NUL behind it */
+    void *data; /* owned; TEXT has a NUL behind it */
     size_t bytes;
 } moa_npy_array;
 typedef struct moa_npz {
@@ -70,7 +71,8 @@ typedef struct moa_npz {
 } moa_npz;
 /* Reads an .npz or .npy file whole; names keep only what is wanted (NULL-terminated; NULL: everything). Refuses Fortran order, other
  * types, more than max_bytes of elements, damaged archives. */
-moa_status moa_npz_read(moa_npz *out, const char *path, const char *const *names, size_t max_bytes, moa_err *err);
+moa_status moa_npz_read(moa_npz *out, const char *path, const char *const *names, size_t max_bytes,
+                        moa_err *err);
 const moa_npy_array *moa_npz_find(const moa_npz *z, const char *name); /* NULL: none */
 void moa_npz_free(moa_npz *z);
 

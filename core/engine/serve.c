@@ -50,7 +50,9 @@ static void leave(moa_serve_state *sv, moa_status s, const moa_err *err) {
     if (err) sv->closed_err = *err;
 }
 
-size_t moa_serve_waiting(const moa_serve_state *sv) { return sv->out.size - sv->out_at; }
+size_t moa_serve_waiting(const moa_serve_state *sv) {
+    return sv->out.size - sv->out_at;
+}
 
 static void write_some(moa_serve_state *sv) {
     while (moa_serve_waiting(sv) > 0) {
@@ -89,7 +91,8 @@ void moa_serve_send(moa_serve_state *sv, uint32_t job, moa_wire_msg *m) {
 
 void moa_serve_fail(moa_serve_state *sv, uint32_t job, moa_status s, const moa_err *err) {
     const char *text = err && err->text[0] ? err->text : moa_status_text(s);
-    moa_wire_msg m = {.type = MOA_WIRE_FAILED, .u.failed = {.status = (int32_t)s, .text = moa_serve_str(text)}};
+    moa_wire_msg m = {.type = MOA_WIRE_FAILED,
+                      .u.failed = {.status = (int32_t)s, .text = moa_serve_str(text)}};
     moa_serve_send(sv, job, &m);
 }
 
@@ -103,8 +106,10 @@ static void fail_text(moa_serve_state *sv, uint32_t job, moa_status s, const cha
 
 static void device_line(moa_buf *out, const char *label, const moa_device_info *info) {
     moa_buf_printf(out, "%s\t", label);
-    for (const char *c = info->name; *c; c++) moa_buf_append(out, *c == '\t' || *c == '\n' ? " " : c, 1);
-    moa_buf_printf(out, "\t%llu\t%llu\n", (unsigned long long)info->memory_bytes, (unsigned long long)info->free_bytes);
+    for (const char *c = info->name; *c; c++)
+        moa_buf_append(out, *c == '\t' || *c == '\n' ? " " : c, 1);
+    moa_buf_printf(out, "\t%llu\t%llu\n", (unsigned long long)info->memory_bytes,
+                   (unsigned long long)info->free_bytes);
 }
 
 static void cpu_line(moa_buf *out) {
@@ -134,8 +139,9 @@ void moa_serve_devices(moa_buf *out) {
 static void send_welcome(moa_serve_state *sv) {
     const char *text = sv->devices.data ? sv->devices.data : "", *why = strstr(text, "why\t");
     if (why && why != text && why[-1] != '\n') why = NULL;
-    moa_wire_msg m = {.type = MOA_WIRE_WELCOME,
-                      .u.welcome = {.version = MOA_WIRE_VERSION, .program = moa_serve_str("moascope " MOA_VERSION)}};
+    moa_wire_msg m = {
+        .type = MOA_WIRE_WELCOME,
+        .u.welcome = {.version = MOA_WIRE_VERSION, .program = moa_serve_str("moascope " MOA_VERSION)}};
     m.u.welcome.devices = (moa_wire_str){text, (uint32_t)(why ? (size_t)(why - text) : strlen(text))};
     if (why) m.u.welcome.why = (moa_wire_str){why + 4, (uint32_t)strcspn(why + 4, "\n")};
     moa_serve_send(sv, sv->hello_job, &m);
@@ -199,7 +205,8 @@ static void devices_read(moa_serve_state *sv) {
 static void hello(moa_serve_state *sv, uint32_t job, const moa_msg_hello *h) {
     char text[128];
     if (h->version != MOA_WIRE_VERSION) {
-        (void)snprintf(text, sizeof text, "the screen speaks version %u of the wire, this engine version %d", h->version, MOA_WIRE_VERSION);
+        (void)snprintf(text, sizeof text, "the screen speaks version %u of the wire, this engine version %d",
+                       h->version, MOA_WIRE_VERSION);
         fail_text(sv, job, MOA_E_UNSUPPORTED, text);
         leave(sv, MOA_OK, NULL);
         return;
@@ -237,7 +244,8 @@ static void cancel(moa_serve_state *sv, uint32_t job) {
             moa_buf_free(&sv->queue[i]);
             sv->n_queue--;
             memmove(&sv->queue[i], &sv->queue[i + 1], (size_t)(sv->n_queue - i) * sizeof *sv->queue);
-            memmove(&sv->queue_job[i], &sv->queue_job[i + 1], (size_t)(sv->n_queue - i) * sizeof *sv->queue_job);
+            memmove(&sv->queue_job[i], &sv->queue_job[i + 1],
+                    (size_t)(sv->n_queue - i) * sizeof *sv->queue_job);
             sv->queue[sv->n_queue] = (moa_buf){0};
             moa_serve_fail(sv, job, MOA_E_CANCELLED, NULL);
             return;
@@ -248,10 +256,14 @@ static void cancel(moa_serve_state *sv, uint32_t job) {
 static void enqueue(moa_serve_state *sv, const moa_wire_msg *m) {
     moa_err err = {0};
     moa_status s = MOA_E_USAGE;
-    if (sv->n_queue == MOA_SERVE_QUEUE) (void)moa_fail(&err, s, "%d jobs are waiting already", MOA_SERVE_QUEUE);
-    else s = moa_wire_encode(m, &sv->queue[sv->n_queue], &err);
-    if (s != MOA_OK) moa_serve_fail(sv, m->job, s, &err);
-    else sv->queue_job[sv->n_queue++] = m->job;
+    if (sv->n_queue == MOA_SERVE_QUEUE)
+        (void)moa_fail(&err, s, "%d jobs are waiting already", MOA_SERVE_QUEUE);
+    else
+        s = moa_wire_encode(m, &sv->queue[sv->n_queue], &err);
+    if (s != MOA_OK)
+        moa_serve_fail(sv, m->job, s, &err);
+    else
+        sv->queue_job[sv->n_queue++] = m->job;
 }
 
 static void take(moa_serve_state *sv, const moa_wire_msg *m) {
@@ -311,7 +323,8 @@ bool moa_serve_cancelled(void *state) {
 }
 
 void moa_serve_drain(moa_serve_state *sv, size_t bytes) {
-    while (moa_serve_waiting(sv) > bytes && !sv->closed) pump(sv, -1);
+    while (moa_serve_waiting(sv) > bytes && !sv->closed)
+        pump(sv, -1);
 }
 
 /* --- loading ---------------------------------------------------------------------------------------------------------------- */
@@ -330,7 +343,9 @@ static bool load_progress(void *user, uint64_t done, uint64_t total) {
     if (now - sv->phase_told >= 0.05 || done == total) {
         sv->phase_told = now;
         moa_wire_msg m = {.type = MOA_WIRE_PROGRESS,
-                          .u.progress = {.done = done / 2 + (sv->load_stage ? total / 2 : 0), .total = total, .seconds = now - sv->phase_start}};
+                          .u.progress = {.done = done / 2 + (sv->load_stage ? total / 2 : 0),
+                                         .total = total,
+                                         .seconds = now - sv->phase_start}};
         moa_serve_send(sv, sv->job, &m);
     }
     return !moa_serve_cancelled(sv);
@@ -348,18 +363,24 @@ static moa_status load_model(moa_serve_state *sv, const moa_msg_load *r, moa_err
     moa_status s = MOA_OK;
     char name[PATH_MAX], path[PATH_MAX], device[32], kv[8];
     moa_backend *backend = NULL;
-    if (!copy_text(r->path, name, sizeof name) || !name[0]) return moa_fail(err, MOA_E_USAGE, "the path of the model is empty or too long");
-    if (!copy_text(r->device, device, sizeof device)) return moa_fail(err, MOA_E_USAGE, "the name of the device is too long");
+    if (!copy_text(r->path, name, sizeof name) || !name[0])
+        return moa_fail(err, MOA_E_USAGE, "the path of the model is empty or too long");
+    if (!copy_text(r->device, device, sizeof device))
+        return moa_fail(err, MOA_E_USAGE, "the name of the device is too long");
     if (!copy_text(r->kv_type, kv, sizeof kv) || (kv[0] && strcmp(kv, "f16") != 0 && strcmp(kv, "f32") != 0))
         return moa_fail(err, MOA_E_USAGE, "the type of K and V must be f16 or f32");
     if (r->n_threads > 1024) return moa_fail(err, MOA_E_USAGE, "%u threads; at most 1024", r->n_threads);
-    const moa_backend_config backend_config = {.n_threads = (int32_t)r->n_threads, .reference = r->reference != 0};
-    const moa_engine_config config = {.kv_type = strcmp(kv, "f32") == 0 ? MOA_KV_F32 : MOA_KV_F16, .capture_limit_bytes = r->capture_limit_bytes};
+    const moa_backend_config backend_config = {.n_threads = (int32_t)r->n_threads,
+                                               .reference = r->reference != 0};
+    const moa_engine_config config = {.kv_type = strcmp(kv, "f32") == 0 ? MOA_KV_F32 : MOA_KV_F16,
+                                      .capture_limit_bytes = r->capture_limit_bytes};
     MOA_TRY(moa_model_find(name, path, sizeof path, err));
     sv->load_stage = 0;
     MOA_TRY(moa_model_open(&sv->model, path, false, load_progress, sv, err));
-    MOA_TRY(moa_backend_open(&backend, device[0] ? device : "auto", &backend_config, sv->device_why, sizeof sv->device_why, err));
-    (void)snprintf(sv->device, sizeof sv->device, "%.*s", strncmp(sv->device_why, "cuda:", 5) == 0 ? (int)strcspn(sv->device_why, " ") : 31,
+    MOA_TRY(moa_backend_open(&backend, device[0] ? device : "auto", &backend_config, sv->device_why,
+                             sizeof sv->device_why, err));
+    (void)snprintf(sv->device, sizeof sv->device, "%.*s",
+                   strncmp(sv->device_why, "cuda:", 5) == 0 ? (int)strcspn(sv->device_why, " ") : 31,
                    strncmp(sv->device_why, "cuda:", 5) == 0 ? sv->device_why : backend->vt->name);
     sv->load_stage = 1;
     MOA_TRY(moa_engine_open(&sv->engine, sv->model, backend, &config, load_progress, sv, err));
@@ -387,13 +408,26 @@ static void load(moa_serve_state *sv, const moa_msg_load *r) {
     (void)backend->vt->info(backend, &info, NULL);
     moa_wire_msg m = {
         .type = MOA_WIRE_LOADED,
-        .u.loaded = {.path = moa_serve_str(model->path), .name = moa_serve_str(model->name), .arch = moa_serve_str(model->arch),
-                     .quant = moa_serve_str(model->quant), .fingerprint = moa_serve_str(model->fingerprint), .chat_template = moa_serve_str(chat),
-                     .device = moa_serve_str(sv->device), .device_why = moa_serve_str(sv->device_why), .n_layer = shape->n_layer,
-                     .n_head = shape->n_head, .n_head_kv = shape->n_head_kv, .d_head = shape->d_head, .d_model = shape->d_model,
-                     .d_ff = shape->d_ff, .n_vocab = shape->n_vocab, .n_ctx = shape->n_ctx,
+        .u.loaded = {.path = moa_serve_str(model->path),
+                     .name = moa_serve_str(model->name),
+                     .arch = moa_serve_str(model->arch),
+                     .quant = moa_serve_str(model->quant),
+                     .fingerprint = moa_serve_str(model->fingerprint),
+                     .chat_template = moa_serve_str(chat),
+                     .device = moa_serve_str(sv->device),
+                     .device_why = moa_serve_str(sv->device_why),
+                     .n_layer = shape->n_layer,
+                     .n_head = shape->n_head,
+                     .n_head_kv = shape->n_head_kv,
+                     .d_head = shape->d_head,
+                     .d_model = shape->d_model,
+                     .d_ff = shape->d_ff,
+                     .n_vocab = shape->n_vocab,
+                     .n_ctx = shape->n_ctx,
                      .kv_elem_bytes = r->kv_type.n == 3 && memcmp(r->kv_type.data, "f32", 3) == 0 ? 4 : 2,
-                     .weight_bytes = model->weight_bytes, .n_param = model->n_param, .device_total_bytes = info.memory_bytes,
+                     .weight_bytes = model->weight_bytes,
+                     .n_param = model->n_param,
+                     .device_total_bytes = info.memory_bytes,
                      .device_free_bytes = info.free_bytes}};
     moa_serve_send(sv, sv->job, &m);
 }
@@ -412,10 +446,14 @@ static void work(moa_serve_state *sv) {
     sv->job = m.job;
     sv->busy = true;
     sv->cancelled = false;
-    if (s != MOA_OK) moa_serve_fail(sv, m.job, s, &err);
-    else if (m.type == MOA_WIRE_LOAD) load(sv, &m.u.load);
-    else if (!sv->seq) fail_text(sv, m.job, MOA_E_USAGE, "no model is loaded");
-    else moa_serve_run(sv, &m.u.run);
+    if (s != MOA_OK)
+        moa_serve_fail(sv, m.job, s, &err);
+    else if (m.type == MOA_WIRE_LOAD)
+        load(sv, &m.u.load);
+    else if (!sv->seq)
+        fail_text(sv, m.job, MOA_E_USAGE, "no model is loaded");
+    else
+        moa_serve_run(sv, &m.u.run);
     sv->busy = false;
     moa_buf_free(&frame);
     if (sv->fatal) leave(sv, MOA_E_DEVICE, &sv->closed_err);
@@ -423,7 +461,9 @@ static void work(moa_serve_state *sv) {
 
 static moa_status set_up(const moa_serve_config *config, moa_err *err) {
     const int fds[] = {config->in_fd, config->out_fd};
-    (void)signal(SIGINT, SIG_IGN); /* the terminal sends ^C to the whole process group; the screen decides what it means */
+    (void)signal(
+        SIGINT,
+        SIG_IGN); /* the terminal sends ^C to the whole process group; the screen decides what it means */
     (void)signal(SIGPIPE, SIG_IGN);
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     for (int i = 0; i < 2; i++) {
@@ -442,16 +482,21 @@ moa_status moa_serve(const moa_serve_config *config, moa_err *err) {
     sv->config = *config;
     sv->devices_fd = -1;
     while (!sv->closed) {
-        if (sv->n_queue > 0) work(sv);
-        else if (moa_serve_map_ready(sv)) moa_serve_map(sv);
-        else pump(sv, -1);
+        if (sv->n_queue > 0)
+            work(sv);
+        else if (moa_serve_map_ready(sv))
+            moa_serve_map(sv);
+        else
+            pump(sv, -1);
     }
-    for (int tries = 0; moa_serve_waiting(sv) > 0 && tries < 10; tries++) pump(sv, 100); /* last words, if somebody listens */
+    for (int tries = 0; moa_serve_waiting(sv) > 0 && tries < 10; tries++)
+        pump(sv, 100); /* last words, if somebody listens */
     s = sv->closed_status;
     if (s != MOA_OK && err) *err = sv->closed_err;
     devices_end(sv);
     unload(sv);
-    for (int i = 0; i < sv->n_queue; i++) moa_buf_free(&sv->queue[i]);
+    for (int i = 0; i < sv->n_queue; i++)
+        moa_buf_free(&sv->queue[i]);
     moa_buf_free(&sv->devices);
     moa_buf_free(&sv->out);
     moa_wire_reader_free(&sv->in);

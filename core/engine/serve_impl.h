@@ -21,11 +21,11 @@ typedef struct moa_ids {
 typedef struct moa_serve_state {
     moa_serve_config config;
     moa_wire_reader in;
-    moa_buf out;   /* encoded, not yet written: from out_at */
+    moa_buf out; /* encoded, not yet written: from out_at */
     size_t out_at;
     bool greeted;
-    bool closed;   /* QUIT, end of input, or a broken descriptor: leave */
-    bool fatal;    /* the device is lost; closed_err says how */
+    bool closed;              /* QUIT, end of input, or a broken descriptor: leave */
+    bool fatal;               /* the device is lost; closed_err says how */
     moa_status closed_status; /* and why, if not in peace */
     moa_err closed_err;
 
@@ -50,13 +50,14 @@ typedef struct moa_serve_state {
 
     /* the conversation: all its ids; the sequence holds a beginning of them, or is stale and must be filled anew */
     moa_ids talk;
-    bool stale, reply_open; /* reply_open: the conversation ends inside an assistant's turn of the chat template */
+    bool stale,
+        reply_open; /* reply_open: the conversation ends inside an assistant's turn of the chat template */
     moa_run_reference reference;
 
     /* of the last run */
     int watch;
-    int32_t n_prompt, n_reserved;  /* n_prompt: tokens it had to take; 0: there was no run */
-    moa_rule *rules, *measure;     /* (n_layer, n_head), owned; NULL: dense; NULL: as rules */
+    int32_t n_prompt, n_reserved; /* n_prompt: tokens it had to take; 0: there was no run */
+    moa_rule *rules, *measure;    /* (n_layer, n_head), owned; NULL: dense; NULL: as rules */
     int32_t stats_every;
     bool snapshots_due;
     int32_t hist_next; /* the layer the next HIST is of, when a slow reader made them stop */
@@ -71,12 +72,14 @@ typedef struct moa_serve_state {
 void moa_serve_send(moa_serve_state *sv, uint32_t job, moa_wire_msg *m);
 void moa_serve_fail(moa_serve_state *sv, uint32_t job, moa_status s, const moa_err *err);
 size_t moa_serve_waiting(const moa_serve_state *sv); /* bytes not yet written */
-void moa_serve_drain(moa_serve_state *sv, size_t bytes); /* waits until at most so many are left, reading meanwhile */
-bool moa_serve_cancelled(void *sv);                    /* reads what came in */
-double moa_serve_now(void);                            /* seconds, monotonic */
+void moa_serve_drain(moa_serve_state *sv,
+                     size_t bytes); /* waits until at most so many are left, reading meanwhile */
+bool moa_serve_cancelled(void *sv); /* reads what came in */
+double moa_serve_now(void);         /* seconds, monotonic */
 static inline moa_wire_str moa_serve_str(const char *text) {
     moa_wire_str s = {text, 0};
-    while (text && text[s.n]) s.n++;
+    while (text && text[s.n])
+        s.n++;
     return s;
 }
 bool moa_ids_append(moa_ids *ids, const int32_t *more, size_t n);
@@ -84,8 +87,9 @@ bool moa_ids_append(moa_ids *ids, const int32_t *more, size_t n);
 /* --- serve_run.c */
 void moa_serve_run(moa_serve_state *sv, const moa_msg_run *r);
 void moa_serve_tokenize(moa_serve_state *sv, uint32_t job, const moa_msg_tokenize *t);
-bool moa_serve_map_ready(const moa_serve_state *sv); /* a map is asked for, there is something captured, the pipe is empty */
-void moa_serve_map(moa_serve_state *sv);             /* answers it */
+bool moa_serve_map_ready(
+    const moa_serve_state *sv); /* a map is asked for, there is something captured, the pipe is empty */
+void moa_serve_map(moa_serve_state *sv);    /* answers it */
 void moa_serve_forget(moa_serve_state *sv); /* frees the conversation and what belongs to the last run */
 
 #endif

@@ -15,7 +15,8 @@
 
 #include "core/base/size.h"
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire's arrays are used in place: little-endian machines only");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "the wire's arrays are used in place: little-endian machines only");
 _Static_assert(sizeof(float) == 4 && sizeof(double) == 8, "IEEE floats");
 
 enum { READ_BYTES = 64 << 10, FRAME_MAX = MOA_WIRE_HEADER + MOA_WIRE_MAX };
@@ -29,7 +30,7 @@ _Static_assert(sizeof(frame_header) == MOA_WIRE_HEADER, "16 bytes, no padding");
 
 const char *moa_wire_name(moa_wire_type type) {
     switch (type) {
-#define X(NAME, name, number)                                                                                          \
+#define X(NAME, name, number)                                                                                \
     case MOA_WIRE_##NAME: return #NAME;
         MOA_WIRE_MAP(X)
 #undef X
@@ -38,7 +39,7 @@ const char *moa_wire_name(moa_wire_type type) {
 }
 
 static bool known_type(uint32_t type) {
-#define X(NAME, name, number)                                                                                          \
+#define X(NAME, name, number)                                                                                \
     if (type == number) return true;
     MOA_WIRE_MAP(X)
 #undef X
@@ -68,20 +69,26 @@ static void put_counted(writer *w, const void *data, uint32_t n, size_t elem_byt
     size_t bytes;
     put(w, &n, sizeof n);
     put_padding(w);
-    if (!moa_size_mul(n, elem_bytes, &bytes)) w->too_big = true;
-    else put(w, data, bytes);
+    if (!moa_size_mul(n, elem_bytes, &bytes))
+        w->too_big = true;
+    else
+        put(w, data, bytes);
     put_padding(w);
 }
 
-#define PUT_SCALAR(kind)                                                                                               \
-    static void put_##kind(writer *w, MOA_WIRE_C_##kind v) { put(w, &v, sizeof v); }
+#define PUT_SCALAR(kind)                                                                                     \
+    static void put_##kind(writer *w, MOA_WIRE_C_##kind v) {                                                 \
+        put(w, &v, sizeof v);                                                                                \
+    }
 PUT_SCALAR(u32)
 PUT_SCALAR(i32)
 PUT_SCALAR(u64)
 PUT_SCALAR(f32)
 PUT_SCALAR(f64)
-#define PUT_COUNTED(kind)                                                                                              \
-    static void put_##kind(writer *w, MOA_WIRE_C_##kind v) { put_counted(w, v.data, v.n, sizeof *v.data); }
+#define PUT_COUNTED(kind)                                                                                    \
+    static void put_##kind(writer *w, MOA_WIRE_C_##kind v) {                                                 \
+        put_counted(w, v.data, v.n, sizeof *v.data);                                                         \
+    }
 PUT_COUNTED(str)
 PUT_COUNTED(i32s)
 PUT_COUNTED(f32s)
@@ -91,10 +98,10 @@ PUT_COUNTED(u8s)
 static void put_fields(writer *w, const moa_wire_msg *msg) {
     switch (msg->type) {
 #define PUT_FIELD(kind, field) put_##kind(w, m->field);
-#define X(NAME, name, number)                                                                                          \
-    case MOA_WIRE_##NAME: {                                                                                            \
-        const moa_msg_##name *m = &msg->u.name;                                                                        \
-        MOA_MSG_##NAME(PUT_FIELD) break;                                                                               \
+#define X(NAME, name, number)                                                                                \
+    case MOA_WIRE_##NAME: {                                                                                  \
+        const moa_msg_##name *m = &msg->u.name;                                                              \
+        MOA_MSG_##NAME(PUT_FIELD) break;                                                                     \
     }
         MOA_WIRE_MAP(X)
 #undef X
@@ -102,7 +109,8 @@ static void put_fields(writer *w, const moa_wire_msg *msg) {
 }
 
 moa_status moa_wire_encode(const moa_wire_msg *msg, moa_buf *out, moa_err *err) {
-    if (!known_type(msg->type)) return moa_fail(err, MOA_E_INVALID, "wire: no message has type %d", (int)msg->type);
+    if (!known_type(msg->type))
+        return moa_fail(err, MOA_E_INVALID, "wire: no message has type %d", (int)msg->type);
     writer w = {out, out->size, false};
     frame_header h = {0, (uint16_t)msg->type, 0, msg->job, 0};
     put(&w, &h, sizeof h);
@@ -166,18 +174,20 @@ static const void *take_counted(cursor *c, size_t elem_bytes, uint32_t *n) {
     return data;
 }
 
-#define GET_SCALAR(kind)                                                                                               \
-    static void get_##kind(cursor *c, MOA_WIRE_C_##kind *v) {                                                          \
-        const void *at = take(c, sizeof *v);                                                                           \
-        if (at) memcpy(v, at, sizeof *v);                                                                              \
+#define GET_SCALAR(kind)                                                                                     \
+    static void get_##kind(cursor *c, MOA_WIRE_C_##kind *v) {                                                \
+        const void *at = take(c, sizeof *v);                                                                 \
+        if (at) memcpy(v, at, sizeof *v);                                                                    \
     }
 GET_SCALAR(u32)
 GET_SCALAR(i32)
 GET_SCALAR(u64)
 GET_SCALAR(f32)
 GET_SCALAR(f64)
-#define GET_COUNTED(kind)                                                                                              \
-    static void get_##kind(cursor *c, MOA_WIRE_C_##kind *v) { v->data = take_counted(c, sizeof *v->data, &v->n); }
+#define GET_COUNTED(kind)                                                                                    \
+    static void get_##kind(cursor *c, MOA_WIRE_C_##kind *v) {                                                \
+        v->data = take_counted(c, sizeof *v->data, &v->n);                                                   \
+    }
 GET_COUNTED(str)
 GET_COUNTED(i32s)
 GET_COUNTED(f32s)
@@ -186,16 +196,16 @@ GET_COUNTED(u8s)
 
 static void get_fields(cursor *c, moa_wire_msg *msg) {
     switch (msg->type) {
-#define GET_FIELD(kind, name)                                                                                          \
-    if (!c->wrong) {                                                                                                   \
-        c->field = #name;                                                                                              \
-        c->count = 0;                                                                                                  \
-        get_##kind(c, &m->name);                                                                                       \
+#define GET_FIELD(kind, name)                                                                                \
+    if (!c->wrong) {                                                                                         \
+        c->field = #name;                                                                                    \
+        c->count = 0;                                                                                        \
+        get_##kind(c, &m->name);                                                                             \
     }
-#define X(NAME, name, number)                                                                                          \
-    case MOA_WIRE_##NAME: {                                                                                            \
-        moa_msg_##name *m = &msg->u.name;                                                                              \
-        MOA_MSG_##NAME(GET_FIELD) break;                                                                               \
+#define X(NAME, name, number)                                                                                \
+    case MOA_WIRE_##NAME: {                                                                                  \
+        moa_msg_##name *m = &msg->u.name;                                                                    \
+        MOA_MSG_##NAME(GET_FIELD) break;                                                                     \
     }
         MOA_WIRE_MAP(X)
 #undef X
@@ -207,12 +217,15 @@ moa_status moa_wire_peek(const void *bytes, size_t n, size_t *frame_bytes, moa_e
     *frame_bytes = 0;
     if (n < sizeof h) return MOA_OK;
     memcpy(&h, bytes, sizeof h);
-    if (!known_type(h.type)) return moa_fail(err, MOA_E_INVALID, "wire: unknown message type %u", (unsigned)h.type);
+    if (!known_type(h.type))
+        return moa_fail(err, MOA_E_INVALID, "wire: unknown message type %u", (unsigned)h.type);
     if (h.zero16 != 0 || h.zero32 != 0)
-        return moa_fail(err, MOA_E_INVALID, "wire: the reserved fields of a %s message are %u and %u, expected 0",
+        return moa_fail(err, MOA_E_INVALID,
+                        "wire: the reserved fields of a %s message are %u and %u, expected 0",
                         moa_wire_name(h.type), (unsigned)h.zero16, h.zero32);
     if (h.payload_bytes > MOA_WIRE_MAX || h.payload_bytes % 8 != 0)
-        return moa_fail(err, MOA_E_INVALID, "wire: a %s message of %u bytes, expected a multiple of 8 up to %d",
+        return moa_fail(err, MOA_E_INVALID,
+                        "wire: a %s message of %u bytes, expected a multiple of 8 up to %d",
                         moa_wire_name(h.type), h.payload_bytes, MOA_WIRE_MAX);
     if (n - sizeof h >= h.payload_bytes) *frame_bytes = sizeof h + h.payload_bytes;
     return MOA_OK;
@@ -224,7 +237,8 @@ moa_status moa_wire_decode(const void *frame, size_t frame_bytes, moa_wire_msg *
     moa_status s = moa_wire_peek(frame, frame_bytes, &whole, err);
     if (s != MOA_OK) return s;
     if (whole == 0 || whole != frame_bytes)
-        return moa_fail(err, MOA_E_INVALID, "wire: a frame of %zu bytes does not hold just one message", frame_bytes);
+        return moa_fail(err, MOA_E_INVALID, "wire: a frame of %zu bytes does not hold just one message",
+                        frame_bytes);
     frame_header h;
     memcpy(&h, frame, sizeof h);
     msg->type = (moa_wire_type)h.type;
@@ -236,11 +250,12 @@ moa_status moa_wire_decode(const void *frame, size_t frame_bytes, moa_wire_msg *
         take_padding(&c);
     }
     if (c.wrong)
-        return moa_fail(err, MOA_E_INVALID, "wire: %s message of %u bytes: field %s (count %llu) %s", moa_wire_name(msg->type),
-                        h.payload_bytes, c.field, (unsigned long long)c.count, c.wrong);
+        return moa_fail(err, MOA_E_INVALID, "wire: %s message of %u bytes: field %s (count %llu) %s",
+                        moa_wire_name(msg->type), h.payload_bytes, c.field, (unsigned long long)c.count,
+                        c.wrong);
     if (c.at != c.size)
-        return moa_fail(err, MOA_E_INVALID, "wire: %s message of %u bytes: %zu bytes too many", moa_wire_name(msg->type),
-                        h.payload_bytes, c.size - c.at);
+        return moa_fail(err, MOA_E_INVALID, "wire: %s message of %u bytes: %zu bytes too many",
+                        moa_wire_name(msg->type), h.payload_bytes, c.size - c.at);
     return MOA_OK;
 }
 

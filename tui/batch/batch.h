@@ -19,10 +19,10 @@
 
 struct moa_batch {
     const char *name;
-    const char *help;  /* one line */
-    const char *usage; /* what follows the name; several lines for several forms */
-    const int *options;    /* MOA_OPT_* up to MOA_OPT_END; --help is always taken */
-    const moa_option *own; /* rows of its own up to one without spellings, or NULL */
+    const char *help;         /* one line */
+    const char *usage;        /* what follows the name; several lines for several forms */
+    const int *options;       /* MOA_OPT_* up to MOA_OPT_END; --help is always taken */
+    const moa_option *own;    /* rows of its own up to one without spellings, or NULL */
     int min_words, max_words; /* words that are not options (MODEL, files); a given --model counts as one */
     const char *more;         /* paragraphs after the options of --help, or NULL */
     moa_status (*run)(const moa_args *args, moa_err *err);

@@ -14,10 +14,13 @@ static moa_status run(const moa_args *args, moa_err *err) {
         return s;
     }
     if (isatty(STDIN_FILENO) || isatty(STDOUT_FILENO))
-        return moa_fail(err, MOA_E_USAGE, "the engine process talks in framed messages on stdin and stdout, which is a terminal "
-                                          "here; `moascope` starts it by itself");
+        return moa_fail(
+            err, MOA_E_USAGE,
+            "the engine process talks in framed messages on stdin and stdout, which is a terminal "
+            "here; `moascope` starts it by itself");
     static const char *const devices[] = {"/proc/self/exe", "engine", "--devices", NULL};
-    return moa_serve(&(moa_serve_config){.in_fd = STDIN_FILENO, .out_fd = STDOUT_FILENO, .devices_command = devices}, err);
+    return moa_serve(
+        &(moa_serve_config){.in_fd = STDIN_FILENO, .out_fd = STDOUT_FILENO, .devices_command = devices}, err);
 }
 
 static const moa_option own[] = {

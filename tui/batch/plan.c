@@ -38,25 +38,30 @@ static moa_status shape_of(const moa_args *args, shape *out, moa_err *err) {
         moa_model_close(&m);
     } else if (text) {
         char rest = 0;
-        if (sscanf(text, "%dx%d%c", &out->n_layer, &out->n_head, &rest) != 2 || out->n_layer < 1 || out->n_layer > MOA_PLAN_LAYER_MAX ||
-            out->n_head < 1 || out->n_head > MOA_PLAN_HEAD_MAX)
-            return moa_fail(err, MOA_E_USAGE, "--shape %s: expected LAYERSxHEADS, like 32x32, at most %dx%d", text, MOA_PLAN_LAYER_MAX,
-                            MOA_PLAN_HEAD_MAX);
+        if (sscanf(text, "%dx%d%c", &out->n_layer, &out->n_head, &rest) != 2 || out->n_layer < 1 ||
+            out->n_layer > MOA_PLAN_LAYER_MAX || out->n_head < 1 || out->n_head > MOA_PLAN_HEAD_MAX)
+            return moa_fail(err, MOA_E_USAGE, "--shape %s: expected LAYERSxHEADS, like 32x32, at most %dx%d",
+                            text, MOA_PLAN_LAYER_MAX, MOA_PLAN_HEAD_MAX);
     }
-    if (moa_args_has(args, MOA_OPT_MODEL_HEADS_KV)) out->n_head_kv = (int32_t)moa_args_int(args, MOA_OPT_MODEL_HEADS_KV);
+    if (moa_args_has(args, MOA_OPT_MODEL_HEADS_KV))
+        out->n_head_kv = (int32_t)moa_args_int(args, MOA_OPT_MODEL_HEADS_KV);
     return MOA_OK;
 }
 
 /* n_head_kv of *known is filled in from the file when nobody said it */
 static moa_status open_plan(moa_plan **out, const char *spec, shape *known, moa_err *err) {
-    const bool word = strcmp(spec, "full") == 0 || strcmp(spec, "sink") == 0 || strncmp(spec, "uniform:", 8) == 0;
+    const bool word =
+        strcmp(spec, "full") == 0 || strcmp(spec, "sink") == 0 || strncmp(spec, "uniform:", 8) == 0;
     if (word && known->n_layer == 0)
-        return moa_fail(err, MOA_E_USAGE, "plan %s has no shape of its own: add --model MODEL or --shape LAYERSxHEADS", spec);
-    moa_status s = known->n_layer > 0 ? moa_plan_open(out, spec, known->n_layer, known->n_head, err) : moa_plan_load(out, spec, err);
+        return moa_fail(err, MOA_E_USAGE,
+                        "plan %s has no shape of its own: add --model MODEL or --shape LAYERSxHEADS", spec);
+    moa_status s = known->n_layer > 0 ? moa_plan_open(out, spec, known->n_layer, known->n_head, err)
+                                      : moa_plan_load(out, spec, err);
     if (s != MOA_OK) return s;
     if (known->n_head_kv == 0) known->n_head_kv = (*out)->n_head_kv;
     if (known->n_head_kv > 0 && (*out)->n_head % known->n_head_kv != 0) {
-        s = moa_fail(err, MOA_E_INVALID, "%d heads do not divide among %d KV heads", (*out)->n_head, known->n_head_kv);
+        s = moa_fail(err, MOA_E_INVALID, "%d heads do not divide among %d KV heads", (*out)->n_head,
+                     known->n_head_kv);
         moa_plan_close(out);
     }
     return s;
@@ -80,8 +85,10 @@ static moa_status want_words(const moa_args *args, int min, int max, const char 
 
 static void number(moa_buf *b, const char *before, double x) {
     moa_buf_str(b, before);
-    if (x == floor(x) && fabs(x) < 1e15) moa_buf_printf(b, "%.0f", x);
-    else moa_json_number(b, x);
+    if (x == floor(x) && fabs(x) < 1e15)
+        moa_buf_printf(b, "%.0f", x);
+    else
+        moa_json_number(b, x);
 }
 
 /* --- show -------------------------------------------------------------------------------------------------------------------------- */
@@ -102,7 +109,8 @@ static void show_json(const view *v, moa_buf *b) {
     moa_json_string(b, v->spec, strlen(v->spec));
     moa_buf_printf(b, ",\n  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_head_kv\": ", p->n_layer, p->n_head);
     moa_buf_printf(b, v->n_head_kv ? "%d" : "null", v->n_head_kv);
-    moa_buf_printf(b, ",\n  \"distinct_rules\": %d,\n  \"max_rules_per_layer\": %d,\n  \"rules\": [", v->n_class, moa_plan_max_rules_per_layer(p));
+    moa_buf_printf(b, ",\n  \"distinct_rules\": %d,\n  \"max_rules_per_layer\": %d,\n  \"rules\": [",
+                   v->n_class, moa_plan_max_rules_per_layer(p));
     for (int32_t c = 0; c < v->n_class; c++) {
         number(b, c ? ",\n    {\"alpha\": " : "\n    {\"alpha\": ", v->classes[c].rule.alpha);
         number(b, ", \"beta\": ", v->classes[c].rule.beta);
@@ -111,7 +119,8 @@ static void show_json(const view *v, moa_buf *b) {
     moa_buf_str(b, "\n  ],\n  \"lengths\": [");
     for (int i = 0; i < v->n_at; i++) {
         const moa_plan_at_n d = moa_plan_describe(p, v->at[i], v->n_head_kv);
-        moa_buf_printf(b, "%s\n    {\"n\": %d, \"span_min\": %d, \"span_max\": %d", i ? "," : "", d.n, d.span_min, d.span_max);
+        moa_buf_printf(b, "%s\n    {\"n\": %d, \"span_min\": %d, \"span_max\": %d", i ? "," : "", d.n,
+                       d.span_min, d.span_max);
         number(b, ", \"span_mean\": ", d.span_mean);
         number(b, ", \"kv_density\": ", d.kv_density);
         number(b, ", \"kv_density_grouped\": ", d.kv_density_grouped);
@@ -126,26 +135,34 @@ static void show_json(const view *v, moa_buf *b) {
 static void show_text(const view *v, moa_buf *b) {
     const moa_plan *p = v->plan;
     moa_text_clean(v->spec, strlen(v->spec), MOA_TEXT_LINE, b);
-    moa_buf_printf(b, ": %d layers x %d heads, %d distinct rules, at most %d a layer\n", p->n_layer, p->n_head, v->n_class,
-                   moa_plan_max_rules_per_layer(p));
+    moa_buf_printf(b, ": %d layers x %d heads, %d distinct rules, at most %d a layer\n", p->n_layer,
+                   p->n_head, v->n_class, moa_plan_max_rules_per_layer(p));
     if (p->model[0]) {
         moa_buf_str(b, "for ");
         moa_text_clean(p->model, strlen(p->model), MOA_TEXT_LINE, b);
         moa_buf_str(b, "\n");
     }
-    moa_buf_printf(b, "\n%10s %8s %8s %8s  %7s  %7s  %7s  %7s  %7s\n", "N tokens", "mean", "min", "max", "KV", "grouped", "visible", "dense", "clamped");
+    moa_buf_printf(b, "\n%10s %8s %8s %8s  %7s  %7s  %7s  %7s  %7s\n", "N tokens", "mean", "min", "max", "KV",
+                   "grouped", "visible", "dense", "clamped");
     for (int i = 0; i < v->n_at; i++) {
         const moa_plan_at_n d = moa_plan_describe(p, v->at[i], v->n_head_kv);
         char grouped[16] = "-";
-        if (!isnan(d.kv_density_grouped)) (void)snprintf(grouped, sizeof grouped, "%.1f%%", 100 * d.kv_density_grouped);
-        moa_buf_printf(b, "%10d %8.0f %8d %8d  %6.1f%%  %7s  %6.1f%%  %6.1f%%  %7d\n", d.n, d.span_mean, d.span_min, d.span_max, 100 * d.kv_density,
-                       grouped, 100 * d.attn_density, 100 * d.dense_share, d.n_clamped);
+        if (!isnan(d.kv_density_grouped))
+            (void)snprintf(grouped, sizeof grouped, "%.1f%%", 100 * d.kv_density_grouped);
+        moa_buf_printf(b, "%10d %8.0f %8d %8d  %6.1f%%  %7s  %6.1f%%  %6.1f%%  %7d\n", d.n, d.span_mean,
+                       d.span_min, d.span_max, 100 * d.kv_density, grouped, 100 * d.attn_density,
+                       100 * d.dense_share, d.n_clamped);
     }
-    moa_buf_printf(b, "\nspans in tokens; KV: tokens kept per head / N; grouped: with KV heads shared (%s); visible: pairs seen / causal pairs\n"
-                      "dense: heads that see everything; clamped: heads whose rule gives nothing there, kept at %d tokens\n\n%8s %12s %10s\n",
-                   v->n_head_kv ? "as the model does" : "not known: --model or --model-heads-kv", MOA_SPAN_MIN, "heads", "alpha", "beta");
+    moa_buf_printf(b,
+                   "\nspans in tokens; KV: tokens kept per head / N; grouped: with KV heads shared (%s); "
+                   "visible: pairs seen / causal pairs\n"
+                   "dense: heads that see everything; clamped: heads whose rule gives nothing there, kept at "
+                   "%d tokens\n\n%8s %12s %10s\n",
+                   v->n_head_kv ? "as the model does" : "not known: --model or --model-heads-kv",
+                   MOA_SPAN_MIN, "heads", "alpha", "beta");
     for (int32_t c = 0; c < v->n_class && c < 40; c++)
-        moa_buf_printf(b, "%8d %12g %10g\n", v->classes[c].n_head, v->classes[c].rule.alpha, v->classes[c].rule.beta);
+        moa_buf_printf(b, "%8d %12g %10g\n", v->classes[c].n_head, v->classes[c].rule.alpha,
+                       v->classes[c].rule.beta);
     if (v->n_class > 40) moa_buf_printf(b, "%8s %d more\n", "...", v->n_class - 40);
 }
 
@@ -156,7 +173,8 @@ static moa_status show(const moa_args *args, moa_err *err) {
     moa_plan *plan = NULL;
     moa_buf text = {0};
     moa_status s = MOA_OK;
-    MOA_TRY(want_words(args, 1, 1, "show PLAN [--at N,N,...] [--model MODEL | --model-heads-kv K] [--json F|-]", err));
+    MOA_TRY(want_words(args, 1, 1,
+                       "show PLAN [--at N,N,...] [--model MODEL | --model-heads-kv K] [--json F|-]", err));
     v.n_at = moa_args_ints(args, MOA_OPT_AT, v.at, AT_MAX);
     if (v.n_at > AT_MAX) MOA_TRY(moa_fail(err, MOA_E_USAGE, "--at: %d lengths, at most %d", v.n_at, AT_MAX));
     MOA_TRY(shape_of(args, &known, err));
@@ -164,8 +182,10 @@ static moa_status show(const moa_args *args, moa_err *err) {
     v.plan = plan;
     v.n_head_kv = known.n_head_kv;
     MOA_TRY(moa_plan_classes(plan, &v.classes, &v.n_class, err));
-    if (json) show_json(&v, &text);
-    else show_text(&v, &text);
+    if (json)
+        show_json(&v, &text);
+    else
+        show_text(&v, &text);
     MOA_TRY(moa_output_save(json ? json : "-", &text, err));
 out:
     free(v.classes);
@@ -181,19 +201,27 @@ static int oddities(const moa_plan *p, const int32_t *at, int n_at, int32_t n_he
     for (int i = 0; i < n_at; i++) {
         const moa_plan_at_n d = moa_plan_describe(p, at[i], n_head_kv);
         if (d.n_clamped == 0) continue;
-        moa_buf_printf(b, "at %d tokens %d of %d heads get no span from their rule (alpha + beta*N <= 0): they are kept at %d tokens\n", at[i],
-                       d.n_clamped, p->n_layer * p->n_head, MOA_SPAN_MIN);
+        moa_buf_printf(b,
+                       "at %d tokens %d of %d heads get no span from their rule (alpha + beta*N <= 0): they "
+                       "are kept at %d tokens\n",
+                       at[i], d.n_clamped, p->n_layer * p->n_head, MOA_SPAN_MIN);
         n++;
     }
     if (moa_plan_max_rules_per_layer(p) > 2) {
-        moa_buf_printf(b, "up to %d distinct rules in a layer: kernels that take two (the reference's) cannot run it\n", moa_plan_max_rules_per_layer(p));
+        moa_buf_printf(
+            b, "up to %d distinct rules in a layer: kernels that take two (the reference's) cannot run it\n",
+            moa_plan_max_rules_per_layer(p));
         n++;
     }
     for (int32_t l = 0; l < p->n_layer && n_head_kv > 0 && n_at > 0; l++)
         for (int32_t h = 0; h < p->n_head; h++)
-            wider += moa_span(*moa_plan_at(p, l, h), at[n_at - 1]) < moa_plan_group_span(p, l, h, n_head_kv, at[n_at - 1]);
+            wider += moa_span(*moa_plan_at(p, l, h), at[n_at - 1]) <
+                     moa_plan_group_span(p, l, h, n_head_kv, at[n_at - 1]);
     if (wider > 0) {
-        moa_buf_printf(b, "at %d tokens %d heads are narrower than the widest of their KV group: narrowing them saves no memory\n", at[n_at - 1], wider);
+        moa_buf_printf(b,
+                       "at %d tokens %d heads are narrower than the widest of their KV group: narrowing them "
+                       "saves no memory\n",
+                       at[n_at - 1], wider);
         n++;
     }
     return n;
@@ -205,7 +233,8 @@ static moa_status check(const moa_args *args, moa_err *err) {
     moa_plan *plan = NULL;
     moa_buf text = {0};
     moa_status s = MOA_OK;
-    MOA_TRY(want_words(args, 1, 1, "check PLAN [--model MODEL | --shape LxH] [--at N,N,...] [--strict]", err));
+    MOA_TRY(
+        want_words(args, 1, 1, "check PLAN [--model MODEL | --shape LxH] [--at N,N,...] [--strict]", err));
     const int n_at = moa_args_ints(args, MOA_OPT_AT, at, AT_MAX);
     if (n_at > AT_MAX) MOA_TRY(moa_fail(err, MOA_E_USAGE, "--at: %d lengths, at most %d", n_at, AT_MAX));
     MOA_TRY(shape_of(args, &known, err));
@@ -214,7 +243,8 @@ static moa_status check(const moa_args *args, moa_err *err) {
     moa_buf_printf(&text, "valid: %d layers x %d heads%s; %d remark%s\n", plan->n_layer, plan->n_head,
                    known.n_layer > 0 ? ", as the model has" : "", n, n == 1 ? "" : "s");
     MOA_TRY(moa_output_save("-", &text, err));
-    if (n > 0 && moa_args_has(args, OWN_STRICT)) s = moa_fail(err, MOA_E_FAILED, "%d remark%s on the plan, and --strict", n, n == 1 ? "" : "s");
+    if (n > 0 && moa_args_has(args, OWN_STRICT))
+        s = moa_fail(err, MOA_E_FAILED, "%d remark%s on the plan, and --strict", n, n == 1 ? "" : "s");
 out:
     moa_buf_free(&text);
     moa_plan_close(&plan);
@@ -246,11 +276,15 @@ static moa_status diff(const moa_args *args, moa_err *err) {
                 number(&text, "], \"beta\": [", x.beta), number(&text, ", ", y.beta);
                 moa_buf_str(&text, "]}");
             } else
-                moa_buf_printf(&text, "L%d.H%d: alpha %g beta %g -> alpha %g beta %g\n", l, h, x.alpha, x.beta, y.alpha, y.beta);
+                moa_buf_printf(&text, "L%d.H%d: alpha %g beta %g -> alpha %g beta %g\n", l, h, x.alpha,
+                               x.beta, y.alpha, y.beta);
             n++;
         }
-    if (json) moa_buf_printf(&text, "\n  ],\n  \"n_changed\": %d,\n  \"n_head\": %d\n}\n", n, a->n_layer * a->n_head);
-    else moa_buf_printf(&text, "%d of %d heads differ\n", n, a->n_layer * a->n_head);
+    if (json)
+        moa_buf_printf(&text, "\n  ],\n  \"n_changed\": %d,\n  \"n_head\": %d\n}\n", n,
+                       a->n_layer * a->n_head);
+    else
+        moa_buf_printf(&text, "%d of %d heads differ\n", n, a->n_layer * a->n_head);
     MOA_TRY(moa_output_save(json ? json : "-", &text, err));
 out:
     moa_buf_free(&text);
@@ -281,7 +315,8 @@ static moa_status uniform(const moa_args *args, moa_err *err) {
     moa_status s = MOA_OK;
     const char *density = moa_args_word(args, 1);
     moa_rule rule = {moa_args_real(args, OWN_ALPHA), moa_args_real(args, OWN_BETA)};
-    MOA_TRY(want_words(args, 0, 1, "uniform [D | --alpha A --beta B] (--model MODEL | --shape LxH) [-o FILE]", err));
+    MOA_TRY(want_words(args, 0, 1, "uniform [D | --alpha A --beta B] (--model MODEL | --shape LxH) [-o FILE]",
+                       err));
     if (density && (moa_args_has(args, OWN_ALPHA) || moa_args_has(args, OWN_BETA)))
         MOA_TRY(moa_fail(err, MOA_E_USAGE, "give a density, or --alpha and --beta"));
     if (!density && !moa_args_has(args, OWN_ALPHA) && !moa_args_has(args, OWN_BETA))
@@ -293,7 +328,8 @@ static moa_status uniform(const moa_args *args, moa_err *err) {
             MOA_TRY(moa_fail(err, MOA_E_USAGE, "density %s: a number above 0 and at most 1", density));
     }
     MOA_TRY(shape_of(args, &known, err));
-    if (known.n_layer == 0) MOA_TRY(moa_fail(err, MOA_E_USAGE, "for which shape? add --model MODEL or --shape LAYERSxHEADS"));
+    if (known.n_layer == 0)
+        MOA_TRY(moa_fail(err, MOA_E_USAGE, "for which shape? add --model MODEL or --shape LAYERSxHEADS"));
     MOA_TRY(moa_plan_uniform(&plan, known.n_layer, known.n_head, rule, err));
     plan->n_head_kv = known.n_head_kv;
     s = save_plan(args, plan, err);
@@ -309,7 +345,8 @@ static moa_status edit(const moa_args *args, moa_err *err) {
     moa_status s = MOA_OK;
     MOA_TRY(want_words(args, 3, 63, "edit PLAN SELECTOR EDIT [SELECTOR EDIT ...] [-o FILE]", err));
     if (args->n_word % 2 != 0)
-        MOA_TRY(moa_fail(err, MOA_E_USAGE, "selector '%s' has no edit", moa_args_word(args, args->n_word - 1)));
+        MOA_TRY(
+            moa_fail(err, MOA_E_USAGE, "selector '%s' has no edit", moa_args_word(args, args->n_word - 1)));
     MOA_TRY(shape_of(args, &known, err));
     MOA_TRY(open_plan(&plan, moa_args_word(args, 1), &known, err));
     const int32_t n = plan->n_layer * plan->n_head;
@@ -326,7 +363,8 @@ static moa_status edit(const moa_args *args, moa_err *err) {
             selected++;
             changed += before.alpha != plan->rules[i].alpha || before.beta != plan->rules[i].beta;
         }
-        moa_remark(args, "%s %s: %d heads selected, %d changed", moa_args_word(args, w), moa_args_word(args, w + 1), selected, changed);
+        moa_remark(args, "%s %s: %d heads selected, %d changed", moa_args_word(args, w),
+                   moa_args_word(args, w + 1), selected, changed);
     }
     s = save_plan(args, plan, err);
 out:
@@ -337,7 +375,9 @@ out:
 
 static moa_status export_plan(const moa_args *args, moa_err *err) {
     (void)args;
-    return moa_fail(err, MOA_E_UNSUPPORTED, "exports for other programs are not there yet; `plan convert --plain` writes the interchange format");
+    return moa_fail(
+        err, MOA_E_UNSUPPORTED,
+        "exports for other programs are not there yet; `plan convert --plain` writes the interchange format");
 }
 
 /* --- the verbs -------------------------------------------------------------------------------------------------------------------------- */
@@ -356,10 +396,12 @@ static moa_status run(const moa_args *args, moa_err *err) {
     return moa_fail(err, MOA_E_USAGE, "'%s': show, check, diff, convert, uniform or edit", word);
 }
 
-static const int options[] = {MOA_OPT_AT, MOA_OPT_MODEL_HEADS_KV, MOA_OPT_JSON, MOA_OPT_OUTPUT, MOA_OPT_QUIET, MOA_OPT_END};
+static const int options[] = {MOA_OPT_AT,     MOA_OPT_MODEL_HEADS_KV, MOA_OPT_JSON,
+                              MOA_OPT_OUTPUT, MOA_OPT_QUIET,          MOA_OPT_END};
 static const moa_option own[] = {
     {"--shape", MOA_OPTION_TEXT, "LxH", NULL, 0, 0, false, "layers x heads, where no model says it"},
-    {"--plain", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "write the two keys of the interchange format alone"},
+    {"--plain", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false,
+     "write the two keys of the interchange format alone"},
     {"--alpha", MOA_OPTION_REAL, "A", NULL, -16777216, 16777216, false, "uniform: tokens"},
     {"--beta", MOA_OPTION_REAL, "B", NULL, -1024, 1024, false, "uniform: share of N"},
     {"--strict", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "check: remarks are failures (exit 1)"},
@@ -381,7 +423,8 @@ const moa_batch moa_batch_plan = {
     .own = own,
     .min_words = 1,
     .max_words = 64,
-    .more = "PLAN is a file, or full, uniform:D, sink with --model or --shape. SELECTOR: L14.H13  L14.*  L10-20.H0,4  *.H3  L3.G1  *\n"
+    .more = "PLAN is a file, or full, uniform:D, sink with --model or --shape. SELECTOR: L14.H13  L14.*  "
+            "L10-20.H0,4  *.H3  L3.G1  *\n"
             "EDIT: full  sink  w=1024  \"alpha=0 beta=0.25\"  alpha+=64  beta-=0.125",
     .run = run,
 };

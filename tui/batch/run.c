@@ -27,16 +27,16 @@ typedef struct job {
     moa_seq *seq;
     moa_sampling sampling;
     bool to_terminal, show_text;
-    moa_record *record;  /* in the session store, or NULL */
-    const char *prompt;  /* as typed, (n_prompt_bytes), borrowed; "" when it came as ids */
+    moa_record *record; /* in the session store, or NULL */
+    const char *prompt; /* as typed, (n_prompt_bytes), borrowed; "" when it came as ids */
     size_t n_prompt_bytes;
     /* of the run under way */
     int32_t n_prompt;
     moa_npy_writer *logits;
     moa_text_stream stream;
     moa_id_list made;
-    float *logprobs; /* (made.n), owned */
-    moa_buf text;    /* bytes of what was made, without control tokens */
+    float *logprobs;   /* (made.n), owned */
+    moa_buf text;      /* bytes of what was made, without control tokens */
     moa_status status; /* of what a callback had to do */
     moa_err err;
     char note[256];
@@ -50,18 +50,21 @@ static const char stats_readme[] =
     "sink     float32 [n_layer][n_head]  mean mass on the first 64 tokens, 0..1\n"
     "window   float32 [n_layer][n_head]  mean mass on keys j >= 64 with i - j < span - 64, 0..1\n"
     "distance float32 [n_layer][n_head]  mean of i - j, tokens\n"
-    "worst_cover float32, worst_query int32  the query with the least sink + window mass, and its position (-1: none)\n"
-    "hist     float32 [n_layer][n_head][1 + n_bin]  mean mass of a query: [0] on the first 64 tokens, [1 + d] on keys j >= 64 with\n"
+    "worst_cover float32, worst_query int32  the query with the least sink + window mass, and its position "
+    "(-1: none)\n"
+    "hist     float32 [n_layer][n_head][1 + n_bin]  mean mass of a query: [0] on the first 64 tokens, [1 + "
+    "d] on keys j >= 64 with\n"
     "         (i - j) / 64 == d; sums to 1\n"
     "span     int32 [n_layer][n_head]  tokens, the first 64 included\n"
     "n_query  int64  queries the means are over\n";
 
-static const char maps_readme[] =
-    "Attention of every head over the prompt, summed over blocks of 64 x 64.\n"
-    "mass float32 [n_layer][n_head][nb][nb]  (query block, key block), nb = ceil(n_prompt / 64): sum of A over the block; a row of blocks\n"
-    "     sums to its number of queries\n"
-    "span int32 [n_layer][n_head]  tokens, the first 64 included; query i sees key j iff j <= i and (j < 64 or i - j < span - 64)\n"
-    "n_prompt int64  tokens\n";
+static const char maps_readme[] = "Attention of every head over the prompt, summed over blocks of 64 x 64.\n"
+                                  "mass float32 [n_layer][n_head][nb][nb]  (query block, key block), nb = "
+                                  "ceil(n_prompt / 64): sum of A over the block; a row of blocks\n"
+                                  "     sums to its number of queries\n"
+                                  "span int32 [n_layer][n_head]  tokens, the first 64 included; query i sees "
+                                  "key j iff j <= i and (j < 64 or i - j < span - 64)\n"
+                                  "n_prompt int64  tokens\n";
 
 static moa_npy_shape shape_2(moa_npy_type type, const moa_shape *m) {
     return (moa_npy_shape){type, 2, {(size_t)m->n_layer, (size_t)m->n_head}};
@@ -72,7 +75,8 @@ static moa_status add_int64(moa_npy_writer *w, const char *name, int64_t value, 
     return moa_npz_add(w, name, &scalar, &value, err);
 }
 
-static moa_status add_heads(moa_npy_writer *w, const moa_shape *m, const moa_head_stats *heads, moa_err *err) {
+static moa_status add_heads(moa_npy_writer *w, const moa_shape *m, const moa_head_stats *heads,
+                            moa_err *err) {
     static const char *const names[] = {"entropy", "sink", "window", "distance", "worst_cover"};
     const size_t n = (size_t)m->n_layer * (size_t)m->n_head;
     const moa_npy_shape f32 = shape_2(MOA_NPY_F32, m), i32 = shape_2(MOA_NPY_I32, m);
@@ -81,13 +85,15 @@ static moa_status add_heads(moa_npy_writer *w, const moa_shape *m, const moa_hea
     if (!column) return moa_fail(err, MOA_E_MEMORY, "no memory for the statistics of %zu heads", n);
     for (int c = 0; c < 5; c++) {
         for (size_t h = 0; h < n; h++) {
-            const float all[] = {heads[h].entropy, heads[h].sink, heads[h].window, heads[h].distance, heads[h].worst_cover};
+            const float all[] = {heads[h].entropy, heads[h].sink, heads[h].window, heads[h].distance,
+                                 heads[h].worst_cover};
             column[h] = all[c];
         }
         MOA_TRY(moa_npz_add(w, names[c], &f32, column, err));
     }
     int32_t *worst = (int32_t *)(void *)column;
-    for (size_t h = 0; h < n; h++) worst[h] = heads[h].worst_query;
+    for (size_t h = 0; h < n; h++)
+        worst[h] = heads[h].worst_query;
     MOA_TRY(moa_npz_add(w, "worst_query", &i32, worst, err));
 out:
     free(column);
@@ -104,13 +110,16 @@ static moa_status add_hist(moa_npy_writer *w, job *j, int32_t layer, moa_err *er
     MOA_TRY(moa_seq_hist(j->seq, layer, &hist, &n_bin, &bucket_tok, queries, err));
     const size_t row = 1 + (size_t)n_bin;
     if (layer == 0)
-        MOA_TRY(moa_npz_begin(w, "hist", &(moa_npy_shape){MOA_NPY_F32, 3, {(size_t)m->n_layer, (size_t)m->n_head, row}}, err));
-    for (int b = 0; b < MOA_HIST_BUCKETS; b++) total += queries[b];
+        MOA_TRY(moa_npz_begin(
+            w, "hist", &(moa_npy_shape){MOA_NPY_F32, 3, {(size_t)m->n_layer, (size_t)m->n_head, row}}, err));
+    for (int b = 0; b < MOA_HIST_BUCKETS; b++)
+        total += queries[b];
     for (size_t h = 0; h < (size_t)m->n_head; h++) {
         float *at = hist + h * MOA_HIST_BUCKETS * row; /* in place: the sums go to the first bucket */
         for (size_t k = 0; k < row; k++) {
             double sum = 0;
-            for (size_t b = 0; b < MOA_HIST_BUCKETS; b++) sum += at[b * row + k];
+            for (size_t b = 0; b < MOA_HIST_BUCKETS; b++)
+                sum += at[b * row + k];
             at[k] = (float)(total ? sum / (double)total : 0);
         }
         MOA_TRY(moa_npy_append(w, at, row * sizeof *at, err));
@@ -130,7 +139,8 @@ static moa_status save_stats(job *j, const char *path, moa_err *err) {
     MOA_TRY(moa_seq_stats(j->seq, heads, err));
     MOA_TRY(moa_npy_open(&w, path, NULL, err));
     MOA_TRY(add_heads(w, m, heads, err));
-    for (int32_t layer = 0; layer < m->n_layer; layer++) MOA_TRY(add_hist(w, j, layer, err));
+    for (int32_t layer = 0; layer < m->n_layer; layer++)
+        MOA_TRY(add_hist(w, j, layer, err));
     MOA_TRY(moa_npz_add(w, "span", &spans, moa_seq_spans(j->seq), err));
     MOA_TRY(add_int64(w, "n_query", heads[0].n_query, err));
     MOA_TRY(moa_npz_text(w, "README", stats_readme, err));
@@ -153,7 +163,9 @@ static moa_status head_blocks(job *j, int32_t layer, int32_t head, float *mass, 
         dense = malloc((size_t)whole * (size_t)whole * sizeof *dense);
         if (!dense) return moa_fail(err, MOA_E_MEMORY, "no memory for a map of %d x %d blocks", whole, whole);
         MOA_TRY(moa_seq_map(j->seq, &r, dense, NULL, NULL, err));
-        for (int32_t q = 0; q < whole; q++) memcpy(mass + (size_t)q * (size_t)nb, dense + (size_t)q * (size_t)whole, (size_t)whole * sizeof *mass);
+        for (int32_t q = 0; q < whole; q++)
+            memcpy(mass + (size_t)q * (size_t)nb, dense + (size_t)q * (size_t)whole,
+                   (size_t)whole * sizeof *mass);
     }
     if (edge == n) goto out;
     r.q0 = edge, r.q1 = n, r.rows = 1;
@@ -171,17 +183,20 @@ out:
 static moa_status save_maps(job *j, const char *path, moa_err *err) {
     const moa_shape *m = &j->loaded.model->shape;
     const size_t nb = (size_t)(j->n_prompt + BLOCK - 1) / BLOCK;
-    const moa_npy_shape all = {MOA_NPY_F32, 4, {(size_t)m->n_layer, (size_t)m->n_head, nb, nb}}, spans = shape_2(MOA_NPY_I32, m);
+    const moa_npy_shape all = {MOA_NPY_F32, 4, {(size_t)m->n_layer, (size_t)m->n_head, nb, nb}},
+                        spans = shape_2(MOA_NPY_I32, m);
     moa_npy_writer *w = NULL;
     moa_status s = MOA_OK;
     float *mass = malloc((nb * nb + nb) * sizeof *mass);
-    if (!mass) return moa_fail(err, MOA_E_MEMORY, "%s: no memory for a map of %zu x %zu blocks", path, nb, nb);
+    if (!mass)
+        return moa_fail(err, MOA_E_MEMORY, "%s: no memory for a map of %zu x %zu blocks", path, nb, nb);
     MOA_TRY(moa_npy_open(&w, path, NULL, err));
     MOA_TRY(moa_npz_begin(w, "mass", &all, err));
     for (int32_t l = 0; l < m->n_layer; l++)
         for (int32_t h = 0; h < m->n_head; h++) {
             moa_progress_show(j->args, "maps", l * m->n_head + h, m->n_layer * m->n_head, "heads");
-            if (moa_interrupted(NULL)) MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted: %s is not written", path));
+            if (moa_interrupted(NULL))
+                MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted: %s is not written", path));
             MOA_TRY(head_blocks(j, l, h, mass, mass + nb * nb, err));
             MOA_TRY(moa_npy_append(w, mass, nb * nb * sizeof *mass, err));
         }
@@ -212,7 +227,8 @@ static void on_progress(void *user, int32_t done, int32_t total) {
 static bool on_logits(void *user, int32_t pos, const float *logits) {
     job *j = user;
     (void)pos;
-    j->status = moa_npy_append(j->logits, logits, (size_t)j->loaded.model->shape.n_vocab * sizeof *logits, &j->err);
+    j->status =
+        moa_npy_append(j->logits, logits, (size_t)j->loaded.model->shape.n_vocab * sizeof *logits, &j->err);
     return j->status == MOA_OK;
 }
 
@@ -234,7 +250,8 @@ static bool on_token(void *user, const moa_run_token *t) {
     job *j = user;
     const moa_tokenizer *tok = j->loaded.model->tokenizer;
     const char *stats = moa_args_text(j->args, MOA_OPT_STATS);
-    if (t->index == 0 && stats) j->status = save_stats(j, stats, &j->err); /* just the prompt has been seen by now */
+    if (t->index == 0 && stats)
+        j->status = save_stats(j, stats, &j->err); /* just the prompt has been seen by now */
     int32_t *ids = realloc(j->made.data, (j->made.n + 1) * sizeof *ids);
     if (ids) j->made.data = ids;
     float *logprobs = realloc(j->logprobs, (j->made.n + 1) * sizeof *logprobs);
@@ -249,7 +266,8 @@ static bool on_token(void *user, const moa_run_token *t) {
         moa_buf_append(&j->text, piece, n);
         show(j, piece, n, false);
         moa_record_output(j->record, piece, n);
-    } else moa_record_output(j->record, "", 0);
+    } else
+        moa_record_output(j->record, "", 0);
     return true;
 }
 
@@ -283,7 +301,8 @@ static void result_json(const job *j, const moa_run_result *r, moa_buf *b) {
     field_text(b, "plan", plan, strlen(plan));
     field_count(b, "prompt_tokens", (uint64_t)r->n_prompt);
     moa_buf_str(b, "  \"tokens\": [");
-    for (size_t i = 0; i < j->made.n; i++) moa_buf_printf(b, "%s%d", i ? ", " : "", j->made.data[i]);
+    for (size_t i = 0; i < j->made.n; i++)
+        moa_buf_printf(b, "%s%d", i ? ", " : "", j->made.data[i]);
     moa_buf_str(b, "],\n  \"logprobs\": [");
     for (size_t i = 0; i < j->made.n; i++) {
         moa_buf_str(b, i ? ", " : "");
@@ -315,12 +334,14 @@ static void result_json(const job *j, const moa_run_result *r, moa_buf *b) {
 }
 
 static void say_figures(const job *j, const moa_run_result *r) {
-    moa_remark(j->args, "prefill %d tokens in %.2f s, %.1f tok/s; decode %d tokens, %.1f tok/s; seed %llu", r->n_prompt, r->prefill_s,
-               r->prefill_s > 0 ? r->n_prompt / r->prefill_s : 0, r->n_gen, r->decode_s > 0 ? r->n_gen / r->decode_s : 0,
-               (unsigned long long)j->sampling.seed);
-    moa_remark(j->args, "KV %.2f MiB, dense %.2f MiB, dense without grouping %.2f MiB; spans %d to %d tokens, mean %.0f",
-               (double)r->kv_bytes / 1048576, (double)r->kv_formula.dense / 1048576, (double)r->kv_formula.mha / 1048576, r->span_min,
-               r->span_max, r->span_mean);
+    moa_remark(j->args, "prefill %d tokens in %.2f s, %.1f tok/s; decode %d tokens, %.1f tok/s; seed %llu",
+               r->n_prompt, r->prefill_s, r->prefill_s > 0 ? r->n_prompt / r->prefill_s : 0, r->n_gen,
+               r->decode_s > 0 ? r->n_gen / r->decode_s : 0, (unsigned long long)j->sampling.seed);
+    moa_remark(
+        j->args,
+        "KV %.2f MiB, dense %.2f MiB, dense without grouping %.2f MiB; spans %d to %d tokens, mean %.0f",
+        (double)r->kv_bytes / 1048576, (double)r->kv_formula.dense / 1048576,
+        (double)r->kv_formula.mha / 1048576, r->span_min, r->span_max, r->span_mean);
 }
 
 static moa_status one_run(job *j, const moa_id_list *prompt, moa_buf *json, moa_err *err) {
@@ -330,9 +351,11 @@ static moa_status one_run(job *j, const moa_id_list *prompt, moa_buf *json, moa_
     moa_run_result r = {0};
     moa_status s = MOA_OK;
     if (limit > 0 && (int64_t)prompt->n + n_gen > limit)
-        return moa_fail(err, MOA_E_INVALID, "%zu tokens and %lld to generate are more than -c %lld", prompt->n, (long long)n_gen, (long long)limit);
+        return moa_fail(err, MOA_E_INVALID, "%zu tokens and %lld to generate are more than -c %lld",
+                        prompt->n, (long long)n_gen, (long long)limit);
     if (prompt->n > (size_t)j->loaded.model->shape.n_ctx)
-        return moa_fail(err, MOA_E_INVALID, "%zu tokens do not fit the model's context of %d", prompt->n, j->loaded.model->shape.n_ctx);
+        return moa_fail(err, MOA_E_INVALID, "%zu tokens do not fit the model's context of %d", prompt->n,
+                        j->loaded.model->shape.n_ctx);
     moa_seq_reset(j->seq);
     moa_buf_clear(&j->text);
     j->made.n = 0;
@@ -342,10 +365,19 @@ static moa_status one_run(job *j, const moa_id_list *prompt, moa_buf *json, moa_
         const moa_npy_shape shape = {MOA_NPY_F32, 2, {prompt->n, (size_t)j->loaded.model->shape.n_vocab}};
         MOA_TRY(moa_npy_open(&j->logits, logits, &shape, err));
     }
-    const moa_run_config c = {.ids = prompt->data, .n_ids = j->n_prompt, .n_gen = (int32_t)n_gen, .rules = j->loaded.plan->rules,
-                              .watch = (stats ? MOA_WATCH_STATS : 0) | (maps ? MOA_WATCH_CAPTURE : 0), .sampling = j->sampling,
-                              .ignore_end = moa_args_has(j->args, MOA_OPT_IGNORE_EOS), .planned = on_planned, .progress = on_progress,
-                              .each_logits = logits ? on_logits : NULL, .token = on_token, .cancelled = moa_interrupted, .user = j};
+    const moa_run_config c = {.ids = prompt->data,
+                              .n_ids = j->n_prompt,
+                              .n_gen = (int32_t)n_gen,
+                              .rules = j->loaded.plan->rules,
+                              .watch = (stats ? MOA_WATCH_STATS : 0) | (maps ? MOA_WATCH_CAPTURE : 0),
+                              .sampling = j->sampling,
+                              .ignore_end = moa_args_has(j->args, MOA_OPT_IGNORE_EOS),
+                              .planned = on_planned,
+                              .progress = on_progress,
+                              .each_logits = logits ? on_logits : NULL,
+                              .token = on_token,
+                              .cancelled = moa_interrupted,
+                              .user = j};
     moa_record_begin(j->record, j->prompt, j->n_prompt_bytes, &j->sampling, (int32_t)n_gen);
     s = moa_run(j->seq, &c, &r, err);
     moa_record_end(j->record, s == MOA_OK ? &r : NULL);
@@ -356,10 +388,12 @@ static moa_status one_run(job *j, const moa_id_list *prompt, moa_buf *json, moa_
     say_figures(j, &r);
     result_json(j, &r, json);
     if (r.stop == MOA_STOP_CANCELLED && r.n_prompt < j->n_prompt)
-        MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted after %d of %d prompt tokens", r.n_prompt, j->n_prompt));
+        MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted after %d of %d prompt tokens", r.n_prompt,
+                         j->n_prompt));
     if (stats && j->made.n == 0) MOA_TRY(save_stats(j, stats, err));
     if (logits) MOA_TRY(moa_npy_commit(&j->logits, err));
-    if (r.stop == MOA_STOP_CANCELLED) MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted after %d tokens", r.n_gen));
+    if (r.stop == MOA_STOP_CANCELLED)
+        MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted after %d tokens", r.n_gen));
     if (maps) MOA_TRY(save_maps(j, maps, err));
 out:
     moa_npy_close(&j->logits);
@@ -371,17 +405,25 @@ out:
 static moa_status check_usage(const moa_args *args, moa_err *err) {
     static const int inputs[] = {MOA_OPT_PROMPT, MOA_OPT_PROMPT_FILE, MOA_OPT_IDS, MOA_OPT_PROMPTS};
     int n = 0;
-    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) n += moa_args_has(args, inputs[i]);
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+        n += moa_args_has(args, inputs[i]);
     if (n > 1) return moa_fail(err, MOA_E_USAGE, "give one of --prompt, --prompt-file, --ids and --prompts");
-    if (n == 0 && isatty(STDIN_FILENO)) return moa_fail(err, MOA_E_USAGE, "no input: give --prompt, --prompt-file, --ids or --prompts, or pipe the text in");
+    if (n == 0 && isatty(STDIN_FILENO))
+        return moa_fail(err, MOA_E_USAGE,
+                        "no input: give --prompt, --prompt-file, --ids or --prompts, or pipe the text in");
     if (moa_args_int(args, MOA_OPT_BATCH) > 1)
-        return moa_fail(err, MOA_E_USAGE, "--batch %lld: run takes one sequence at a time; --prompts FILE runs several one after another",
-                        (long long)moa_args_int(args, MOA_OPT_BATCH));
-    if (moa_args_has(args, MOA_OPT_IDS) && (moa_args_has(args, MOA_OPT_CHAT) || moa_args_has(args, MOA_OPT_SYSTEM)))
+        return moa_fail(
+            err, MOA_E_USAGE,
+            "--batch %lld: run takes one sequence at a time; --prompts FILE runs several one after another",
+            (long long)moa_args_int(args, MOA_OPT_BATCH));
+    if (moa_args_has(args, MOA_OPT_IDS) &&
+        (moa_args_has(args, MOA_OPT_CHAT) || moa_args_has(args, MOA_OPT_SYSTEM)))
         return moa_fail(err, MOA_E_USAGE, "--ids is used as it is: no --chat, no --system");
     if (moa_args_has(args, MOA_OPT_PROMPTS) &&
-        (moa_args_has(args, MOA_OPT_LOGITS) || moa_args_has(args, MOA_OPT_MAPS) || moa_args_has(args, MOA_OPT_STATS)))
-        return moa_fail(err, MOA_E_USAGE, "--logits, --maps and --stats are of one prompt: not with --prompts");
+        (moa_args_has(args, MOA_OPT_LOGITS) || moa_args_has(args, MOA_OPT_MAPS) ||
+         moa_args_has(args, MOA_OPT_STATS)))
+        return moa_fail(err, MOA_E_USAGE,
+                        "--logits, --maps and --stats are of one prompt: not with --prompts");
     return MOA_OK;
 }
 
@@ -410,13 +452,15 @@ static moa_status run_lines(job *j, const moa_buf *text, moa_buf *json, moa_err 
         s = run_text(j, line, len, json, err);
     }
     moa_buf_str(json, "\n]}");
-    if (s == MOA_OK && n == 0) return moa_fail(err, MOA_E_USAGE, "there is no prompt in it: every line is empty");
+    if (s == MOA_OK && n == 0)
+        return moa_fail(err, MOA_E_USAGE, "there is no prompt in it: every line is empty");
     return s;
 }
 
 static moa_status run_input(job *j, moa_buf *json, moa_err *err) {
     const char *prompt = moa_args_text(j->args, MOA_OPT_PROMPT), *ids = moa_args_text(j->args, MOA_OPT_IDS);
-    const char *lines = moa_args_text(j->args, MOA_OPT_PROMPTS), *file = moa_args_text(j->args, MOA_OPT_PROMPT_FILE);
+    const char *lines = moa_args_text(j->args, MOA_OPT_PROMPTS),
+               *file = moa_args_text(j->args, MOA_OPT_PROMPT_FILE);
     moa_buf text = {0};
     moa_status s = MOA_OK;
     if (prompt) return run_text(j, prompt, strlen(prompt), json, err);
@@ -428,7 +472,9 @@ static moa_status run_input(job *j, moa_buf *json, moa_err *err) {
         return s;
     }
     s = moa_file_read(lines ? lines : file ? file : "-", PROMPT_MAX, &text, err);
-    if (s == MOA_OK) s = lines ? run_lines(j, &text, json, err) : run_text(j, text.data ? text.data : "", text.size, json, err);
+    if (s == MOA_OK)
+        s = lines ? run_lines(j, &text, json, err)
+                  : run_text(j, text.data ? text.data : "", text.size, json, err);
     moa_buf_free(&text);
     return s;
 }
@@ -436,7 +482,10 @@ static moa_status run_input(job *j, moa_buf *json, moa_err *err) {
 static moa_status run(const moa_args *args, moa_err *err) {
     const char *json_path = moa_args_text(args, MOA_OPT_JSON);
     moa_buf json = {0};
-    job j = {.args = args, .prompt = "", .to_terminal = isatty(STDOUT_FILENO), .show_text = !json_path || strcmp(json_path, "-") != 0};
+    job j = {.args = args,
+             .prompt = "",
+             .to_terminal = isatty(STDOUT_FILENO),
+             .show_text = !json_path || strcmp(json_path, "-") != 0};
     moa_status s = MOA_OK;
     moa_interrupt_catch();
     MOA_TRY(check_usage(args, err));
@@ -461,11 +510,15 @@ out:
     return s;
 }
 
-static const int options[] = {MOA_OPT_PROMPT, MOA_OPT_PROMPT_FILE, MOA_OPT_PROMPTS, MOA_OPT_IDS,  MOA_OPT_CHAT,     MOA_OPT_SYSTEM,
-                              MOA_OPT_N,      MOA_OPT_TEMP,        MOA_OPT_TOP_K,   MOA_OPT_TOP_P, MOA_OPT_MIN_P,   MOA_OPT_SEED,
-                              MOA_OPT_IGNORE_EOS, MOA_OPT_PLAN,    MOA_OPT_DEVICE,  MOA_OPT_KV,    MOA_OPT_CTX,     MOA_OPT_CHUNK,
-                              MOA_OPT_THREADS, MOA_OPT_REFERENCE,  MOA_OPT_CAPTURE_LIMIT, MOA_OPT_BATCH, MOA_OPT_JSON, MOA_OPT_LOGITS,
-                              MOA_OPT_MAPS,   MOA_OPT_STATS,       MOA_OPT_NO_SESSION, MOA_OPT_QUIET, MOA_OPT_MODEL, MOA_OPT_END};
+static const int options[] = {
+    MOA_OPT_PROMPT,        MOA_OPT_PROMPT_FILE, MOA_OPT_PROMPTS,    MOA_OPT_IDS,
+    MOA_OPT_CHAT,          MOA_OPT_SYSTEM,      MOA_OPT_N,          MOA_OPT_TEMP,
+    MOA_OPT_TOP_K,         MOA_OPT_TOP_P,       MOA_OPT_MIN_P,      MOA_OPT_SEED,
+    MOA_OPT_IGNORE_EOS,    MOA_OPT_PLAN,        MOA_OPT_DEVICE,     MOA_OPT_KV,
+    MOA_OPT_CTX,           MOA_OPT_CHUNK,       MOA_OPT_THREADS,    MOA_OPT_REFERENCE,
+    MOA_OPT_CAPTURE_LIMIT, MOA_OPT_BATCH,       MOA_OPT_JSON,       MOA_OPT_LOGITS,
+    MOA_OPT_MAPS,          MOA_OPT_STATS,       MOA_OPT_NO_SESSION, MOA_OPT_QUIET,
+    MOA_OPT_MODEL,         MOA_OPT_END};
 
 const moa_batch moa_batch_run = {
     .name = "run",
@@ -474,7 +527,8 @@ const moa_batch moa_batch_run = {
     .options = options,
     .min_words = 1,
     .max_words = 1,
-    .more = "The generated text goes to stdout, everything else to stderr or the files named. Without an input option the text is\n"
+    .more = "The generated text goes to stdout, everything else to stderr or the files named. Without an "
+            "input option the text is\n"
             "read from stdin. ^C ends the run and keeps what was made (exit code 130).",
     .run = run,
 };

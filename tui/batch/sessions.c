@@ -37,8 +37,10 @@ static void put_key(moa_buf *b, const char *lead, const char *key, const char *t
 
 static void put_number(moa_buf *b, const char *key, double x) {
     moa_buf_printf(b, ", \"%s\": ", key);
-    if (x == floor(x) && fabs(x) < 1e15) moa_buf_printf(b, "%.0f", x);
-    else moa_json_number(b, x);
+    if (x == floor(x) && fabs(x) < 1e15)
+        moa_buf_printf(b, "%.0f", x);
+    else
+        moa_json_number(b, x);
 }
 
 static void session_json(const moa_session *x, moa_buf *b) {
@@ -48,7 +50,8 @@ static void session_json(const moa_session *x, moa_buf *b) {
     put_key(b, ", ", "model", x->model_path);
     put_key(b, ", ", "model_name", x->model_name);
     put_key(b, ", ", "fingerprint", x->fingerprint);
-    moa_buf_printf(b, ", \"n_layer\": %d, \"n_head\": %d, \"n_head_kv\": %d", x->n_layer, x->n_head, x->n_head_kv);
+    moa_buf_printf(b, ", \"n_layer\": %d, \"n_head\": %d, \"n_head_kv\": %d", x->n_layer, x->n_head,
+                   x->n_head_kv);
     put_key(b, ", ", "plan_path", x->plan_path);
     put_key(b, ", ", "prompt", x->prompt);
     moa_buf_printf(b, ", \"undo_pos\": %d, \"n_run\": %d, \"n_edit\": %d", x->undo_pos, x->n_run, x->n_edit);
@@ -62,9 +65,13 @@ static moa_status list(const moa_args *args, moa_store *store, moa_buf *b, moa_e
     const bool json = moa_args_text(args, MOA_OPT_JSON) != NULL;
     const moa_status s = moa_store_session_list(store, (int32_t)moa_args_int(args, OWN_MAX), &all, &n, err);
     if (s != MOA_OK) return s;
-    if (json) moa_buf_str(b, "{\"sessions\": [");
-    else if (n > 0) moa_buf_printf(b, "%6s  %-16s %5s %6s  %-28s %s\n", "id", "changed", "runs", "edits", "model", "prompt");
-    else moa_buf_str(b, "no sessions yet\n");
+    if (json)
+        moa_buf_str(b, "{\"sessions\": [");
+    else if (n > 0)
+        moa_buf_printf(b, "%6s  %-16s %5s %6s  %-28s %s\n", "id", "changed", "runs", "edits", "model",
+                       "prompt");
+    else
+        moa_buf_str(b, "no sessions yet\n");
     for (int32_t i = 0; i < n; i++) {
         if (json) {
             moa_buf_str(b, i ? ",\n  " : "\n  ");
@@ -76,7 +83,8 @@ static moa_status list(const moa_args *args, moa_store *store, moa_buf *b, moa_e
             moa_buf_printf(b, " %5d %6d  ", all[i].n_run, all[i].n_edit);
             moa_buf name = {0};
             put_cut(&name, all[i].model_name, 28);
-            moa_buf_printf(b, "%s%*s ", name.data ? name.data : "", 28 - moa_text_cells(name.data ? name.data : "", name.size), "");
+            moa_buf_printf(b, "%s%*s ", name.data ? name.data : "",
+                           28 - moa_text_cells(name.data ? name.data : "", name.size), "");
             moa_buf_free(&name);
             put_cut(b, all[i].prompt, 60);
             moa_buf_str(b, "\n");
@@ -116,8 +124,9 @@ static void run_text(const moa_run_record *r, moa_buf *b) {
     put_time(b, r->started);
     moa_buf_str(b, "  ");
     put_clean(b, r->kind);
-    moa_buf_printf(b, "  %d + %d of %d tokens, KV %.2f of %.2f MiB, seed %llu, ", r->n_prompt, r->n_gen, r->n_reserved, (double)r->kv_bytes / 1048576,
-                   (double)r->kv_dense / 1048576, (unsigned long long)r->seed);
+    moa_buf_printf(b, "  %d + %d of %d tokens, KV %.2f of %.2f MiB, seed %llu, ", r->n_prompt, r->n_gen,
+                   r->n_reserved, (double)r->kv_bytes / 1048576, (double)r->kv_dense / 1048576,
+                   (unsigned long long)r->seed);
     put_clean(b, r->stop && r->stop[0] ? r->stop : "not finished");
     moa_buf_str(b, "\n  > ");
     put_cut(b, r->prompt, 100);
@@ -135,7 +144,8 @@ static moa_status show(const moa_args *args, moa_store *store, moa_buf *b, moa_e
     char *end = NULL;
     const long long id = word ? strtoll(word, &end, 10) : 0;
     moa_status s = MOA_OK;
-    if (word && (end == word || *end || id < 1)) return moa_fail(err, MOA_E_USAGE, "session '%s': a number from `moascope sessions list`", word);
+    if (word && (end == word || *end || id < 1))
+        return moa_fail(err, MOA_E_USAGE, "session '%s': a number from `moascope sessions list`", word);
     MOA_TRY(moa_store_session_get(store, id, &x, err));
     MOA_TRY(moa_store_run_list(store, x.id, &runs, &n, err));
     if (json) {
@@ -152,16 +162,21 @@ static moa_status show(const moa_args *args, moa_store *store, moa_buf *b, moa_e
         moa_buf_printf(b, ", %d layers x %d heads on %d KV heads\n", x.n_layer, x.n_head, x.n_head_kv);
         put_clean(b, x.model_path);
         moa_buf_str(b, "\nplan: ");
-        put_clean(b, x.plan_path && x.plan_path[0] ? x.plan_path : x.plan && x.plan[0] ? "in the session" : "full attention");
+        put_clean(b, x.plan_path && x.plan_path[0] ? x.plan_path
+                     : x.plan && x.plan[0]         ? "in the session"
+                                                   : "full attention");
         moa_buf_printf(b, ", %d of %d edits in force\n", x.undo_pos, x.n_edit);
     }
     for (int32_t i = 0; i < n; i++) {
-        if (json) moa_buf_str(b, i ? ",\n  " : "\n  "), run_json(&runs[i], b);
-        else run_text(&runs[i], b);
+        if (json)
+            moa_buf_str(b, i ? ",\n  " : "\n  "), run_json(&runs[i], b);
+        else
+            run_text(&runs[i], b);
     }
     if (json) moa_buf_str(b, "\n]}\n");
 out:
-    for (int32_t i = 0; i < n; i++) moa_run_record_free(&runs[i]);
+    for (int32_t i = 0; i < n; i++)
+        moa_run_record_free(&runs[i]);
     free(runs);
     moa_session_free(&x);
     return s;
@@ -177,7 +192,8 @@ static moa_status run(const moa_args *args, moa_err *err) {
     if (word && (strcmp(word, "replay") == 0 || strcmp(word, "export") == 0 || strcmp(word, "prune") == 0))
         return moa_fail(err, MOA_E_UNSUPPORTED, "sessions %s is not there yet; list and show are", word);
     if (!is_list && strcmp(word, "show") != 0) return moa_fail(err, MOA_E_USAGE, "'%s': list or show", word);
-    if (is_list && args->n_word > 1) return moa_fail(err, MOA_E_USAGE, "usage: moascope sessions list [--json F|-]");
+    if (is_list && args->n_word > 1)
+        return moa_fail(err, MOA_E_USAGE, "usage: moascope sessions list [--json F|-]");
     MOA_TRY(moa_store_open(&store, moa_args_text(args, OWN_STORE), note, sizeof note, err));
     if (note[0]) moa_remark(args, "%s", note);
     MOA_TRY(is_list ? list(args, store, &text, err) : show(args, store, &text, err));
