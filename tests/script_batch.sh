@@ -146,8 +146,9 @@ expect 1 "$moascope" run "$llama" -p a -n 1 --maps /nowhere/m.npz
 expect 1 "$moascope" run "$llama" -p a -n 1 --json /nowhere/a.json
 [ -w /dev/full ] && { "$moascope" run "$llama" -p a -n 5 > /dev/full 2> "$temp/err"; [ $? -eq 1 ] || complain "a full disk behind stdout"; }
 # ^C: what was made is kept, exit code 130
-timeout -s INT 0.5 "$moascope" run "$llama" -p "$text" -n 3700 --temp 0 --ignore-eos --reference --json "$temp/c.json" --logits "$temp/c.npy" > "$temp/out" 2> "$temp/err"
+timeout --preserve-status -s INT 0.5 "$moascope" run "$llama" -p "$text" -n 3700 --temp 0 --ignore-eos --reference --json "$temp/c.json" --logits "$temp/c.npy" > "$temp/out" 2> "$temp/err"
 code=$?
+if [ $code -ne 0 ] && [ $code -ne 130 ]; then complain "^C: exit code $code"; fi
 if [ $code -eq 0 ]; then echo "(the run was done before ^C came)"; else
     grep -q interrupted "$temp/err" || complain "^C: $(cat "$temp/err")"
     [ -e "$temp/c.json" ] && check "$temp/c.json" "j['stop_reason'] in ('cancelled','length')"

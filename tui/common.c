@@ -19,14 +19,17 @@ const moa_batch *const moa_batch_table[] = {
 /* --- ^C --------------------------------------------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t interrupt_flag;
-static volatile time_t interrupt_time;
+static volatile int64_t interrupt_ms; /* when the flag was set */
 
 static void on_interrupt(int signal_number) {
     struct timespec now;
     (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    if (interrupt_flag && now.tv_sec - interrupt_time <= 2) _exit(128 + signal_number);
+    const int64_t ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    /* who signals the process and then its group (timeout does) means one interruption, not two */
+    if (interrupt_flag && ms - interrupt_ms < 200) return;
+    if (interrupt_flag && ms - interrupt_ms <= 2000) _exit(128 + signal_number);
     interrupt_flag = 1;
-    interrupt_time = now.tv_sec;
+    interrupt_ms = ms;
 }
 
 void moa_interrupt_catch(void) {

@@ -38,7 +38,7 @@ extern const moa_batch *const moa_batch_table[];
 
 /* --- what several subcommands share (tui/common.c) ------------------------------------------------------------------------ */
 
-/* ^C: after moa_interrupt_catch() SIGINT and SIGTERM only set a flag; a second one within 2 s ends the program (exit 130). */
+/* ^C: after moa_interrupt_catch() SIGINT and SIGTERM only set a flag; a second one 0.2 to 2 s later ends the program (exit 130). */
 void moa_interrupt_catch(void);
 bool moa_interrupted(void *unused); /* fits moa_run_config.cancelled and moa_forward.cancelled */
 void moa_interrupt_clear(void);
