@@ -11,8 +11,9 @@
 #include "core/engine/engine.h"
 #include "tui/internal.h"
 #include "tui/memview.h"
+#include "viz/axis.h"
 
-enum { V_BY_LAYER, V_DOWN, V_SCROLL, V_PAGE_SCROLL }; /* list in layer order; inside a layer; first line shown of list and page map */
+enum { V_BY_LAYER, V_DOWN, V_SCROLL }; /* list in layer order; inside a layer; first line shown */
 
 static tui_view_state *vars(tui_app *app) { return tui_view_vars(app, &tui_view_memory); }
 
@@ -76,7 +77,7 @@ static int total_rows(const tui_app *app, total_row t[8]) {
     t[k++] = (total_row){"KV peak", 0, r ? r->pages.peak_bytes : 0, false, r != NULL, VIZ_CAT1};
     t[k++] = (total_row){"KV pool", 0, r ? r->pages.pool_bytes : 0, false, r != NULL, VIZ_CAT1};
     t[k++] = (total_row){"workspace", r ? r->pages.workspace_bytes : 0, 0, r != NULL, false, VIZ_CAT3};
-    t[k++] = (total_row){"q, k kept", r ? r->pages.capture_bytes : 0, 0, r != NULL, false, VIZ_CAT2};
+    t[k++] = (total_row){"q,k captured", r ? r->pages.capture_bytes : 0, 0, r != NULL, false, VIZ_CAT2};
     return k;
 }
 
@@ -114,7 +115,7 @@ static void device_line(const tui_app *app, viz_pane in, int y) {
 /* a sentence: is what was held what the formula says, and what would the plan now change? */
 static void verdict(const tui_app *app, viz_pane in, int y) {
     const tui_run *r = tui_mem_run(app);
-    char a[16], b[16], name[40];
+    char a[16], b[16], name[40], text[160];
     uint64_t dense, mha;
     if (!r) {
         viz_text_cut(in, y, 0, in.w, viz_fg(VIZ_DIM), "Nothing has run yet: R or r measures what is held.");
@@ -122,18 +123,25 @@ static void verdict(const tui_app *app, viz_pane in, int y) {
     }
     run_name(app, r, name, sizeof name);
     const tui_pages *g = &r->pages;
-    if (g->used_bytes == g->formula_plan)
-        viz_printf(in, y, 0, viz_fg(VIZ_GOOD), "%s held just what its formula says, %s after %d tokens.", name, viz_bytes_text(a, g->used_bytes), g->n_past);
-    else viz_printf(in, y, 0, viz_fg(VIZ_WARN), "%s held %s, its formula says %s after %d tokens.", name, viz_bytes_text(a, g->used_bytes), viz_bytes_text(b, g->formula_plan), g->n_past);
-    if (y + 1 >= in.h || !plan_fits(app)) return;
-    const uint64_t now = kv_of_rules(app, app->plan.now->rules, g->n_reserved, g->n_past, &dense, &mha);
+    const bool fits = plan_fits(app), one = y + 1 >= in.h;
+    const uint64_t now = fits ? kv_of_rules(app, app->plan.now->rules, g->n_reserved, g->n_past, &dense, &mha) : 0;
     const int64_t d = (int64_t)now - (int64_t)g->used_bytes;
-    if (d == 0) viz_text_cut(in, y + 1, 0, in.w, viz_fg(VIZ_DIM), "The plan now would hold the same.");
+    if (one && fits && d != 0) y--; /* a single line tells the change */
+    else {
+        const bool same = g->used_bytes == g->formula_plan;
+        if (same) (void)snprintf(text, sizeof text, "%s held just what its formula says: %s", name, viz_bytes_text(a, g->used_bytes));
+        else (void)snprintf(text, sizeof text, "%s held %s, its formula says %s", name, viz_bytes_text(a, g->used_bytes), viz_bytes_text(b, g->formula_plan));
+        viz_text_cut(in, y, 0, in.w, viz_fg(same ? VIZ_GOOD : VIZ_WARN), text);
+    }
+    if (y + 1 >= in.h || !fits) return;
+    if (d == 0) (void)snprintf(text, sizeof text, "The plan now would hold the same");
     else
-        viz_printf(in, y + 1, 0, viz_fg(d > 0 ? VIZ_WARN : VIZ_GOOD), "The plan now would hold %s: %s %s%s.", viz_bytes_text(a, now), viz_bytes_text(b, (uint64_t)(d < 0 ? -d : d)),
-                   d > 0 ? "more" : "less", g->lost > 0 ? "" : d > 0 ? " (what was freed comes back with a rerun)" : "");
-    if (y + 2 < in.h && g->lost > 0)
-        viz_printf(in, y + 2, 0, viz_fg(VIZ_WARN), "%d keys inside its spans were lost before they were widened: a rerun brings them back.", g->lost);
+        (void)snprintf(text, sizeof text, "The plan now would hold %s: %s %s", viz_bytes_text(a, now), viz_bytes_text(b, (uint64_t)(d < 0 ? -d : d)),
+                       d < 0 ? "less" : g->lost > 0 ? "more" : "more (a rerun fills it)");
+    viz_text_cut(in, y + 1, 0, in.w, viz_fg(d > 0 ? VIZ_WARN : d < 0 ? VIZ_GOOD : VIZ_DIM), text);
+    if (y + 2 >= in.h || g->lost <= 0) return;
+    (void)snprintf(text, sizeof text, "%d keys inside its spans were gone before they were widened: a rerun brings them back", g->lost);
+    viz_text_cut(in, y + 2, 0, in.w, viz_fg(VIZ_WARN), text);
 }
 
 static void draw_total(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
@@ -151,7 +159,7 @@ static void draw_total(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     }
     const int k = total_rows(app, t), room = in.h - 1 - (in.h >= 9 ? 3 : 2);
     uint64_t most = 1;
-    for (int i = 1; i < k; i++) { /* KV on one scale; the weights often dwarf it, and have the device's bar */
+    for (int i = 0; i < k; i++) { /* one scale for all: lengths may be compared */
         const uint64_t v = t[i].has_measured ? t[i].measured : t[i].predicted;
         if (v > most) most = v;
     }
@@ -159,14 +167,13 @@ static void draw_total(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     viz_text_right(in, 0, 24, 10, viz_fg(VIZ_FAINT), "measured");
     int y = 1;
     /* few lines: peak and pool go first, then what is kept beside */
-    static const char *const first_out[] = {"KV pool", "KV peak", "workspace", "q, k kept"};
+    static const char *const first_out[] = {"KV pool", "KV peak", "workspace", "q,k captured"};
     int out = k - room > 0 ? k - room : 0;
     for (int i = 0; i < k; i++) {
         bool drop = false;
         for (int j = 0; j < out && j < 4; j++) drop = drop || strcmp(t[i].label, first_out[j]) == 0;
         if (drop || y >= in.h) continue;
-        if (i == 0) t[i].role = VIZ_CAT8;
-        total_line(in, y++, &t[i], i == 0 && t[0].predicted > most ? t[0].predicted : most);
+        total_line(in, y++, &t[i], most);
     }
     if (y < in.h) device_line(app, in, y++);
     if (in.h - y >= 4) y++;
@@ -197,8 +204,12 @@ static void unit_line(tui_app *app, viz_pane in, int y, const tui_mem_unit *u, u
         viz_text_right(in, y, x, 11, viz_fg(VIZ_DIM), text);
         x += 12;
     }
-    const int w = in.w - x - (in.w - x >= 16 ? 6 : 0);
+    const int w = in.w - x - (in.w - x >= 16 ? 7 : 2);
     if (w >= 4) viz_bar(in, y, x, w, most ? (double)tui_mem_size(u) / (double)most : 0, u->has_held ? VIZ_RUN_B : VIZ_BAR);
+    if (w >= 4 && u->has_held && u->predicted != u->held && most) { /* where the plan now would be */
+        const int at = (int)((double)u->predicted / (double)most * w + 0.5);
+        viz_text(in, y, x + (at < w ? at : w - 1), viz_bold(VIZ_ACCENT), in.c->caps.utf8 ? "┃" : "|");
+    }
     if (in.w - x >= 16) {
         (void)snprintf(text, sizeof text, "%3.0f%%", u->dense ? 100.0 * (double)tui_mem_size(u) / (double)u->dense : 0.0);
         viz_text_right(in, y, in.w - 6, 5, viz_fg(VIZ_DIM), text);
@@ -270,7 +281,37 @@ static tui_page shared_page(const tui_pages *g, const uint8_t *held, int32_t fir
     return best;
 }
 
-static int page_group(tui_app *app, viz_pane in, int y, const tui_run *r, int32_t kv, int32_t each) {
+static void page_legend(viz_pane in, int y, const int32_t count[TUI_PAGE_COUNT]) {
+    int x = 0;
+    static const tui_page order[] = {TUI_PAGE_LOST, TUI_PAGE_SPARE, TUI_PAGE_HELD, TUI_PAGE_FREED, TUI_PAGE_SINK, TUI_PAGE_NONE};
+    for (int i = 0; i < TUI_PAGE_COUNT; i++) {
+        char text[40];
+        const tui_page s = order[i];
+        if (count[s] == 0) continue;
+        (void)snprintf(text, sizeof text, " %s %d", tui_page_name(s), count[s]);
+        if (x + 1 + (int)strlen(text) > in.w) break;
+        x += page_glyph(in, y, x, s);
+        x += viz_text(in, y, x, viz_fg(VIZ_DIM), text) + 2;
+    }
+}
+
+/* how the page map is cut: pages a glyph, cells a glyph, lines a group */
+typedef struct page_cut {
+    int32_t each;
+    int step, w, lines;
+} page_cut;
+
+/* All groups in sight, if a glyph may stand for several pages, down to one line a group; else they scroll to the cursor's. */
+static page_cut cut_pages(const tui_pages *g, int w, int rows) {
+    page_cut c = {1, 2 * g->max_pages <= w ? 2 : 1, w, 1};
+    for (;; c.each++) {
+        const int64_t a_line = (int64_t)c.each * (w / c.step);
+        c.lines = (int)((g->max_pages + a_line - 1) / a_line);
+        if (c.lines <= 1 || (int64_t)c.lines * g->n_head_kv <= rows) return c;
+    }
+}
+
+static int page_group(tui_app *app, viz_pane in, int y, const tui_run *r, int32_t kv, const page_cut *c) {
     const tui_pages *g = &r->pages;
     const int32_t layer = app->cursor.layer, span = tui_mem_span(app, layer, kv), size = group_size(app);
     const uint8_t *held = g->held + ((size_t)layer * (size_t)g->n_head_kv + (size_t)kv) * (size_t)g->max_pages;
@@ -279,26 +320,22 @@ static int page_group(tui_app *app, viz_pane in, int y, const tui_run *r, int32_
     if (size == 1) (void)snprintf(label, sizeof label, "H%02d", kv);
     else (void)snprintf(label, sizeof label, "H%02d-%02d", kv * size, kv * size + size - 1);
     if (y >= 0 && y < in.h) viz_text_cut(in, y, 0, 7, here ? viz_bold(VIZ_ACCENT) : viz_fg(VIZ_DIM), label);
-    const int w = in.w - 8;
-    for (int32_t p = 0, x = 0; p < g->max_pages; p += each, x++) {
-        if (x == w) x = 0, y++;
-        if (y >= 0 && y < in.h) (void)page_glyph(in, y, 8 + x, shared_page(g, held, p, each, span));
+    int x = 0;
+    for (int32_t p = 0; p < g->max_pages; p += c->each, x += c->step) {
+        if (x + c->step > c->w) x = 0, y++;
+        if (y >= 0 && y < in.h) (void)page_glyph(in, y, 8 + x, shared_page(g, held, p, c->each, span));
     }
     return y + 1;
 }
 
-static void page_legend(viz_pane in, int y, const int32_t count[TUI_PAGE_COUNT]) {
-    int x = 0;
-    static const tui_page order[] = {TUI_PAGE_SINK, TUI_PAGE_HELD, TUI_PAGE_FREED, TUI_PAGE_NONE, TUI_PAGE_SPARE, TUI_PAGE_LOST};
-    for (int i = 0; i < TUI_PAGE_COUNT; i++) {
-        char text[40];
-        const tui_page s = order[i];
-        if (count[s] == 0 && (s == TUI_PAGE_SPARE || s == TUI_PAGE_LOST)) continue;
-        (void)snprintf(text, sizeof text, " %s %d", tui_page_name(s), count[s]);
-        if (x + 1 + (int)strlen(text) > in.w) break;
-        x += page_glyph(in, y, x, s);
-        x += viz_text(in, y, x, viz_fg(VIZ_DIM), text) + 2;
-    }
+/* token numbers over the pages, when a group is one line */
+static void page_axis(viz_pane in, const tui_pages *g, const page_cut *c) {
+    viz_tick t[64];
+    if (c->lines > 1 || g->max_pages < 1) return;
+    const int cells = (g->max_pages + c->each - 1) / c->each * c->step;
+    const viz_axis a = {.t0 = 0, .t1 = g->max_pages * MOA_PAGE_TOK, .cells = cells};
+    const int n = viz_axis_ticks(&a, true, 2, t, 64);
+    for (int i = 0; i < n; i++) viz_text(in, 0, 8 + t[i].cell, viz_fg(VIZ_FAINT), t[i].label);
 }
 
 static void draw_pages(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
@@ -320,22 +357,21 @@ static void draw_pages(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
             const size_t i = ((size_t)app->cursor.layer * (size_t)g->n_head_kv + (size_t)k) * (size_t)g->max_pages + (size_t)p;
             count[tui_page_of(g->held[i] != 0, p, g->n_past, tui_mem_span(app, app->cursor.layer, k))]++;
         }
-    const int w = in.w - 8, rows = in.h - 2 > 1 ? in.h - 2 : 1;
-    /* all groups in sight if a glyph may stand for several pages, down to one line a group; else they scroll to the cursor's */
-    int32_t each = 1;
-    while (each < g->max_pages && (int64_t)g->n_head_kv * ((g->max_pages + (int64_t)each * w - 1) / ((int64_t)each * w)) > rows && (int64_t)each * w < g->max_pages) each++;
-    const int lines = (int)((g->max_pages + (int64_t)each * w - 1) / ((int64_t)each * w));
+    const bool axis = in.h >= 6;
+    const int rows = in.h - 2 - axis > 1 ? in.h - 2 - axis : 1;
+    const page_cut cut = cut_pages(g, in.w - 8, rows);
+    if (axis) page_axis(in, g, &cut);
     int y = 0;
-    if (lines * g->n_head_kv > rows) { /* still too many */
-        y = -(lines * cursor_kv(app) - rows / 2);
-        if (y < rows - lines * g->n_head_kv) y = rows - lines * g->n_head_kv;
+    if (cut.lines * g->n_head_kv > rows) { /* too many even so */
+        y = -(cut.lines * cursor_kv(app) - rows / 2);
+        if (y < rows - cut.lines * g->n_head_kv) y = rows - cut.lines * g->n_head_kv;
         if (y > 0) y = 0;
     }
-    const viz_pane map = viz_pane_sub(in, 0, 0, rows, in.w);
-    for (int32_t k = 0; k < g->n_head_kv; k++) y = page_group(app, map, y, r, k, each);
+    const viz_pane map = viz_pane_sub(in, axis, 0, rows, in.w);
+    for (int32_t k = 0; k < g->n_head_kv; k++) y = page_group(app, map, y, r, k, &cut);
     page_legend(in, in.h - 1, count);
     char text[96], a[16];
-    (void)snprintf(text, sizeof text, "1 glyph = %d page%s of 64 tokens, %s", each, each > 1 ? "s" : "", viz_bytes_text(a, g->page_bytes * (uint64_t)each));
+    (void)snprintf(text, sizeof text, in.w > 44 ? "1 glyph = %d page%s of 64 tokens, %s" : "%d page%s a glyph, %s", cut.each, cut.each > 1 ? "s" : "", viz_bytes_text(a, g->page_bytes * (uint64_t)cut.each));
     if (in.h >= 4) viz_text_cut(in, in.h - 2, 0, in.w, viz_fg(VIZ_FAINT), text);
 }
 
