@@ -299,6 +299,7 @@ struct tui_app {
     tui_map_ask map_ask; bool map_waiting, map_again; uint32_t map_job;
     tui_map row;       /* exact attention of one query, beside the map */
     tui_map_ask row_ask; bool row_again, map_is_row; /* map_is_row: what is on its way is a row */
+    bool engine_has_run; /* the engine process holds the newest run's q and k: after a restart or a load it does not */
     tui_blame blame;
     tui_plan plan;
     tui_cursor cursor;

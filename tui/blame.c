@@ -23,7 +23,7 @@ static void ask_next(tui_app *app) {
 moa_status tui_blame_start(tui_app *app, int32_t query, moa_err *err) {
     tui_blame *b = &app->blame;
     const tui_run *r = &app->runs[app->newest];
-    if (!app->model.loaded || !r->number || r->n_prompt == 0) return moa_fail(err, MOA_E_FAILED, "nothing was run yet");
+    if (!app->model.loaded || !app->engine_has_run) return moa_fail(err, MOA_E_FAILED, "the engine holds no run; r or R makes one");
     if (app->slot_running >= 0) return moa_fail(err, MOA_E_FAILED, "run #%d is not done", r->number);
     if (query < 0 || query >= r->n_prompt + r->n_token) return moa_fail(err, MOA_E_FAILED, "position %d is not in run #%d", query, r->number);
     const int32_t n = app->model.n_layer * app->model.n_head;

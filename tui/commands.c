@@ -611,6 +611,21 @@ static moa_status run_wait(tui_app *app, const tui_args *a, moa_err *err) {
     return MOA_OK;
 }
 
+static moa_status run_resize(tui_app *app, const tui_args *a, moa_err *err) {
+    int cols, rows;
+    (void)app;
+    if (a->argc != 1 || sscanf(a->argv[0], "%dx%d", &cols, &rows) != 2) return moa_fail(err, MOA_E_USAGE, "usage: resize COLSxROWS (only without a terminal)");
+    term_resize(rows, cols);
+    return MOA_OK;
+}
+
+static moa_status run_paste(tui_app *app, const tui_args *a, moa_err *err) {
+    (void)app;
+    (void)err;
+    term_push_paste(a->rest, strlen(a->rest));
+    return MOA_OK;
+}
+
 static moa_status run_crash(tui_app *app, const tui_args *a, moa_err *err) {
     (void)app;
     if (strcmp(a->rest, "yes") != 0) return moa_fail(err, MOA_E_USAGE, "usage: crash yes (ends the program by a signal, to test that the terminal is put back)");
@@ -696,6 +711,8 @@ const tui_command tui_commands[] = {
     {"quit!", NULL, NULL, "quit without asking", NULL, NULL, TUI_CMD_HIDDEN, run_quit_now, NULL},
     {"sync", NULL, "TOKEN", "for scripts: wait until the engine is idle", NULL, NULL, TUI_CMD_HIDDEN, run_sync, NULL},
     {"wait", NULL, "SECONDS", "for scripts: let time pass", NULL, NULL, TUI_CMD_HIDDEN, run_wait, NULL},
+    {"resize", NULL, "COLSxROWS", "for scripts: another size of the screen", NULL, NULL, TUI_CMD_HIDDEN, run_resize, NULL},
+    {"paste", NULL, "TEXT", "for scripts: a paste", NULL, NULL, TUI_CMD_HIDDEN, run_paste, NULL},
     {"crash", NULL, "yes", "end by a signal", NULL, NULL, TUI_CMD_HIDDEN, run_crash, NULL},
     {0},
 };

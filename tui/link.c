@@ -106,12 +106,12 @@ static void died(tui_app *app, const char *what) {
             (void)kill(l->pid, SIGTERM);
             status = reap(l->pid);
         }
+        if (*app->options.engine && WIFEXITED(status) && WEXITSTATUS(status) > 128) status = WEXITSTATUS(status) - 128; /* as sh says it */
         if (WIFSIGNALED(status)) (void)snprintf(how, sizeof how, "signal %d, %s", WTERMSIG(status), strsignal(WTERMSIG(status)));
         else if (WEXITSTATUS(status) == 127) (void)snprintf(how, sizeof how, "it could not be started (exit status 127)");
         else (void)snprintf(how, sizeof how, "exit status %d", WEXITSTATUS(status));
     }
     l->pid = 0;
-    const bool had_model = l->state >= TUI_LINK_READY;
     const char *last = app->slot_running >= 0 ? app->runs[app->slot_running].failed : "";
     (void)snprintf(l->why, sizeof l->why, "%.120s%s%.90s%s%.200s", what, *how ? ": " : "", how, *last ? ". Last message: " : "", last);
     l->state = TUI_LINK_DEAD;
@@ -124,7 +124,7 @@ static void died(tui_app *app, const char *what) {
     }
     app->map_waiting = app->map_again = app->compare_next = app->blame.active = false;
     app->tokenize_job = 0;
-    tui_say(app, TUI_BAD, "The engine ended (%s). Everything is kept%s: :engine restart, or :engine restart cpu", l->why, had_model ? "" : ", nothing was loaded");
+    tui_say(app, TUI_BAD, "The engine ended (%s). Everything is kept: :engine restart, or :engine restart cpu", l->why);
     for (int i = 0; i < tui_view_count(); i++)
         if (tui_view_at(i)->event) tui_view_at(i)->event(app, TUI_EV_DEAD);
     tui_dirty(app);

@@ -139,6 +139,9 @@ moa_status tui_engine_start(tui_app *app, const char *device, moa_err *err) {
     if (device && *device) (void)snprintf(app->options.device, sizeof app->options.device, "%s", device);
     app->model.loaded = false;
     app->slot_running = -1;
+    app->engine_has_run = false;
+    app->tokenize_job = 0; /* what was asked of the engine before is not answered any more */
+    app->blame.active = false;
     app->map_waiting = app->map_again = app->row_again = false;
     app->load_done = app->load_total = 0;
     return tui_link_open(app, err); /* WELCOME leads to the loading of options.model */
@@ -159,7 +162,8 @@ moa_status tui_load(tui_app *app, const char *model, moa_err *err) {
     const moa_status s = tui_link_send(app, &m, err);
     if (s != MOA_OK) return s;
     app->link.state = TUI_LINK_LOADING;
-    app->model.loaded = false;
+    app->model.loaded = app->engine_has_run = false;
+    app->map_waiting = app->map_again = app->row_again = app->blame.active = false;
     app->load_done = app->load_total = 0;
     app->load_started = app->now;
     return MOA_OK;
@@ -259,6 +263,7 @@ moa_status tui_run_start(tui_app *app, tui_slot slot, moa_err *err) {
     app->newest = slot;
     if (slot != TUI_F) app->cursor.run = slot;
     app->link.state = TUI_LINK_BUSY;
+    app->engine_has_run = false; /* until it says STARTED */
     journal_run_begin(app, slot);
     app->map_waiting = app->map_again = app->row_again = app->blame.active = false;
 out:
@@ -291,7 +296,7 @@ static void map_send(tui_app *app, bool row) {
 
 void tui_map_request(tui_app *app, const tui_map_ask *ask) {
     app->map_ask = *ask;
-    if (!app->model.loaded || !app->runs[app->newest].number || app->runs[app->newest].n_prompt == 0) return;
+    if (!app->model.loaded || !app->engine_has_run) return; /* it would not answer */
     if (app->map_waiting || app->blame.active) app->map_again = true; /* one on its way at most: holding a key down does not fill the pipe */
     else map_send(app, false);
 }
@@ -299,7 +304,7 @@ void tui_map_request(tui_app *app, const tui_map_ask *ask) {
 void tui_row_request(tui_app *app, const tui_map_ask *ask) {
     app->row_ask = *ask;
     app->row_ask.follow = false;
-    if (!app->model.loaded || !app->runs[app->newest].number || app->runs[app->newest].n_prompt == 0) return;
+    if (!app->model.loaded || !app->engine_has_run) return; /* it would not answer */
     if (app->map_waiting || app->blame.active) app->row_again = true;
     else map_send(app, true);
 }
@@ -461,6 +466,7 @@ static void on_started(tui_app *app, uint32_t job, const moa_msg_started *m) {
     moa_clean_close(&r->note);
     r->note = clean_str(app, m->note);
     if (m->note.n) tui_say(app, TUI_INFO, "%s", moa_clean_text(r->note));
+    app->engine_has_run = true;
     if (app->cursor.query < 0 || app->cursor.query >= r->n_prompt) app->cursor.query = r->n_prompt - 1;
     if (app->cursor.key < 0 || app->cursor.key > app->cursor.query) app->cursor.key = 0;
     tell(app, TUI_EV_STARTED);

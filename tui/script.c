@@ -15,11 +15,14 @@
 #include "core/base/file.h"
 #include "tui/internal.h"
 
+enum { SYNC_LIMIT_S = 60 };
+
 struct tui_script {
     moa_buf text;
     size_t at;      /* byte of the next line */
     int line;
     bool waiting;   /* for the engine, because of :sync */
+    double since;   /* when that began, monotonic */
     double until;   /* :wait SECONDS, monotonic; 0: not */
     int settle;     /* turns to let pass so that what was just done is drawn and sent */
 };
@@ -43,7 +46,9 @@ void tui_script_failed(tui_app *app, const char *why) {
 }
 
 void tui_script_sync(tui_app *app) {
-    if (app->script) app->script->waiting = true;
+    if (!app->script) return;
+    app->script->waiting = true;
+    app->script->since = app->now;
 }
 
 void tui_script_wait(tui_app *app, double seconds) {
@@ -96,7 +101,13 @@ void tui_script_step(tui_app *app) {
     }
     if (s->until > app->now) return;
     if (s->waiting) {
-        if (!tui_idle(app)) return;
+        if (!tui_idle(app)) {
+            if (app->now - s->since < SYNC_LIMIT_S) return;
+            char why[160];
+            (void)snprintf(why, sizeof why, "not idle after %d s: engine state %d, run in slot %d, map %d, blame %d, tokens asked by job %u, %zu bytes to send", SYNC_LIMIT_S,
+                           (int)app->link.state, app->slot_running, app->map_waiting, app->blame.active, app->tokenize_job, app->link.out.size - app->link.out_done);
+            tui_script_failed(app, why);
+        }
         s->waiting = false;
     }
     for (int i = 0; i < 64 && !s->waiting && !app->quit; i++) {

@@ -366,6 +366,13 @@ void term_close(void) {
 
 viz_caps term_caps(void) { return T.caps; }
 bool term_headless(void) { return T.headless; }
+
+void term_resize(int rows, int cols) {
+    if (!T.headless || rows < 1 || cols < 1 || rows > VIZ_ROWS_MAX || cols > VIZ_COLS_MAX) return;
+    T.rows = rows;
+    T.cols = cols;
+    term_push_key(TUI_KEY_RESIZE);
+}
 int term_fd(void) { return T.headless ? -1 : STDIN_FILENO; }
 const char *term_log_path(void) { return T.log_path; }
 
@@ -814,7 +821,9 @@ void term_line_start(const term_line_ask *ask) {
 
 void term_line_cancel(void) {
     if (L.state != TERM_LINE_EDITING) return;
+    RL_SETSTATE(RL_STATE_CALLBACK); /* else the next call does nothing, and a half-typed search is taken up by the next line */
     rl_callback_sigcleanup();
+    RL_UNSETSTATE(RL_STATE_CALLBACK);
     rl_free_line_state();
     RL_UNSETSTATE(RL_STATE_ISEARCH | RL_STATE_NSEARCH | RL_STATE_VIMOTION | RL_STATE_NUMERICARG | RL_STATE_MULTIKEY);
     rl_callback_handler_remove();
@@ -870,6 +879,18 @@ static void queue_key(int key) {
     queue_put(bytes, moa_utf8_put(key, bytes));
 }
 
+static void feed(const char *bytes, size_t n) {
+    queue_put(bytes, n);
+    while (L.n_queue > 0 && L.state == TERM_LINE_EDITING) rl_callback_read_char();
+}
+
+/* Within an incremental search readline (8.2) crashes on keys of more than one byte, C-x t say: it reads the second from a state that is
+ * gone. So every key that is no part of a search ends it first, by C-j, which keeps the line. */
+static bool ends_search(int key) {
+    if (key >= 32 && key < TUI_KEY_BASE) return false;
+    return key != TUI_KEY_BACKSPACE && key != TUI_KEY_ENTER && key != TUI_KEY_SPACE && key != tui_ctrl('r') && key != tui_ctrl('s') && key != tui_ctrl('g');
+}
+
 term_line_state term_line_key(int key) {
     if (L.state != TERM_LINE_EDITING) return L.state;
     if (key == TUI_KEY_ESC || key == tui_ctrl('c') || (key == tui_ctrl('g') && !RL_ISSTATE(RL_STATE_ISEARCH))) {
@@ -881,9 +902,11 @@ term_line_state term_line_key(int key) {
         return L.state;
     }
     if (key != TUI_KEY_TAB) moa_buf_clear(&L.candidates);
+    if (RL_ISSTATE(RL_STATE_ISEARCH) && ends_search(key)) feed("\n", 1);
+    if (L.state != TERM_LINE_EDITING) return L.state;
     if (key == TUI_KEY_PASTE) insert_paste();
     else queue_key(key);
-    while (L.n_queue > 0 && L.state == TERM_LINE_EDITING) rl_callback_read_char();
+    feed("", 0);
     return L.state;
 }
 

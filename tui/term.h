@@ -41,6 +41,7 @@ void term_close(void); /* puts the terminal back, replays the log to fd 2; may b
 viz_caps term_caps(void);
 void term_size(int *rows, int *cols);
 bool term_headless(void);
+void term_resize(int rows, int cols); /* headless: another size, told by TUI_KEY_RESIZE; else nothing */
 int term_fd(void); /* to poll for input; -1 headless */
 
 /* The next key (command.h), TUI_KEY_NONE when there is none, TUI_KEY_RESIZE after a change of size, TUI_KEY_PASTE with the text in
