@@ -9,6 +9,8 @@ work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 export XDG_STATE_HOME=$work/state HOME=$work LC_ALL=C.UTF-8 MOA_KEYS=${MOA_KEYS:-6000}
 cd "$work" || exit 1
+# readline keeps a few bytes of its last search when a line is left in the middle of it
+echo "leak:libreadline" > lsan; export LSAN_OPTIONS=suppressions=$work/lsan:print_suppressions=0
 bad=0
 for seed in 1 2 3 4 5 6; do
   python3 - $seed > script <<'P'
@@ -33,7 +35,7 @@ for i in range(n):
 print("\n".join(out))
 P
   engine="tok_s=2000 'shape=4 8 2 16 1000 4096'"
-  [ $seed = 4 ] && engine="$engine die_after=7\ 11"
+  [ $seed = 4 ] && engine="$engine die_after=7\ 9"
   [ $seed = 5 ] && engine="$engine 'fail_after=4 E_DEVICE the device failed'"
   ascii=; [ $seed = 2 ] && ascii="--ascii --color never"
   # shellcheck disable=SC2086
