@@ -261,7 +261,7 @@ static void complete_engine(tui_app *app, const char *prefix, moa_buf *out) {
 
 moa_status tui_kill_engine(tui_app *app, moa_err *err) {
     (void)err;
-    if (app->link.pid > 0) (void)kill(app->link.pid, SIGKILL);
+    if (app->link.pid > 0) tui_link_signal(app->link.pid, SIGKILL);
     return MOA_OK;
 }
 

@@ -55,6 +55,11 @@ moa_status tui_link_open(tui_app *app, moa_err *err) {
     return tui_link_send(app, &hello, err);
 }
 
+/* To all of its process group: what --engine names runs under a shell, and would outlive it. */
+void tui_link_signal(pid_t pid, int sig) {
+    if (pid > 0 && kill(-pid, sig) != 0) (void)kill(pid, sig); /* it has no group yet */
+}
+
 /* waits up to 300 ms for a child that was told to end, then kills it */
 static int reap(pid_t pid) {
     int status = 0;
@@ -63,13 +68,26 @@ static int reap(pid_t pid) {
         if (r == pid || (r < 0 && errno == ECHILD)) return status;
         (void)usleep(5000);
     }
-    (void)kill(pid, SIGKILL);
+    tui_link_signal(pid, SIGKILL);
     (void)waitpid(pid, &status, 0);
     return status;
 }
 
+/* a run whose engine is taken away on purpose */
+static void leave_run(tui_app *app) {
+    if (app->slot_running < 0) return;
+    tui_run *r = &app->runs[app->slot_running];
+    r->state = TUI_RUN_FAILED;
+    (void)snprintf(r->failed, sizeof r->failed, "the engine was stopped");
+    journal_run_end(app, r);
+    app->slot_running = -1;
+    app->map_waiting = app->map_again = app->compare_next = app->blame.active = false;
+    app->tokenize_job = 0;
+}
+
 void tui_link_close(tui_app *app) {
     tui_link *l = &app->link;
+    leave_run(app);
     if (l->fd_out > 0 && l->state != TUI_LINK_DEAD) {
         moa_wire_msg quit = {.type = MOA_WIRE_QUIT};
         (void)tui_link_send(app, &quit, NULL);
@@ -79,8 +97,9 @@ void tui_link_close(tui_app *app) {
     if (l->fd_in > 0) (void)close(l->fd_in);
     l->fd_in = l->fd_out = -1;
     if (l->pid > 0) {
-        (void)kill(l->pid, SIGTERM);
+        tui_link_signal(l->pid, SIGTERM);
         (void)reap(l->pid);
+        (void)kill(-l->pid, SIGKILL); /* who of its group is still there does not listen */
     }
     l->pid = 0;
     l->out_done = 0;
@@ -103,7 +122,7 @@ static void died(tui_app *app, const char *what) {
         pid_t r = 0;
         for (int i = 0; i < 20 && (r = waitpid(l->pid, &status, WNOHANG)) == 0; i++) (void)usleep(5000);
         if (r == 0) {
-            (void)kill(l->pid, SIGTERM);
+            tui_link_signal(l->pid, SIGTERM);
             status = reap(l->pid);
         }
         if (*app->options.engine && WIFEXITED(status) && WEXITSTATUS(status) > 128) status = WEXITSTATUS(status) - 128; /* as sh says it */

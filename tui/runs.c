@@ -138,7 +138,6 @@ static uint64_t prompt_key(const tui_app *app) {
 moa_status tui_engine_start(tui_app *app, const char *device, moa_err *err) {
     if (device && *device) (void)snprintf(app->options.device, sizeof app->options.device, "%s", device);
     app->model.loaded = false;
-    app->slot_running = -1;
     app->engine_has_run = false;
     app->tokenize_job = 0; /* what was asked of the engine before is not answered any more */
     app->blame.active = false;
