@@ -243,6 +243,13 @@ static moa_status cuda_zero(moa_backend *b, void *dst, size_t bytes, moa_err *er
     return MOA_OK;
 }
 
+static moa_status cuda_copy(moa_backend *b, void *dst, const void *src, size_t bytes, moa_err *err) {
+    moa_cuda *c = moa_cuda_self(b);
+    MOA_RETURN(moa_cuda_enter(c, err));
+    if (bytes) MOA_CU(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, c->stream));
+    return MOA_OK;
+}
+
 static moa_status cuda_sync(moa_backend *b, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter(c, err));
@@ -468,6 +475,7 @@ static moa_backend_vtable make_table() {
     t.upload = cuda_upload;
     t.download = cuda_download;
     t.zero = cuda_zero;
+    t.copy = cuda_copy;
     t.sync = cuda_sync;
     t.weight_load = cuda_weight_load;
     t.weight_free = cuda_weight_free;

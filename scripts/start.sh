@@ -12,4 +12,4 @@ cmake --build --preset release
 model=$(python3 scripts/fetch_model.py smollm2 | tail -n 1)
 
 if [ $# -gt 0 ]; then exec build/release/moascope "$@"; fi
-exec build/release/moascope "$model" --prompt-file tests/data/prompt_600.txt --chat -n 96 --temp 0 --run
+exec build/release/moascope "$model" --prompt-file tests/data/prompt_600.txt -n 64 --run

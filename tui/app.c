@@ -337,9 +337,10 @@ bool tui_idle(const tui_app *app) {
 
 /* --- start and end ----------------------------------------------------------------------------------------------------------------- */
 
-enum { OWN_ENGINE, OWN_COLOR, OWN_ASCII, OWN_NO_RESTORE, OWN_SCRIPT, OWN_SIZE };
+enum { OWN_ENGINE, OWN_RUN, OWN_COLOR, OWN_ASCII, OWN_NO_RESTORE, OWN_SCRIPT, OWN_SIZE };
 static const moa_option own_rows[] = {
     {"--engine", MOA_OPTION_TEXT, "COMMAND", NULL, 0, 0, true, "engine process, run by sh: \"ssh gpu-box moascope engine\""},
+    {"--run", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "run the prompt as soon as the model is there: under --plan if given, else with full attention"},
     {"--color", MOA_OPTION_TEXT, "auto|never|8|256|24bit", "auto", 0, 0, false, "colours of the screen"},
     {"--ascii", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "draw with ASCII characters only"},
     {"--no-restore", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "start fresh: neither the last session nor the last model"},
@@ -378,8 +379,10 @@ static moa_status read_options(tui_app *app, const moa_args *a, moa_err *err) {
     o->sampling = (moa_sampling){.temp = (float)moa_args_real(a, MOA_OPT_TEMP), .top_k = (int32_t)moa_args_int(a, MOA_OPT_TOP_K),
                                  .top_p = (float)moa_args_real(a, MOA_OPT_TOP_P), .min_p = (float)moa_args_real(a, MOA_OPT_MIN_P),
                                  .seed = seed >= 0 ? (uint64_t)seed : (uint64_t)(clock_s() * 1e6) & 0xffffff};
+    if (o->reference && !moa_args_has(a, MOA_OPT_KV)) copy_option(o->kv_type, sizeof o->kv_type, "f32"); /* as load.c does, and why */
     if (!moa_args_has(a, MOA_OPT_TEMP)) o->sampling.temp = 0; /* comparing runs is the point here: greedy unless asked otherwise */
     app->no_restore = moa_args_has(a, MOA_OPT_OWN + OWN_NO_RESTORE);
+    app->run_when_loaded = moa_args_has(a, MOA_OPT_OWN + OWN_RUN);
     const char *text = moa_args_text(a, MOA_OPT_PROMPT), *file = moa_args_text(a, MOA_OPT_PROMPT_FILE);
     if (text && file) return moa_fail(err, MOA_E_USAGE, "--prompt and --prompt-file exclude each other");
     if (text) {

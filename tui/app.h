@@ -325,6 +325,7 @@ struct tui_app {
     struct tui_script *script;
     struct tui_journal *journal; /* NULL: nothing is kept (journal.h) */
     bool no_restore;
+    bool run_when_loaded; /* --run, until it has been done */
 };
 
 static inline bool tui_plan_marked(const tui_app *app, int32_t layer, int32_t head) {

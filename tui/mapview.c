@@ -106,10 +106,13 @@ void tui_map_ask_for(tui_app *app, const tui_view_state *v, const tui_map_window
     a.rows = w->q.cells < w->n_q || (whole && running) ? w->q.cells : w->n_q;
     a.cols = w->k.cells < w->n_k || (whole && running) ? w->k.cells : w->n_k;
     tui_map_request(app, &a);
+    tui_map_ask_row(app);
+}
+
+void tui_map_ask_row(tui_app *app) {
     const int32_t q = app->cursor.query;
-    if (q < 0 || q >= w->q.hi) return;
-    a.span = MOA_N_MAX;
-    a.q0 = q, a.q1 = q + 1, a.k0 = 0, a.k1 = q + 1, a.rows = 1, a.cols = q + 1;
+    if (q < 0 || q >= tui_map_n(app)) return;
+    const tui_map_ask a = {.layer = app->cursor.layer, .head = app->cursor.head, .span = MOA_N_MAX, .q0 = q, .q1 = q + 1, .k1 = q + 1, .rows = 1, .cols = q + 1};
     tui_row_request(app, &a);
 }
 

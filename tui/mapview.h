@@ -61,6 +61,7 @@ bool tui_map_window_of(tui_app *app, tui_view_state *v, viz_rect pane, tui_map_w
 void tui_map_scroll(tui_app *app, tui_view_state *v, const tui_map_window *w);
 /* asks the engine for what w shows, and for the cursor's row */
 void tui_map_ask_for(tui_app *app, const tui_view_state *v, const tui_map_window *w);
+void tui_map_ask_row(tui_app *app);
 
 int32_t tui_map_n(const tui_app *app);  /* tokens the newest run has seen, as far as known; 0: none */
 int32_t tui_map_sink_tok(const tui_view_state *v, int32_t n); /* keys that are not on the key axis: 64 or 0 */

@@ -392,6 +392,11 @@ static void on_loaded(tui_app *app, const moa_msg_loaded *m) {
     tui_say(app, TUI_GOOD, "%s: %d layers of %d heads (%d KV heads), context %d, %s of weights, on %s", moa_clean_text(t->name), t->n_layer, t->n_head, t->n_head_kv,
             t->n_ctx, viz_bytes_text(size, t->weight_bytes), moa_clean_text(t->device));
     tell(app, TUI_EV_LOADED);
+    if (!app->run_when_loaded) return;
+    app->run_when_loaded = false;
+    moa_err err = {0};
+    const bool plan = *app->options.plan && strcmp(app->options.plan, "full") != 0;
+    if (tui_run_start(app, plan ? TUI_B : TUI_A, &err) != MOA_OK) tui_say(app, TUI_BAD, "%s", err.text);
 }
 
 static void on_tokens(tui_app *app, const moa_msg_tokens *m) {

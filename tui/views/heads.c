@@ -19,13 +19,13 @@ enum { V_METRIC, V_TOP, V_RANGE_AT }; /* metric shown; first layer shown; where 
 
 /* name, title of the grid, scale of its legend: 0 a share 0..1, 1 its own range, 2 categories */
 #define METRIC_MAP(X)                                                                                        \
+    X(NEED, "need95", "span that keeps 95 %, tokens", 1)                                                     \
     X(LOST, "lost", "mass cut by the plan", 1)                                                               \
     X(COVER, "cover", "mass kept by the plan", 0)                                                            \
     X(ENTROPY, "entropy", "entropy, nats", 1)                                                                \
     X(SINK, "sink", "mass on the first 64 tokens", 0)                                                        \
     X(LOCAL, "local", "mass within 64 tokens", 0)                                                            \
     X(DISTANCE, "distance", "mean distance, tokens", 1)                                                      \
-    X(NEED, "need95", "span that keeps 95 %, tokens", 1)                                                     \
     X(SPAN, "span", "span under the plan, tokens", 1)                                                        \
     X(RULE, "rule", "rule of the plan", 2)                                                                   \
     X(CLASS, "class", "kind of head", 2)
@@ -317,14 +317,14 @@ static int fact(viz_pane p, int y, const char *label, viz_style s, const char *t
 static viz_role cover_role(double cover) { return isnan(cover) ? VIZ_FAINT : cover < 0.8 ? VIZ_BAD : cover < 0.95 ? VIZ_WARN : VIZ_GOOD; }
 
 static int fact_cost(tui_app *app, viz_pane in, int y, const tui_head_figures *f) {
-    char a[16], b[16], text[160];
+    char a[24], b[24], text[160];
     if (!f->kv_group_bytes) return fact(in, y, "KV", viz_fg(VIZ_FAINT), "-");
-    (void)snprintf(text, sizeof text, "%s alone, its group holds %s", viz_bytes_text(a, f->kv_alone_bytes), viz_bytes_text(b, f->kv_group_bytes));
+    (void)snprintf(text, sizeof text, "%s alone, %s its group", viz_bytes_text(a, f->kv_alone_bytes), viz_bytes_text(b, f->kv_group_bytes));
     y = fact(in, y, "KV", viz_fg(VIZ_TEXT), text);
     if (kv_heads(app) == app->plan.now->n_head) return y;
     if (f->span < f->group_span)
-        (void)snprintf(text, sizeof text, "wider is free up to %d", f->group_span);
-    else (void)snprintf(text, sizeof text, "%s", f->is_widest ? "alone the widest: narrower saves" : "as wide as another: narrower saves 0 B");
+        (void)snprintf(text, sizeof text, "wider is free, up to %s", viz_count_text(a, f->group_span));
+    else (void)snprintf(text, sizeof text, "%s", f->is_widest ? "the widest: narrowing it saves" : "tied widest: narrowing saves 0 B");
     return fact(in, y, "", viz_fg(VIZ_DIM), text);
 }
 
@@ -469,8 +469,10 @@ static void draw_jobs(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     const tui_kv kv = app->plan.now ? tui_kv_at(app, app->plan.now, n) : (tui_kv){0};
     const char *times = app->caps.utf8 ? "×" : "x";
     (void)snprintf(ratio, sizeof ratio, kv.dense ? "%.2f%s" : "-", kv.dense ? (double)kv.plan / (double)kv.dense : 0.0, times);
+    char one[16];
+    (void)snprintf(one, sizeof one, "1.00%s", times);
     int y = kv_row(in, 0, "plan", kv.plan, kv.mha, VIZ_RUN_B, ratio);
-    y = kv_row(in, y, "full", kv.dense, kv.mha, VIZ_RUN_A, kv.dense ? "1.00" : "-");
+    y = kv_row(in, y, "full", kv.dense, kv.mha, VIZ_RUN_A, kv.dense ? one : "-");
     (void)snprintf(ratio, sizeof ratio, kv.dense ? "%.2f%s" : "-", kv.dense ? (double)kv.mha / (double)kv.dense : 0.0, times);
     y = kv_row(in, y, "if MHA", kv.mha, kv.mha, VIZ_CAT8, ratio);
     const tui_run *r = &app->runs[app->newest];
@@ -548,7 +550,7 @@ static moa_status set_metric(tui_app *app, const tui_args *a, moa_err *err) {
             show_metric(app, i);
             return MOA_OK;
         }
-    return moa_fail(err, MOA_E_USAGE, "metric lost, cover, entropy, sink, local, distance, need95, span, rule or class");
+    return moa_fail(err, MOA_E_USAGE, "metric need95, lost, cover, entropy, sink, local, distance, span, rule or class");
 }
 
 static void complete_metric(tui_app *app, const char *prefix, moa_buf *out) {
@@ -666,13 +668,13 @@ static const tui_command commands[] = {
     {"map", "Enter", NULL, "the map of this head", "map", NULL, 0, to_map, NULL},
     {"metric", "m", "[NAME]", "colour the heads by the next metric, or by the one named", "metric", NULL, 0, set_metric, complete_metric},
     {"mark range", "v", NULL, "begin a rectangle of heads; again: mark it", NULL, NULL, 0, mark_range, NULL},
-    {"metric lost", ".1", NULL, "colour by mass the plan cuts", NULL, NULL, 0, metric_LOST, NULL},
-    {"metric cover", ".2", NULL, "colour by mass the plan keeps", NULL, NULL, 0, metric_COVER, NULL},
-    {"metric entropy", ".3", NULL, "colour by entropy", NULL, NULL, 0, metric_ENTROPY, NULL},
-    {"metric sink", ".4", NULL, "colour by mass on the sink", NULL, NULL, 0, metric_SINK, NULL},
-    {"metric local", ".5", NULL, "colour by mass within 64 tokens", NULL, NULL, 0, metric_LOCAL, NULL},
-    {"metric distance", ".6", NULL, "colour by mean distance", NULL, NULL, 0, metric_DISTANCE, NULL},
-    {"metric need95", ".7", NULL, "colour by the span that keeps 95 %", NULL, NULL, 0, metric_NEED, NULL},
+    {"metric need95", ".1", NULL, "colour by the span that keeps 95 %", NULL, NULL, 0, metric_NEED, NULL},
+    {"metric lost", ".2", NULL, "colour by mass the plan cuts", NULL, NULL, 0, metric_LOST, NULL},
+    {"metric cover", ".3", NULL, "colour by mass the plan keeps", NULL, NULL, 0, metric_COVER, NULL},
+    {"metric entropy", ".4", NULL, "colour by entropy", NULL, NULL, 0, metric_ENTROPY, NULL},
+    {"metric sink", ".5", NULL, "colour by mass on the sink", NULL, NULL, 0, metric_SINK, NULL},
+    {"metric local", ".6", NULL, "colour by mass within 64 tokens", NULL, NULL, 0, metric_LOCAL, NULL},
+    {"metric distance", ".7", NULL, "colour by mean distance", NULL, NULL, 0, metric_DISTANCE, NULL},
     {"metric span", ".8", NULL, "colour by span", NULL, NULL, 0, metric_SPAN, NULL},
     {"metric rule", ".9", NULL, "colour by rule", NULL, NULL, 0, metric_RULE, NULL},
     {"metric class", ".0", NULL, "colour by kind of head", NULL, NULL, 0, metric_CLASS, NULL},

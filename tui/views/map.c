@@ -14,7 +14,7 @@
 #include "tui/internal.h"
 #include "tui/mapview.h"
 
-enum { CONTEXT_TOKENS = 24, TOP_MAX = 64 };
+enum { CONTEXT_TOKENS = 24, TOP_MAX = 64, FOLLOW_EACH = 16 };
 
 static tui_view_state *vars(tui_app *app) { return tui_view_vars(app, &tui_view_map); }
 static bool shown(const tui_app *app) { return tui_view_at(app->view) == &tui_view_map; }
@@ -143,7 +143,7 @@ static void whose_text(const tui_app *app, const tui_map *m, char *out, size_t n
     const int32_t own = tui_map_run_span(app, r, m->layer, m->head);
     if (own >= r->n_reserved && r->dense) (void)snprintf(out, n, "%s: what it attended to", name);
     else if (m->span >= MOA_N_MAX) (void)snprintf(out, n, "%s without its mask (its q and k): not what it saw", name);
-    else (void)snprintf(out, n, "%s: what it attended to, span %d", name, m->span);
+    else (void)snprintf(out, n, "%s: what it attended to, span %d (cov: of that; a: of all keys)", name, m->span);
 }
 
 /* --- the map ---------------------------------------------------------------------------------------------------------------------- */
@@ -597,23 +597,27 @@ static void draw_cursor_pane(tui_app *app, viz_canvas *c, viz_rect rect, bool fo
     if (in.h >= 15) y++;
     const bool known = tui_map_row_figures(app, &f), masked = !vars(app)->v[V_NO_MASK];
     (void)snprintf(text, sizeof text, "%s", share_text(a, masked ? f.a_run : f.a));
-    if (known && in.w >= 30) (void)snprintf(text + strlen(text), sizeof text - strlen(text), "  #%s of %s", viz_count_text(b, f.rank), viz_count_text(a, q + 1));
-    else if (known) (void)snprintf(text + strlen(text), sizeof text - strlen(text), "  #%s", viz_count_text(b, f.rank));
+    const bool cut_too = known && masked && f.run_cut > 0; /* the rank is among all keys: beside the A that knows them all */
+    if (!cut_too && known && in.w >= 30) (void)snprintf(text + strlen(text), sizeof text - strlen(text), "  #%s of %s", viz_count_text(b, f.rank), viz_count_text(a, q + 1));
+    else if (!cut_too && known) (void)snprintf(text + strlen(text), sizeof text - strlen(text), "  #%s", viz_count_text(b, f.rank));
     y = line(in, y, "A", viz_bold(VIZ_TEXT), text);
-    if (known && masked && f.run_cut > 0) y = line(in, y, in.w >= 30 ? "no mask" : "free", viz_fg(VIZ_DIM), share_text(a, f.a));
+    if (cut_too) {
+        (void)snprintf(text, sizeof text, "%s  #%s", share_text(a, f.a), viz_count_text(b, f.rank));
+        y = line(in, y, in.w >= 30 ? "no mask" : "free", viz_fg(VIZ_DIM), text);
+    }
     y = window_lines(app, in, y);
     if (in.h >= 15) y++;
     if (cell_figures(app, g, &mass, &max, r)) {
         (void)snprintf(text, sizeof text, in.w >= 30 ? "%s  max %s" : "%s max %s", share_text(a, mass), share_text(b, max));
         y = line(in, y, "cell", viz_fg(VIZ_TEXT), text);
         if (in.h >= 13 && (r[1] - r[0] > 1 || r[3] - r[2] > 1)) {
-            (void)snprintf(text, sizeof text, "q %d-%d  k %d-%d", r[0], r[1] - 1, r[2], r[3] - 1);
+            (void)snprintf(text, sizeof text, "%d-%d x %d-%d", r[0], r[1] - 1, r[2], r[3] - 1);
             y = line(in, y, "", viz_fg(VIZ_FAINT), text);
         }
     } else if (known && key < MOA_SINK_TOK) y = line(in, y, "sink", viz_fg(VIZ_TEXT), share_text(a, f.sink));
     else y = line(in, y, "cell", viz_fg(VIZ_DIM), "-");
     if (known) {
-        (void)snprintf(text, sizeof text, in.w >= 30 ? "sink %s  cut %s" : "sink %s cut %s", viz_percent_text(a, f.sink, 1), viz_percent_text(b, f.cut, 1));
+        (void)snprintf(text, sizeof text, in.w >= 30 ? "sink %s  cut %s" : "sink %s cut %s", viz_percent_text(a, f.sink, in.w >= 26), viz_percent_text(b, f.cut, in.w >= 26));
         y = line(in, y, in.w >= 30 ? "this q" : "q", viz_fg(f.cut > 0.1 ? VIZ_WARN : VIZ_TEXT), text);
     }
     contexts(app, in, y);
@@ -688,7 +692,7 @@ static void draw_cdf(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
         viz_text_cut(in, 0, 0, in.w, viz_fg(VIZ_DIM), "Nothing was measured: R runs.");
         return;
     }
-    const int x0 = 5, w = in.w - x0, rows = in.h >= 10 ? in.h - 4 : in.h - 2;
+    const int x0 = 5, w = in.w - x0, rows = in.h >= 10 ? in.h - 4 : in.h > 4 ? in.h - 3 : in.h - 1;
     const double top = n_bin > 1 ? 64.0 * n_bin : 128;
     float *cum = malloc((size_t)w * sizeof *cum);
     if (!cum || rows < 1) {
@@ -711,7 +715,7 @@ static void draw_cdf(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     cdf_axis(in, rows, x0, w, top);
     (void)snprintf(text, sizeof text, "sink %s  span keeps %s", viz_percent_text(a, moa_coverage(h, n_bin, MOA_SINK_TOK), 1),
                    viz_percent_text(b, span ? moa_coverage(h, n_bin, span) : (double)NAN, 1));
-    if (rows + 2 < in.h) viz_text_cut(in, rows + 1, 0, in.w, viz_fg(VIZ_TEXT), text);
+    if (rows + 1 < in.h) viz_text_cut(in, rows + 1, 0, in.w, viz_fg(VIZ_TEXT), text);
     const int32_t s95 = moa_coverage_span(h, n_bin, 0.95), s99 = moa_coverage_span(h, n_bin, 0.99);
     (void)snprintf(text, sizeof text, "95%% needs %s  99%% %s", viz_count_text(a, s95), viz_count_text(b, s99));
     if (rows + 2 < in.h) viz_text_cut(in, rows + 2, 0, in.w, viz_fg(VIZ_DIM), text);
@@ -1011,7 +1015,11 @@ static void event(tui_app *app, int what) {
     }
     if (!shown(app)) return;
     const bool running = app->slot_running >= 0;
-    if (what == TUI_EV_MAP && running && !v->v[V_FOLLOW_OFF] && app->map.there) app->cursor.query = app->map.n_past - 1;
+    /* the row of every FOLLOW_EACH-th token: a row makes the engine send the map once more, so one for every token would slow it down */
+    if (what == TUI_EV_MAP && running && !v->v[V_FOLLOW_OFF] && app->map.there && app->map.n_past - 1 - app->cursor.query >= FOLLOW_EACH) {
+        app->cursor.query = app->map.n_past - 1;
+        tui_map_ask_row(app);
+    }
     if (what == TUI_EV_CURSOR || what == TUI_EV_PLAN || what == TUI_EV_STARTED || what == TUI_EV_DONE) refresh(app);
     if ((what == TUI_EV_PAGES || what == TUI_EV_STATS || what == TUI_EV_TOKEN) && !app->map.there && !app->map_waiting) refresh(app); /* the first one of a run */
 }
