@@ -8,12 +8,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "core/base/size.h"
 #include "core/cpu/cpu.h"
+#include "core/cpu/slab.h"
 
-enum { HEAD_BYTES = 256 };
+enum { HEAD_BYTES = 256, HUGE_PAGE = 2 << 20, LARGE_BYTES = 8 << 20 };
 
 struct moa_cpu_block {
     moa_cpu_block *prev, *next;
@@ -46,7 +48,9 @@ static moa_status cpu_alloc(moa_backend *b, size_t bytes, void **out, moa_err *e
     *out = NULL;
     if (!moa_size_add(bytes, HEAD_BYTES, &total) || !moa_size_pad(total, HEAD_BYTES, &total))
         return moa_fail(err, MOA_E_MEMORY, "%zu bytes do not fit the address space", bytes);
-    moa_cpu_block *block = aligned_alloc(HEAD_BYTES, total);
+    const bool large = total >= LARGE_BYTES && moa_size_pad(total, HUGE_PAGE, &total);
+    moa_cpu_block *block = aligned_alloc(large ? HUGE_PAGE : HEAD_BYTES, total);
+    if (block && large) (void)madvise(block, total, MADV_HUGEPAGE); /* see slab.h */
     if (!block) return moa_fail(err, MOA_E_MEMORY, "no memory for %zu bytes (%.1f MiB)", bytes, (double)bytes / 1048576);
     block->prev = NULL;
     block->next = cpu->blocks;
@@ -111,9 +115,9 @@ static moa_status weight_check(const moa_weight *w, const moa_dtype_info **type,
     return MOA_OK;
 }
 
-static void weight_drop(moa_dev_weight *w) {
+static void weight_drop(moa_cpu *cpu, moa_dev_weight *w) {
     if (!w) return;
-    moa_pack_close(&w->pack);
+    moa_slab_give(&cpu->slabs, w->pack.memory);
     free(w->values);
     free(w->owned);
     free(w);
@@ -125,7 +129,7 @@ static void cpu_weight_free(moa_backend *b, moa_dev_weight *w) {
     else if (self(b)->weights == w) self(b)->weights = w->next;
     if (w->next) w->next->prev = w->prev;
     moa_rope_table_forget(self(b)->rope, w);
-    weight_drop(w);
+    weight_drop(self(b), w);
 }
 
 typedef struct pack_job {
@@ -146,8 +150,8 @@ static moa_status weight_prepare(moa_cpu *cpu, moa_dev_weight *w, moa_err *err) 
         w->type->decode(w->data, w->values, (size_t)w->n_in);
     }
     if (!moa_pack_has(w->type->id)) return MOA_OK;
-    const moa_status s = moa_pack_open(&w->pack, w->type->id, w->n_out, w->n_in, err);
-    if (s != MOA_OK) return s;
+    if (moa_pack_plan(&w->pack, w->type->id, w->n_out, w->n_in)) w->pack.memory = moa_slab_take(&cpu->slabs, w->pack.bytes);
+    if (!w->pack.memory) return moa_fail(err, MOA_E_MEMORY, "no memory to pack %dx%d of %s", w->n_out, w->n_in, w->type->name);
     pack_job j = {.w = w};
     moa_pool_run(cpu->pool, pack_task, &j, w->pack.n_group);
     return MOA_OK;
@@ -185,7 +189,7 @@ static moa_status cpu_weight_load(moa_backend *b, const moa_weight *w, bool keep
     *out = d;
     d = NULL;
 out:
-    weight_drop(d);
+    weight_drop(cpu, d);
     return s;
 }
 

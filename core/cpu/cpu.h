@@ -36,6 +36,7 @@ typedef struct moa_cpu {
         void *memory;
         size_t bytes;
     } room; /* scratch of an operation, grows only; see moa_cpu_room() */
+    struct moa_slab *slabs; /* packed weights */
     struct moa_rope_table *rope;
 } moa_cpu;
 

@@ -1,6 +1,5 @@
 #include "core/cpu/pack.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/base/size.h"
@@ -28,27 +27,15 @@ static int kind_of(moa_dtype type) {
 
 bool moa_pack_has(moa_dtype type) { return kind_of(type) >= 0; }
 
-moa_status moa_pack_open(moa_pack *p, moa_dtype type, int32_t n_out, int32_t n_in, moa_err *err) {
+bool moa_pack_plan(moa_pack *p, moa_dtype type, int32_t n_out, int32_t n_in) {
     const int kind = kind_of(type);
-    *p = (moa_pack){.kind = kind, .n_group = (n_out - 1) / MOA_PACK_ROWS + 1, .n_block = n_in / MOA_PACK_BLOCK};
     const struct kind *k = &kinds[kind];
-    p->zero = k->zero;
-    p->halves = k->scale == MOA_SCALE_S6;
+    *p = (moa_pack){.kind = kind, .zero = k->zero, .halves = k->scale == MOA_SCALE_S6, .n_group = (n_out - 1) / MOA_PACK_ROWS + 1, .n_block = n_in / MOA_PACK_BLOCK};
     const size_t n_block = (size_t)p->n_block;
-    size_t total;
     p->q_bytes = n_block * 64 * (size_t)k->bits;
     p->scale_bytes = n_block * scale_bytes[k->scale];
     p->super_bytes = (n_block + 7) / 8 * super_bytes[k->scale];
-    if (!moa_size_mul(p->q_bytes + p->scale_bytes + p->super_bytes, (size_t)p->n_group, &total) ||
-        !moa_size_pad(total, 64, &total) || !(p->memory = aligned_alloc(64, total)))
-        return moa_fail(err, MOA_E_MEMORY, "no memory to pack a matrix of %dx%d %s", n_out, n_in, moa_dtype_find((uint32_t)type)->name);
-    memset(p->memory, 0, total);
-    return MOA_OK;
-}
-
-void moa_pack_close(moa_pack *p) {
-    free(p->memory);
-    p->memory = NULL;
+    return moa_size_mul(p->q_bytes + p->scale_bytes + p->super_bytes, (size_t)p->n_group, &p->bytes);
 }
 
 /* --- one block of one row, as codes and scales --------------------------------------------------------------------------- */

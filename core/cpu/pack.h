@@ -25,7 +25,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "core/base/status.h"
 #include "core/model/dtype.h"
 
 enum { MOA_PACK_ROWS = 16, MOA_PACK_BLOCK = 32 };
@@ -60,15 +59,16 @@ typedef struct moa_pack {
     bool halves; /* scales for each half block: Q6_K */
     int32_t n_group, n_block;
     size_t q_bytes, scale_bytes, super_bytes; /* of a group */
-    unsigned char *memory; /* owned: all groups' codes, then all scales, then all super-block scales */
+    size_t bytes;          /* of memory */
+    unsigned char *memory; /* the caller's, zero at first: all groups' codes, then all scales, then all super-block scales */
 } moa_pack;
 
 /* is there a packed form of this type? */
 bool moa_pack_has(moa_dtype type);
 
-/* Sizes for n_out rows of n_in; memory is allocated, its groups are filled by moa_pack_fill(). n_in divides into blocks. */
-moa_status moa_pack_open(moa_pack *p, moa_dtype type, int32_t n_out, int32_t n_in, moa_err *err);
-void moa_pack_close(moa_pack *p);
+/* Sizes for n_out rows of n_in, which divides into blocks; the caller then sets memory to `bytes` of zeros, 64-byte aligned.
+ * false: the size does not fit */
+bool moa_pack_plan(moa_pack *p, moa_dtype type, int32_t n_out, int32_t n_in);
 /* Packs group g; rows: the matrix as stored, row_bytes apart, n_out of them. Groups may be filled by several threads. */
 void moa_pack_fill(const moa_pack *p, int32_t g, const unsigned char *rows, size_t row_bytes, int32_t n_out);
 
