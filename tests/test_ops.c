@@ -609,15 +609,15 @@ static void group_attn_prefill(rig *r) {
 }
 
 static void decode_case(rig *r, uint64_t seed, const attn_shape *a) {
-    static const int32_t positions[] = {0, 1, 63, 64, 127, 128, 191, 192, 1000, 1023, 517};
+    static const int32_t positions[] = {0, 1, 63, 64, 127, 128, 191, 192, 1000, 1023, 517, 1024, 2049, 2580};
     const int32_t n_head = a->n_head_kv * a->group, n_seq = a->n_tok;
     case_begin(r, seed, "attn_decode n_seq %d heads %d/%d d_head %d %s %s%s", n_seq, n_head, a->n_head_kv, a->d_head,
                a->type == MOA_KV_F32 ? "f32" : "f16", input_names[a->kind], a->probe ? " probe" : "");
-    cache c = {.n_seq = n_seq, .n_head_kv = a->n_head_kv, .group = a->group, .d_head = a->d_head, .max_pages = 17, .type = a->type};
+    cache c = {.n_seq = n_seq, .n_head_kv = a->n_head_kv, .group = a->group, .d_head = a->d_head, .max_pages = 41, .type = a->type};
     int32_t pos[17], past[17], span[17 * (MAX_HEADS + 2)] = {0}, widest[17 * MAX_HEADS] = {0}, measure[MAX_HEADS];
     c.n_tok = calloc((size_t)n_seq, sizeof *c.n_tok);
     for (int32_t s = 0; s < n_seq; s++) {
-        pos[s] = n_seq > 2 && s % 4 == 2 ? -1 : seed % 2 ? positions[below(r, 11)] : below(r, 1024);
+        pos[s] = n_seq > 2 && s % 4 == 2 ? -1 : seed % 2 ? positions[below(r, 14)] : below(r, seed % 3 ? 1024 : 2600);
         c.n_tok[s] = pos[s] + 1;
         past[s] = pos[s] < 0 ? 0 : pos[s];
         for (int32_t h = 0; h < n_head; h++) {

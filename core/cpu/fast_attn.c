@@ -7,9 +7,13 @@
  *   V page -> (64, d_head) float      online softmax    each row in its own visible range [lo, hi) of the page
  *                                     O = O + P V
  *
+ * A long decode is also cut along the keys, 16 pages a task, so that one sequence keeps all threads busy; the parts are merged
+ * in their order by their maxima and sums. Where it is cut depends on positions alone.
+ *
  * With probes a second walk recomputes S with the log-sum-exp known, so that statistics are sums of final probabilities and the
  * first walk is the same with probes and without. Histograms are summed for each task apart and then in the order of tasks:
  * threads do not change them. */
+#include <limits.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -17,7 +21,7 @@
 #include "core/base/size.h"
 #include "core/cpu/cpu.h"
 
-enum { TILE_TOK = 64, STAT_SUMS = 4 /* mass is 1: entropy, sink, window, place */ };
+enum { TILE_TOK = 64, CHUNK_PAGES = 16, STAT_SUMS = 4 /* mass is 1: entropy, sink, window, place */ };
 
 typedef struct attn {
     const moa_kern *kern;
@@ -28,6 +32,8 @@ typedef struct attn {
     float scale;
     int32_t n_head, group, d_pad;
     int32_t tile_tok, n_task, rows; /* rows: most of a tile */
+    int32_t n_chunk;                /* parts along the keys; 1: not cut */
+    float *parts;                   /* (n_task, n_chunk, group, d_pad + 2): o, max, sum */
     const moa_args_attn_prefill *prefill; /* or */
     const moa_args_attn_decode *decode;
     float *scratch; /* (n_threads, scratch_floats) */
@@ -85,12 +91,13 @@ static void page_step(const attn *a, const tile *t, int32_t p, row_fn row_work, 
     }
 }
 
-static bool walk(attn *a, const tile *t, row_fn row_work, bool with_v) {
+/* pages from .. to - 1, as far as there are tokens; false: a page that is seen is gone */
+static bool walk(attn *a, const tile *t, int32_t from, int32_t to, row_fn row_work, bool with_v) {
     const moa_kv_view *kv = &a->kv;
     const int32_t last = (t->pos + t->n_tok - 1) / MOA_PAGE_TOK;
     const int32_t *table = kv->table + t->seq * kv->table_seq_stride + (int64_t)t->head_kv * kv->max_pages;
     const size_t elem = moa_kv_elem_bytes(kv->type), half = (size_t)MOA_PAGE_TOK * (size_t)kv->d_head * elem;
-    for (int32_t p = 0; p <= last; p++) {
+    for (int32_t p = from; p <= last && p < to; p++) {
         bool seen = false;
         for (int32_t h = 0; h < a->group && !seen; h++) seen = head_sees(t, h, p);
         if (!seen) continue;
@@ -227,6 +234,34 @@ static void idle(const attn *a, const tile *t) {
     if (a->probe.stat) memset(a->probe.stat + row * MOA_N_STAT, 0, sizeof *a->probe.stat * (size_t)a->group * MOA_N_STAT);
 }
 
+/* scratch, scaled queries, empty rows */
+static void tile_begin(const attn *a, tile *t, int32_t thread) {
+    const int32_t rows = a->group * t->n_tok, d_head = a->kv.d_head;
+    scratch_place(a, t, a->scratch + (size_t)thread * a->scratch_floats);
+    for (int32_t r = 0; r < rows; r++) {
+        const float *q = a->q + ((t->row + r % t->n_tok) * a->n_head + t->head_kv * a->group + r / t->n_tok) * d_head;
+        for (int32_t d = 0; d < d_head; d++) t->q[(int64_t)r * d_head + d] = q[d] * a->scale;
+        t->max[r] = -INFINITY;
+        t->sum[r] = 0;
+    }
+    memset(t->o, 0, sizeof *t->o * (size_t)rows * (size_t)a->d_pad);
+}
+
+/* outputs, then what the probes want */
+static void tile_end(attn *a, tile *t) {
+    const int32_t rows = a->group * t->n_tok, d_head = a->kv.d_head;
+    for (int32_t r = 0; r < rows; r++) {
+        float *o = a->o + ((t->row + r % t->n_tok) * a->n_head + t->head_kv * a->group + r / t->n_tok) * d_head;
+        const float inverse = 1 / t->sum[r];
+        for (int32_t d = 0; d < d_head; d++) o[d] = t->o[(int64_t)r * a->d_pad + d] * inverse;
+        t->max[r] += logf(t->sum[r]); /* log-sum-exp */
+    }
+    if (!a->probe.stat && !a->hist) return;
+    memset(t->stat, 0, sizeof *t->stat * (size_t)rows * STAT_SUMS);
+    (void)walk(a, t, 0, INT32_MAX, probe_row, false);
+    if (a->probe.stat) put_stat(a, t);
+}
+
 static void attend_task(void *ctx, int32_t task, int32_t thread) {
     attn *a = ctx;
     tile t = {0};
@@ -234,26 +269,52 @@ static void attend_task(void *ctx, int32_t task, int32_t thread) {
         idle(a, &t);
         return;
     }
-    const int32_t rows = a->group * t.n_tok, d_head = a->kv.d_head;
-    scratch_place(a, &t, a->scratch + (size_t)thread * a->scratch_floats);
-    for (int32_t r = 0; r < rows; r++) {
-        const float *q = a->q + ((t.row + r % t.n_tok) * a->n_head + t.head_kv * a->group + r / t.n_tok) * d_head;
-        for (int32_t d = 0; d < d_head; d++) t.q[(int64_t)r * d_head + d] = q[d] * a->scale;
-        t.max[r] = -INFINITY;
-        t.sum[r] = 0;
+    tile_begin(a, &t, thread);
+    if (walk(a, &t, 0, INT32_MAX, softmax_row, true)) tile_end(a, &t);
+}
+
+/* --- a decode task cut along the keys -------------------------------------------------------------------------------- */
+
+static float *part_at(const attn *a, int32_t task, int32_t chunk) {
+    return a->parts + ((int64_t)task * a->n_chunk + chunk) * a->group * (a->d_pad + 2);
+}
+
+static void chunk_task(void *ctx, int32_t number, int32_t thread) {
+    attn *a = ctx;
+    tile t = {0};
+    const int32_t task = number / a->n_chunk, chunk = number % a->n_chunk;
+    if (!tile_of(a, task, &t)) return;
+    tile_begin(a, &t, thread);
+    (void)walk(a, &t, chunk * CHUNK_PAGES, (chunk + 1) * CHUNK_PAGES, softmax_row, true);
+    float *part = part_at(a, task, chunk);
+    for (int32_t g = 0; g < a->group; g++, part += a->d_pad + 2) {
+        memcpy(part, t.o + (int64_t)g * a->d_pad, sizeof *part * (size_t)a->d_pad);
+        part[a->d_pad] = t.max[g];
+        part[a->d_pad + 1] = t.sum[g];
     }
-    memset(t.o, 0, sizeof *t.o * (size_t)rows * (size_t)a->d_pad);
-    if (!walk(a, &t, softmax_row, true)) return;
-    for (int32_t r = 0; r < rows; r++) {
-        float *o = a->o + ((t.row + r % t.n_tok) * a->n_head + t.head_kv * a->group + r / t.n_tok) * d_head;
-        const float inverse = 1 / t.sum[r];
-        for (int32_t d = 0; d < d_head; d++) o[d] = t.o[(int64_t)r * a->d_pad + d] * inverse;
-        t.max[r] += logf(t.sum[r]); /* log-sum-exp */
+}
+
+static void merge_task(void *ctx, int32_t task, int32_t thread) {
+    attn *a = ctx;
+    tile t = {0};
+    if (!tile_of(a, task, &t)) {
+        idle(a, &t);
+        return;
     }
-    if (!a->probe.stat && !a->hist) return;
-    memset(t.stat, 0, sizeof *t.stat * (size_t)rows * STAT_SUMS);
-    (void)walk(a, &t, probe_row, false);
-    if (a->probe.stat) put_stat(a, &t);
+    tile_begin(a, &t, thread);
+    for (int32_t g = 0; g < a->group; g++) {
+        const int64_t row = (int64_t)g * (a->d_pad + 2);
+        float *o = t.o + (int64_t)g * a->d_pad;
+        for (int32_t c = 0; c < a->n_chunk; c++) t.max[g] = fmaxf(t.max[g], part_at(a, task, c)[row + a->d_pad]);
+        for (int32_t c = 0; c < a->n_chunk; c++) {
+            const float *part = part_at(a, task, c) + row;
+            if (part[a->d_pad + 1] == 0) continue; /* a part that sees nothing */
+            const float weight = expf(part[a->d_pad] - t.max[g]);
+            t.sum[g] += weight * part[a->d_pad + 1];
+            for (int32_t d = 0; d < a->d_pad; d++) o[d] += weight * part[d];
+        }
+    }
+    tile_end(a, &t);
 }
 
 /* adds the tasks' histograms in their order */
@@ -272,7 +333,7 @@ static void hist_merge(const attn *a) {
 }
 
 static moa_status attend(moa_cpu *cpu, attn *a, moa_err *err) {
-    size_t n_hist = 0, bytes;
+    size_t n_hist = 0, n_part = 0, bytes;
     a->kern = cpu->kern;
     a->group = a->n_head / a->kv.n_head_kv;
     a->d_pad = (int32_t)round16((size_t)a->kv.d_head);
@@ -283,7 +344,9 @@ static moa_status attend(moa_cpu *cpu, attn *a, moa_err *err) {
         a->n_bucket = a->tile_tok == 1 ? 1 : spread < MOA_HIST_BUCKETS ? spread : MOA_HIST_BUCKETS;
         n_hist = (size_t)a->n_task * (size_t)a->group * (size_t)a->n_bucket * (size_t)(1 + a->probe.n_bin);
     }
-    if (!moa_size_mul(a->scratch_floats, (size_t)cpu->n_threads, &bytes) || !moa_size_add(bytes, n_hist, &bytes) || !moa_size_mul(bytes, sizeof(float), &bytes))
+    if (a->n_chunk > 1) n_part = (size_t)a->n_task * (size_t)a->n_chunk * (size_t)a->group * (size_t)(a->d_pad + 2);
+    if (!moa_size_mul(a->scratch_floats, (size_t)cpu->n_threads, &bytes) || !moa_size_add(bytes, n_hist, &bytes) ||
+        !moa_size_add(bytes, n_part, &bytes) || !moa_size_mul(bytes, sizeof(float), &bytes))
         bytes = SIZE_MAX;
     a->scratch = moa_cpu_room(cpu, bytes, err);
     if (!a->scratch) return MOA_E_MEMORY;
@@ -291,7 +354,9 @@ static moa_status attend(moa_cpu *cpu, attn *a, moa_err *err) {
         a->hist = a->scratch + a->scratch_floats * (size_t)cpu->n_threads;
         memset(a->hist, 0, sizeof *a->hist * n_hist);
     }
-    moa_pool_run(cpu->pool, attend_task, a, a->n_task);
+    a->parts = a->scratch + a->scratch_floats * (size_t)cpu->n_threads + n_hist;
+    if (a->n_chunk > 1) moa_pool_run(cpu->pool, chunk_task, a, a->n_task * a->n_chunk);
+    if (!atomic_load(&a->gone)) moa_pool_run(cpu->pool, a->n_chunk > 1 ? merge_task : attend_task, a, a->n_task);
     if (atomic_load(&a->gone))
         return moa_fail(err, MOA_E_FAILED, "page %d of sequence %d, KV head %d is seen but gone", a->gone_page, a->gone_seq, a->gone_head);
     if (a->hist) hist_merge(a);
@@ -312,5 +377,8 @@ moa_status moa_fast_attn_decode(moa_backend *b, const moa_args_attn_decode *f, m
     attn a = {.q = f->q, .o = f->o, .kv = f->kv, .probe = f->probe, .scale = f->scale, .n_head = f->n_head, .decode = f, .tile_tok = 1};
     a.n_task = f->n_seq * f->kv.n_head_kv;
     if (a.n_task <= 0) return MOA_OK;
+    int32_t last = 0;
+    for (int32_t s = 0; s < f->n_seq; s++) last = f->pos[s] > last ? f->pos[s] : last;
+    a.n_chunk = last / MOA_PAGE_TOK / CHUNK_PAGES + 1;
     return attend((moa_cpu *)b, &a, err);
 }
