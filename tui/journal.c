@@ -463,15 +463,16 @@ static void say_restored(tui_app *app, const moa_session *x, int n_odd, int32_t 
     tui_journal *j = app->journal;
     char when[32] = "-", lost[80] = "";
     const time_t t = isfinite(x->changed) && fabs(x->changed) < 1e11 ? (time_t)x->changed : 0;
+    const long long id = (long long)x->id;
     struct tm tm;
     const bool today = localtime_r(&t, &tm) && time(NULL) - t < 20 * 3600;
     (void)strftime(when, sizeof when, today ? "%H:%M" : "%Y-%m-%d", &tm);
-    if (lost_tokens >= 0) (void)snprintf(lost, sizeof lost, ", the last with %d token%s of output", lost_tokens, lost_tokens == 1 ? "" : "s");
-    (void)snprintf(j->offer, sizeof j->offer, "%s session %lld of %s: %d edit%s (undo works), %d run%s%s. n: start fresh",
-                   x->owner_pid ? "It ended suddenly; recovered" : "Back in", (long long)x->id, when, app->plan.n_done, app->plan.n_done == 1 ? "" : "s",
-                   x->n_run, x->n_run == 1 ? "" : "s", lost);
-    tui_say(app, x->owner_pid ? TUI_WARN : TUI_INFO, "%s", j->offer);
-    if (x->owner_pid) tui_say(app, TUI_INFO, "At most the last half second of output is missing; `moascope sessions show %lld` shows it", (long long)x->id);
+    if (lost_tokens >= 0) (void)snprintf(lost, sizeof lost, ", %d tokens of the last", lost_tokens);
+    (void)snprintf(j->offer, sizeof j->offer, "%s session %lld: %d edit%s, %d run%s%s; n starts fresh", x->owner_pid ? "Recovered" : "Back in", id,
+                   app->plan.n_done, app->plan.n_done == 1 ? "" : "s", x->n_run, x->n_run == 1 ? "" : "s", lost); /* fits 80 columns */
+    tui_say(app, x->owner_pid ? TUI_WARN : TUI_INFO, "%s session %lld as it was at %s; u and C-r work on its %d edits; moascope sessions show %lld has its runs",
+            x->owner_pid ? "It ended suddenly: recovered" : "Back in", id, when, app->plan.n_change, id);
+    if (x->owner_pid) tui_say(app, TUI_INFO, "What was lost is at most the last half second of output%s%s", *lost ? ": kept are" : "", *lost ? lost + 1 : "");
     if (n_odd > 0) tui_say(app, TUI_WARN, "%d edits of the stored session do not fit its plan and were left out", n_odd);
 }
 
