@@ -221,6 +221,81 @@ static void test_a_living_owner_keeps_its_session(void **state) {
     moa_store_close(&s);
 }
 
+static void run_of_kind(moa_store *s, int64_t session, const char *kind) {
+    moa_run_record run = {.session = session, .kind = (char *)(uintptr_t)kind, .prompt = (char *)"as run"};
+    moa_err err = {0};
+    assert_int_equal(moa_store_run_begin(s, &run, &err), MOA_OK);
+}
+
+static void test_the_last_session_is_one_of_the_workbench(void **state) {
+    (void)state;
+    moa_store *s = open_store();
+    moa_err err = {0};
+    moa_session last;
+    const moa_change change = {0, 1, {0, 1}, {0, 0.5}};
+    assert_int_equal(moa_store_session_last(s, NULL, &last, &err), MOA_E_INVALID);
+    const int64_t edited = begin(s), ran = begin(s), batch = begin(s), idle = begin(s);
+    run_of_kind(s, batch, "run");
+    run_of_kind(s, batch, "chat");
+    assert_true(idle > batch);
+    assert_int_equal(moa_store_session_last(s, NULL, &last, &err), MOA_E_INVALID); /* no edit, no run of the workbench */
+    assert_int_equal(moa_store_edit_push(s, edited, "a", &change, 1, &err), MOA_OK);
+    assert_int_equal(moa_store_session_last(s, NULL, &last, &err), MOA_OK);
+    assert_int_equal(last.id, edited);
+    moa_session_free(&last);
+    run_of_kind(s, ran, "compare");
+    assert_int_equal(moa_store_session_last(s, "/m.gguf", &last, &err), MOA_OK);
+    assert_int_equal(last.id, ran);
+    assert_string_equal(last.prompt, "as run");
+    moa_session_free(&last);
+    assert_int_equal(moa_store_session_last(s, "/other.gguf", &last, &err), MOA_E_INVALID);
+    /* a prompt that was not run goes before the one that was */
+    assert_int_equal(moa_store_session_prompt(s, ran, "typed", 5, &err), MOA_OK);
+    assert_int_equal(moa_store_session_prompt(s, ran, "typed since", 11, &err), MOA_OK);
+    moa_store_close(&s);
+    s = open_store();
+    assert_int_equal(moa_store_session_last(s, NULL, &last, &err), MOA_OK);
+    assert_string_equal(last.prompt, "typed since");
+    moa_session_free(&last);
+    moa_store_close(&s);
+}
+
+/* a number that another program has by now */
+static void test_another_program_owns_nothing(void **state) {
+    (void)state;
+    moa_store *s = open_store();
+    moa_err err = {0};
+    bool mine = false;
+    const int64_t id = begin(s);
+    char sql[96];
+    sqlite3 *db;
+    const pid_t other = fork();
+    if (other == 0) {
+        (void)execlp("sleep", "sleep", "60", (char *)NULL);
+        _exit(127);
+    }
+    assert_true(other > 0);
+    char comm[64], name[32] = "";
+    (void)snprintf(comm, sizeof comm, "/proc/%d/comm", (int)other);
+    for (int i = 0; i < 5000 && strncmp(name, "sleep", 5) != 0; i++) { /* until it is another program */
+        FILE *f = fopen(comm, "re");
+        if (f) {
+            if (!fgets(name, sizeof name, f)) name[0] = 0;
+            (void)fclose(f);
+        }
+        (void)usleep(1000);
+    }
+    (void)snprintf(sql, sizeof sql, "UPDATE session SET owner_pid=%d", (int)other);
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+    assert_int_equal(moa_store_session_claim(s, id, &mine, &err), MOA_OK);
+    assert_true(mine);
+    (void)kill(other, SIGKILL);
+    (void)waitpid(other, NULL, 0);
+    moa_store_close(&s);
+}
+
 static void test_damaged_store_is_moved_aside(void **state) {
     (void)state;
     moa_err err = {0};
@@ -312,7 +387,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
         T(test_edits_and_undo_survive),       T(test_runs_come_back),
-        T(test_kill_loses_at_most_half_a_second), T(test_a_living_owner_keeps_its_session),
+        T(test_kill_loses_at_most_half_a_second), T(test_a_living_owner_keeps_its_session), T(test_the_last_session_is_one_of_the_workbench),
+        T(test_another_program_owns_nothing),
         T(test_damaged_store_is_moved_aside), T(test_newer_schema_is_refused),
         T(test_flipped_bytes_never_crash),    T(test_files_are_private),
     };
