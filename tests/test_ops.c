@@ -1,6 +1,6 @@
 /* test_ops.c -- the one parity test: every operation of every backend against the reference.
  *
- *   test_ops [--device cpu|cuda|cuda:N] [--op NAME] [--threads N] [--list] [--bench OP]
+ *   test_ops [--device cpu|cuda|cuda:N] [--op NAME] [--threads N] [--every N] [--list] [--bench OP]
  *
  * A group of cases belongs to one operation (or to the reference itself, "golden" and "brute"). Each case builds its inputs
  * from a seed, gives the same bytes to both backends, and compares all that may be written:
@@ -12,6 +12,8 @@
  *     of the last page hold NaN too, since a recycled page may hold anything;
  *   - the error is NMSE = sum (a-b)^2 / sum a^2 against the limit of the table below; a NaN anywhere fails.
  *
+ * --every N leaves out all but each N-th case: the default under ThreadSanitizer, which makes the naive loops
+ * 20 times slower.
  * The CPU runs every group a second time with 1 thread against 3: the bits must be the same.
  * To add an operation: a group function, a row in `groups`. --bench OP times it and checks nothing. */
 #include <inttypes.h>
@@ -24,6 +26,16 @@
 
 #include "core/engine/backend.h"
 
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SLOW 1
+#endif
+#endif
+#if defined(SLOW) || defined(__SANITIZE_THREAD__)
+enum { EVERY = 7 }; /* prime to the loops' lengths, so that each value still occurs */
+#else
+enum { EVERY = 1 };
+#endif
 enum { GUARD_BYTES = 256, MAX_MEM = 48, MAX_WEIGHT = 8, SKIP = 77 };
 
 /* what is allowed, and why */
@@ -58,6 +70,7 @@ typedef struct rig {
     char label[160];
     double worst; /* of the group */
     int cases, failed;
+    int every, number; /* run every n-th case; cases met */
 } rig;
 
 /* --- random numbers and inputs --------------------------------------------------------------------------------------- */
@@ -201,14 +214,17 @@ static void compare_bytes(rig *r, const mem *m, const char *what) {
     free(image[1]);
 }
 
-static void case_begin(rig *r, uint64_t seed, const char *format, ...) __attribute__((format(printf, 3, 4)));
-static void case_begin(rig *r, uint64_t seed, const char *format, ...) {
+static bool case_begin(rig *r, uint64_t seed, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* false: a case to leave out (--every) */
+static bool case_begin(rig *r, uint64_t seed, const char *format, ...) {
     va_list list;
+    if (r->every > 1 && r->number++ % r->every != 0) return false;
     va_start(list, format);
     (void)vsnprintf(r->label, sizeof r->label, format, list);
     va_end(list);
     r->rng = seed * 0x9e3779b97f4a7c15ull + 0x1234567;
     for (int i = 0; i < 4; i++) (void)next_u64(r);
+    return true;
 }
 
 static void case_end(rig *r) {
@@ -315,7 +331,7 @@ static void group_embed(rig *r) {
     for (int d = 0; d < N_DTYPE; d++)
         for (int t = 0; t < N_TOK_COUNT; t++) {
             const int32_t n_tok = tok_counts[t], n_vocab = 77, d_model = t % 2 ? 256 : 768;
-            case_begin(r, (uint64_t)(d * 10 + t), "embed %s n_tok %d d_model %d", moa_dtype_find(dtypes[d])->name, n_tok, d_model);
+            if (!case_begin(r, (uint64_t)(d * 10 + t), "embed %s n_tok %d d_model %d", moa_dtype_find(dtypes[d])->name, n_tok, d_model)) continue;
             const weight *w = weight_new(r, dtypes[d], n_vocab, d_model);
             int32_t ids[513];
             for (int32_t i = 0; i < n_tok; i++) ids[i] = i == 0 ? n_vocab - 1 : below(r, n_vocab);
@@ -334,7 +350,7 @@ static void group_rmsnorm(rig *r) {
             for (int in_place = 0; in_place < 2; in_place++) {
                 const int32_t n = sizes[s], n_tok = tok_counts[t];
                 const input_kind kind = (input_kind)((s + t) % N_INPUT);
-                case_begin(r, (uint64_t)(s * 10 + t), "rmsnorm n_tok %d n %d %s%s", n_tok, n, input_names[kind], in_place ? " in place" : "");
+                if (!case_begin(r, (uint64_t)(s * 10 + t), "rmsnorm n_tok %d n %d %s%s", n_tok, n, input_names[kind], in_place ? " in place" : "")) continue;
                 const weight *w = weight_new(r, s % 2 ? MOA_F16 : MOA_F32, 1, n);
                 const size_t count = (size_t)n_tok * (size_t)n;
                 const mem *x = mem_floats(r, floats(r, count, kind), count);
@@ -347,8 +363,8 @@ static void group_rmsnorm(rig *r) {
 }
 
 static void matmul_case(rig *r, moa_dtype type, int32_t n_tok, int32_t n_out, int32_t n_in, input_kind kind, bool bias, bool accumulate) {
-    case_begin(r, (uint64_t)n_tok * 7919 + (uint64_t)n_out * 31 + (uint64_t)type, "matmul %s n_tok %d n_out %d n_in %d %s%s%s",
-               moa_dtype_find(type)->name, n_tok, n_out, n_in, input_names[kind], bias ? " bias" : "", accumulate ? " accumulate" : "");
+    if (!case_begin(r, (uint64_t)n_tok * 7919 + (uint64_t)n_out * 31 + (uint64_t)type, "matmul %s n_tok %d n_out %d n_in %d %s%s%s",
+               moa_dtype_find(type)->name, n_tok, n_out, n_in, input_names[kind], bias ? " bias" : "", accumulate ? " accumulate" : "")) return;
     const weight *w = weight_new(r, type, n_out, n_in);
     const weight *bw = bias ? weight_new(r, MOA_F32, 1, n_out) : NULL;
     const size_t nx = (size_t)n_tok * (size_t)n_in, ny = (size_t)n_tok * (size_t)n_out;
@@ -378,10 +394,10 @@ static void group_matmul(rig *r) {
 /* --- rope ------------------------------------------------------------------------------------------------------------ */
 
 static void rope_case(rig *r, uint64_t seed, int32_t n_tok, int32_t d_head, int32_t rope_dim, moa_rope_kind kind, bool factors) {
-    const int32_t n_head = 1 + below(r, 9);
+    const int32_t n_head = 1 + (int32_t)(seed % 9);
     const float theta = seed % 2 ? 10000.0f : 1e6f, scale = seed % 5 == 0 ? 0.25f : 1.0f;
-    case_begin(r, seed, "rope n_tok %d n_head %d d_head %d rope_dim %d %s theta %g scale %g%s", n_tok, n_head, d_head, rope_dim,
-               kind == MOA_ROPE_PAIRS ? "pairs" : "halves", (double)theta, (double)scale, factors ? " factors" : "");
+    if (!case_begin(r, seed, "rope n_tok %d n_head %d d_head %d rope_dim %d %s theta %g scale %g%s", n_tok, n_head, d_head, rope_dim,
+               kind == MOA_ROPE_PAIRS ? "pairs" : "halves", (double)theta, (double)scale, factors ? " factors" : "")) return;
     const size_t n = (size_t)n_tok * (size_t)n_head * (size_t)d_head;
     const mem *x = mem_floats(r, floats(r, n, (input_kind)(seed % N_INPUT)), n);
     int32_t pos[513];
@@ -505,8 +521,8 @@ static void group_kv_store(rig *r) {
                 const int32_t n_tok = tok_counts[t], n_seq = ragged ? (n_tok < 17 ? n_tok : 17) : 1;
                 cache c = {.n_seq = n_seq, .n_head_kv = 1 + t % 3, .d_head = t % 3 == 0 ? 64 : t % 3 == 1 ? 80 : 128, .max_pages = 12,
                            .type = type ? MOA_KV_F32 : MOA_KV_F16};
-                case_begin(r, seed++, "kv_store n_tok %d n_seq %d n_head_kv %d d_head %d %s", n_tok, n_seq, c.n_head_kv, c.d_head,
-                           type ? "f32" : "f16");
+                if (!case_begin(r, seed++, "kv_store n_tok %d n_seq %d n_head_kv %d d_head %d %s", n_tok, n_seq, c.n_head_kv, c.d_head,
+                           type ? "f32" : "f16")) continue;
                 c.n_tok = malloc(sizeof *c.n_tok * (size_t)n_seq);
                 int32_t past[17], widest[51], seq[513], pos[513], fresh[17] = {0};
                 for (int32_t s = 0; s < n_seq; s++) {
@@ -566,8 +582,8 @@ static void attn_compare(rig *r, const mem *o, const mem *stat, const mem *hist)
 
 static void prefill_case(rig *r, uint64_t seed, const attn_shape *a) {
     const int32_t n_head = a->n_head_kv * a->group, n = a->pos0 + a->n_tok, seq = (int32_t)(seed % 3);
-    case_begin(r, seed, "attn_prefill n_tok %d pos0 %d heads %d/%d d_head %d %s %s%s", a->n_tok, a->pos0, n_head, a->n_head_kv, a->d_head,
-               a->type == MOA_KV_F32 ? "f32" : "f16", input_names[a->kind], a->probe ? " probe" : "");
+    if (!case_begin(r, seed, "attn_prefill n_tok %d pos0 %d heads %d/%d d_head %d %s %s%s", a->n_tok, a->pos0, n_head, a->n_head_kv, a->d_head,
+               a->type == MOA_KV_F32 ? "f32" : "f16", input_names[a->kind], a->probe ? " probe" : "")) return;
     cache c = {.n_seq = 3, .n_head_kv = a->n_head_kv, .group = a->group, .d_head = a->d_head, .max_pages = (n + 63) / 64 + 1, .type = a->type};
     c.n_tok = calloc(3, sizeof *c.n_tok);
     c.n_tok[seq] = n;
@@ -611,8 +627,8 @@ static void group_attn_prefill(rig *r) {
 static void decode_case(rig *r, uint64_t seed, const attn_shape *a) {
     static const int32_t positions[] = {0, 1, 63, 64, 127, 128, 191, 192, 1000, 1023, 517, 1024, 2049, 2580};
     const int32_t n_head = a->n_head_kv * a->group, n_seq = a->n_tok;
-    case_begin(r, seed, "attn_decode n_seq %d heads %d/%d d_head %d %s %s%s", n_seq, n_head, a->n_head_kv, a->d_head,
-               a->type == MOA_KV_F32 ? "f32" : "f16", input_names[a->kind], a->probe ? " probe" : "");
+    if (!case_begin(r, seed, "attn_decode n_seq %d heads %d/%d d_head %d %s %s%s", n_seq, n_head, a->n_head_kv, a->d_head,
+               a->type == MOA_KV_F32 ? "f32" : "f16", input_names[a->kind], a->probe ? " probe" : "")) return;
     cache c = {.n_seq = n_seq, .n_head_kv = a->n_head_kv, .group = a->group, .d_head = a->d_head, .max_pages = 41, .type = a->type};
     int32_t pos[17], past[17], span[17 * (MAX_HEADS + 2)] = {0}, widest[17 * MAX_HEADS] = {0}, measure[MAX_HEADS];
     c.n_tok = calloc((size_t)n_seq, sizeof *c.n_tok);
@@ -660,7 +676,7 @@ static const int64_t lengths[] = {1, 15, 16, 17, 1000, 4099, 123457};
 static void group_silu_mul(rig *r) {
     for (int n = 0; n < 7; n++)
         for (int where = 0; where < 3; where++) {
-            case_begin(r, (uint64_t)(n * 3 + where), "silu_mul n %" PRId64 " %s", lengths[n], where == 0 ? "" : where == 1 ? "into gate" : "into up");
+            if (!case_begin(r, (uint64_t)(n * 3 + where), "silu_mul n %" PRId64 " %s", lengths[n], where == 0 ? "" : where == 1 ? "into gate" : "into up")) continue;
             const size_t count = (size_t)lengths[n];
             float *g = floats(r, count, OUTLIERS);
             for (size_t i = 0; i < count; i += 11) g[i] = i % 2 ? -100.0f : 100.0f;
@@ -674,7 +690,7 @@ static void group_silu_mul(rig *r) {
 
 static void group_add(rig *r) {
     for (int n = 0; n < 7; n++) {
-        case_begin(r, (uint64_t)n, "add n %" PRId64, lengths[n]);
+        if (!case_begin(r, (uint64_t)n, "add n %" PRId64, lengths[n])) continue;
         const size_t count = (size_t)lengths[n];
         const mem *x = mem_floats(r, floats(r, count, OUTLIERS), count), *y = mem_floats(r, floats(r, count, NORMAL), count);
         for (int i = 0; i < 2; i++) CALL(add, i, .x = F(x, i), .y = F(y, i), .n = lengths[n]);
@@ -687,7 +703,7 @@ static void group_capture(rig *r) {
     for (int t = 0; t < N_TOK_COUNT; t++)
         for (int type = 0; type < 2; type++) {
             const int32_t n_tok = tok_counts[t], n_head = 6, n_head_kv = 2, d_head = head_sizes[t % 3], max_tok = 600;
-            case_begin(r, (uint64_t)(t * 2 + type), "capture n_tok %d d_head %d %s", n_tok, d_head, type ? "f32" : "f16");
+            if (!case_begin(r, (uint64_t)(t * 2 + type), "capture n_tok %d d_head %d %s", n_tok, d_head, type ? "f32" : "f16")) continue;
             const size_t nq = (size_t)n_tok * 6 * (size_t)d_head, nk = (size_t)n_tok * 2 * (size_t)d_head;
             const mem *q = mem_floats(r, floats(r, nq, OUTLIERS), nq), *k = mem_floats(r, floats(r, nk, OUTLIERS), nk);
             const mem *cq = mem_new(r, NULL, sizeof(float) * 6 * (size_t)max_tok * (size_t)d_head);
@@ -712,7 +728,7 @@ static void group_attn_map(rig *r) {
         for (int s = 0; s < 4; s++) {
             const int32_t *g = regions[k], d_head = head_sizes[(k + s) % 3];
             const int32_t span = s == 0 ? 128 : s == 1 ? 192 : s == 2 ? 448 : 1 << 24;
-            case_begin(r, (uint64_t)(k * 4 + s), "attn_map q %d..%d k %d..%d cells %dx%d d_head %d span %d", g[0], g[1], g[2], g[3], g[4], g[5], d_head, span);
+            if (!case_begin(r, (uint64_t)(k * 4 + s), "attn_map q %d..%d k %d..%d cells %dx%d d_head %d span %d", g[0], g[1], g[2], g[3], g[4], g[5], d_head, span)) continue;
             const size_t n = 513 * (size_t)d_head, cells = (size_t)g[4] * (size_t)g[5];
             const mem *q = mem_floats(r, floats(r, n, (input_kind)(s % N_INPUT)), n), *kk = mem_floats(r, floats(r, n, NORMAL), n);
             const mem *mass = mem_new(r, NULL, cells * sizeof(float)), *max = s % 2 ? mem_new(r, NULL, cells * sizeof(float)) : NULL;
@@ -747,7 +763,7 @@ static void golden_case(rig *r, const char *label, const mem *m, const double *e
 
 /* results that can be worked out by hand */
 static void group_golden(rig *r) {
-    case_begin(r, 1, "golden rope");
+    (void)case_begin(r, 1, "golden rope");
     const int32_t one = 1;
     const double c = cos(1), s = sin(1), c2 = cos(.01), s2 = sin(.01); /* frequencies 1 and 10000^(-2/4) */
     const mem *p = mem_new(r, &one, 4), *x = mem_new(r, (float[]){1, 0, 1, 0, 9}, 20);
@@ -758,7 +774,7 @@ static void group_golden(rig *r) {
     CALL(rope, 0, .x = F(x, 0), .pos = I(p, 0), .n_tok = 1, .n_head = 1, .d_head = 5, .rope_dim = 4, .kind = MOA_ROPE_HALVES, .theta = 10000, .scale = 1);
     golden_case(r, "halves", x, (double[]){c, -s2, s, c2, 9}, 5);
 
-    case_begin(r, 1, "golden rmsnorm, silu_mul");
+    (void)case_begin(r, 1, "golden rmsnorm, silu_mul");
     x = mem_new(r, (float[]){3, 4}, 8);
     const moa_weight ones = {.name = "w", .type = MOA_F32, .n_out = 1, .n_in = 2, .data = (float[]){1, 2}, .bytes = 8};
     weight *w = &r->weights[r->n_weight++];
@@ -770,7 +786,7 @@ static void group_golden(rig *r) {
     CALL(silu_mul, 0, .gate = F(g, 0), .up = F(u, 0), .y = F(u, 0), .n = 3);
     golden_case(r, "silu_mul", u, (double[]){2 / (1 + exp(-1)), -6 / (1 + exp(2)), 0}, 3);
 
-    case_begin(r, 1, "golden matmul"); /* a Q8_0 row: 0.5 * (1, 2, ..), against x = e_0 - e_31 and all ones */
+    (void)case_begin(r, 1, "golden matmul"); /* a Q8_0 row: 0.5 * (1, 2, ..), against x = e_0 - e_31 and all ones */
     unsigned char row[34] = {0x00, 0x38};
     float xs[64] = {0};
     for (int i = 0; i < 32; i++) {
@@ -902,7 +918,7 @@ static void brute_map(rig *r, const brute *e, const float *q, int32_t d_head) {
 
 static void brute_case(rig *r, uint64_t seed, int32_t group, int32_t d_head) {
     const int32_t n = 200 + (int32_t)(seed * 37 % 150), n_head = 2 * group, bucket_tok = 40;
-    case_begin(r, seed, "brute n %d heads %d/2 d_head %d", n, n_head, d_head);
+    if (!case_begin(r, seed, "brute n %d heads %d/2 d_head %d", n, n_head, d_head)) return;
     cache c = {.n_seq = 1, .n_head_kv = 2, .group = group, .d_head = d_head, .max_pages = 9, .type = seed % 2 ? MOA_KV_F16 : MOA_KV_F32};
     c.n_tok = calloc(1, sizeof *c.n_tok);
     c.n_tok[0] = n;
@@ -1038,7 +1054,7 @@ static void bench_matmul(rig *r) {
 /* SmolLM2's heads (9 over 3, 64 wide): a chunk of n_tok queries that ends at n tokens, or one query of each of n_tok sequences */
 static void bench_attn(rig *r, bool prefill, int32_t n_tok, int32_t n, int32_t span_tok, bool probe) {
     const int32_t n_head = 9, n_seq = prefill ? 1 : n_tok, pos0 = n - n_tok;
-    case_begin(r, 1, "bench attention");
+    (void)case_begin(r, 1, "bench attention");
     cache c = {.n_seq = n_seq, .n_head_kv = 3, .group = 3, .d_head = 64, .max_pages = n / 64 + 1, .type = MOA_KV_F16};
     int32_t *zero = calloc((size_t)n_seq, 4), *widest = calloc((size_t)n_seq * 3, 4), *pos = calloc((size_t)n_seq, 4), span[9];
     c.n_tok = calloc((size_t)n_seq, 4);
@@ -1101,7 +1117,7 @@ static void bench_rest(rig *r) {
     float *x = bench_floats(r, (size_t)n_tok * 1536), *y = bench_floats(r, (size_t)n_tok * 1536);
     int32_t pos[512];
     for (int i = 0; i < n_tok; i++) pos[i] = i;
-    case_begin(r, 1, "bench");
+    (void)case_begin(r, 1, "bench");
     const mem *p = mem_new(r, pos, sizeof pos);
     const weight *w = weight_new(r, MOA_F32, 1, d);
     double best[4] = {1, 1, 1, 1};
@@ -1182,12 +1198,12 @@ static void run_groups(rig *r, const char *only, bool with_reference) {
 
 typedef struct options {
     const char *device, *op, *bench;
-    int threads;
+    int threads, every;
     bool list;
 } options;
 
 static bool parse(int argc, char **argv, options *o) {
-    *o = (options){.device = "cpu"};
+    *o = (options){.device = "cpu", .every = EVERY};
     for (int i = 1; i < argc; i++) {
         const char *a = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(a, "--list") == 0) {
@@ -1199,6 +1215,7 @@ static bool parse(int argc, char **argv, options *o) {
         else if (strcmp(a, "--op") == 0) o->op = value;
         else if (strcmp(a, "--bench") == 0) o->bench = value;
         else if (strcmp(a, "--threads") == 0) o->threads = atoi(value);
+        else if (strcmp(a, "--every") == 0) o->every = atoi(value);
         else return false;
         i++;
     }
@@ -1217,7 +1234,7 @@ int main(int argc, char **argv) {
     char why[256];
     moa_err err = {0};
     if (!parse(argc, argv, &o)) {
-        (void)fprintf(stderr, "usage: test_ops [--device cpu|cuda|cuda:N] [--op NAME] [--threads N] [--list] [--bench OP]\n");
+        (void)fprintf(stderr, "usage: test_ops [--device cpu|cuda|cuda:N] [--op NAME] [--threads N] [--every N] [--list] [--bench OP]\n");
         return 2;
     }
     for (int g = 0; o.list && g < N_GROUP; g++) (void)printf("%s\n", groups[g].name);
@@ -1229,6 +1246,8 @@ int main(int argc, char **argv) {
         return r.cuda ? SKIP : 1;
     }
     (void)printf("tested: %s\n", why);
+    r.every = o.bench ? 1 : o.every;
+    if (r.every > 1) (void)printf("every %dth case only\n", r.every);
     must(&r, moa_cpu_open(&r.b[0], &reference, &err), &err);
     if (!groups_complete()) r.failed++;
     if (o.bench) {
