@@ -9,6 +9,8 @@ start() { # lines of the fake engine's script
   settle
 }
 
+decoding() { see "B plan +#$1 " && see ' [1-9][0-9]* / 400 tokens'; } # run number; not the picture of the one before
+
 running() { # ^C, sizes and ^L while tokens come
   start "tok_s 50"
   keys r
@@ -29,8 +31,9 @@ running() { # ^C, sizes and ^L while tokens come
   see 'cancelled'
   keys 4 # and the screen lives
   see 'PLAN'
+  unseen 'tok/s +[0-9]+ s left'
   keys 1 r
-  see 'decode .* tokens'
+  decoding 2
   cmd 'stop'
   see 'cancelled'
   settle
@@ -42,7 +45,7 @@ deaths() {
   keys 4
   text '<'
   keys 1 r
-  see 'decode .* tokens'
+  decoding 1
   kill -KILL -- "-$(engine_pid)" # with the shell that it runs under
   see 'engine ended'
   see 'signal 9|Killed'
@@ -55,11 +58,13 @@ deaths() {
   see 'ready'
   settle
   keys r
-  see 'decode .* tokens'
+  decoding 2
   cmd 'engine restart' # in the middle of a run
+  see 'the engine was stopped'
+  settle
   see 'ready'
   keys r
-  see 'decode .* tokens'
+  decoding 3
   keys C-c
   see 'cancelled'
   cmd 'engine stop'

@@ -25,6 +25,7 @@ P
 sizes=("80 24" "200 50" "60 16" "20 5" "120 40" "1 1" "300 12" "40 100")
 # no shell gets the keys: a loop starts the program again whenever it was quit, and stays where it ended otherwise
 cat >"$work/loop" <<L
+stty -isig # keys come also while the program is only starting
 while :; do
   "$moa" Fake --engine "$fake --script $work/fake" -n 60 --prompt-file "$here/data/prompt_600.txt"
   code=\$?
