@@ -54,13 +54,19 @@ static inline __m512 signed16(const unsigned char *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
 }
 
+/* sum + w times the four values at x, which are the same for all rows. The instruction can broadcast them from memory itself;
+ * gcc 12 does not know and spends a second instruction (148 against 170 GFLOP/s a core on tiles of 8). */
+static inline __attribute__((always_inline)) __m512i dpbusd_all(__m512i sum, __m512i w, const int8_t *x) {
+    typedef int32_t four __attribute__((aligned(4), may_alias));
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const four *)(const void *)x));
+    return sum;
+}
+
 /* codes of chunks [from, to) times the plane at x */
 static inline __attribute__((always_inline)) __m512i plane(__m512i sum, const __m512i w[8], const int8_t *x, int from, int to) {
 #pragma GCC unroll 8
     for (int c = from; c < to; c++) {
-        int32_t four;
-        memcpy(&four, x + 4 * c, 4);
-        sum = _mm512_dpbusd_epi32(sum, w[c], _mm512_set1_epi32(four));
+        sum = dpbusd_all(sum, w[c], x + 4 * c);
     }
     return sum;
 }
