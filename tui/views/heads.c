@@ -319,12 +319,12 @@ static viz_role cover_role(double cover) { return isnan(cover) ? VIZ_FAINT : cov
 static int fact_cost(tui_app *app, viz_pane in, int y, const tui_head_figures *f) {
     char a[24], b[24], text[160];
     if (!f->kv_group_bytes) return fact(in, y, "KV", viz_fg(VIZ_FAINT), "-");
-    (void)snprintf(text, sizeof text, "%s alone, %s its group", viz_bytes_text(a, f->kv_alone_bytes), viz_bytes_text(b, f->kv_group_bytes));
+    (void)snprintf(text, sizeof text, "%s, its group %s", viz_bytes_text(a, f->kv_alone_bytes), viz_bytes_text(b, f->kv_group_bytes));
     y = fact(in, y, "KV", viz_fg(VIZ_TEXT), text);
     if (kv_heads(app) == app->plan.now->n_head) return y;
     if (f->span < f->group_span)
-        (void)snprintf(text, sizeof text, "wider is free, up to %s", viz_count_text(a, f->group_span));
-    else (void)snprintf(text, sizeof text, "%s", f->is_widest ? "the widest: narrowing it saves" : "tied widest: narrowing saves 0 B");
+        (void)snprintf(text, sizeof text, "widening is free to %s", viz_count_text(a, f->group_span));
+    else (void)snprintf(text, sizeof text, "%s", f->is_widest ? "the widest: narrowing saves" : "tied: narrowing saves 0 B");
     return fact(in, y, "", viz_fg(VIZ_DIM), text);
 }
 
@@ -377,8 +377,8 @@ static void draw_inspector(tui_app *app, viz_canvas *c, viz_rect rect, bool focu
     (void)snprintf(text, sizeof text, "%s of the mass%s", viz_percent_text(a, f.cover, 1), isnan(f.cover) ? "" : f.cover_dense ? "" : ", first order");
     y = fact(in, y, "covers", viz_fg(cover_role(f.cover)), text);
     if (t && t->stats.there) {
-        if (f.worst_query >= 0) (void)snprintf(text, sizeof text, "%s at token %s, in run #%d", viz_percent_text(a, f.worst_cover, 1), viz_count_text(b, f.worst_query), t->number);
-        else (void)snprintf(text, sizeof text, "-");
+        if (f.worst_query >= 0 && f.worst_cover < 0.9995) (void)snprintf(text, sizeof text, "%s at token %s, run #%d", viz_percent_text(a, f.worst_cover, 1), viz_count_text(b, f.worst_query), t->number);
+        else (void)snprintf(text, sizeof text, "- (run #%d cut nothing here)", t->number);
         y = fact(in, y, "worst", viz_fg(VIZ_TEXT), text);
         (void)snprintf(text, sizeof text, "%s sink, %s within 64", viz_percent_text(a, tui_run_stat(t, t->stats.sink, l, h), 1), viz_percent_text(b, local_share(app, l, h), 1));
         y = fact(in, y, "mass", viz_fg(VIZ_TEXT), text);
