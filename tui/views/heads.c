@@ -372,7 +372,7 @@ static void draw_inspector(tui_app *app, viz_canvas *c, viz_rect rect, bool focu
     const int32_t n = tui_plan_n(app);
     const tui_run *t = tui_truth(app);
     int y = 0;
-    (void)snprintf(text, sizeof text, "%g %+g N = %s%s", f.rule.alpha, f.rule.beta, viz_count_text(a, f.span), f.span >= n ? "  everything" : "");
+    (void)snprintf(text, sizeof text, "%g + %g N = %s%s", f.rule.alpha, f.rule.beta, viz_count_text(a, f.span), f.span >= n ? "  everything" : "");
     y = fact(in, y, "span", viz_bold(VIZ_TEXT), text);
     (void)snprintf(text, sizeof text, "%s of the mass%s", viz_percent_text(a, f.cover, 1), isnan(f.cover) ? "" : f.cover_dense ? "" : ", first order");
     y = fact(in, y, "covers", viz_fg(cover_role(f.cover)), text);
