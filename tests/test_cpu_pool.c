@@ -14,7 +14,8 @@
 #include "core/cpu/pool.h"
 
 typedef struct tally {
-    unsigned char *times; /* a task was run; plain memory: a task run twice or by nobody is seen, and a race is ThreadSanitizer's */
+    unsigned char *
+        times; /* a task was run; plain memory: a task run twice or by nobody is seen, and a race is ThreadSanitizer's */
     int32_t n_threads;
     atomic_int bad_thread;
 } tally;
@@ -29,7 +30,8 @@ static void check_run(moa_pool *pool, int32_t n_threads, int32_t n_task) {
     tally t = {.times = calloc((size_t)n_task + 1, 1), .n_threads = n_threads};
     assert_non_null(t.times);
     moa_pool_run(pool, count_task, &t, n_task);
-    for (int32_t i = 0; i < n_task; i++) assert_int_equal(t.times[i], 1);
+    for (int32_t i = 0; i < n_task; i++)
+        assert_int_equal(t.times[i], 1);
     assert_int_equal(t.times[n_task], 0);
     assert_int_equal(atomic_load(&t.bad_thread), 0);
     free(t.times);
@@ -42,7 +44,8 @@ static void test_every_task_once(void **state) {
         moa_pool *pool = NULL;
         moa_err err = {0};
         assert_int_equal(moa_pool_open(&pool, threads[k], &err), MOA_OK);
-        for (int s = 0; s < 10; s++) check_run(pool, threads[k], sizes[s]);
+        for (int s = 0; s < 10; s++)
+            check_run(pool, threads[k], sizes[s]);
         moa_pool_close(&pool);
         assert_null(pool);
         moa_pool_close(&pool);
@@ -57,7 +60,8 @@ static void test_many_small_jobs(void **state) {
     assert_int_equal(moa_pool_open(&pool, 3, &err), MOA_OK);
     for (int i = 0; i < 5000; i++) {
         check_run(pool, 3, 1 + i % 17);
-        for (volatile int wait = 0; i % 3 == 0 && wait < i * 2; wait++) {}
+        for (volatile int wait = 0; i % 3 == 0 && wait < i * 2; wait++) {
+        }
         if (i % 500 == 0) (void)usleep(300);
     }
     moa_pool_close(&pool);
@@ -100,7 +104,8 @@ static void test_half(void **state) {
         assert_int_equal(moa_float_to_half(moa_half_to_float((uint16_t)h)), nan ? h | 0x200 : h);
     }
     for (uint32_t h = 0; h < 0x7bff; h++) {
-        const float a = moa_half_to_float((uint16_t)h), b = moa_half_to_float((uint16_t)(h + 1)), middle = (a + b) / 2;
+        const float a = moa_half_to_float((uint16_t)h), b = moa_half_to_float((uint16_t)(h + 1)),
+                    middle = (a + b) / 2;
         assert_int_equal(moa_float_to_half(middle), h % 2 ? h + 1 : h);
         assert_int_equal(moa_float_to_half(-middle), 0x8000 | (h % 2 ? h + 1 : h));
         assert_int_equal(moa_float_to_half(middle + (b - a) / 64), h + 1);
@@ -114,8 +119,11 @@ static void test_half(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_task_once), cmocka_unit_test(test_many_small_jobs), cmocka_unit_test(test_idle_threads_sleep),
-        cmocka_unit_test(test_limits),          cmocka_unit_test(test_half),
+        cmocka_unit_test(test_every_task_once),
+        cmocka_unit_test(test_many_small_jobs),
+        cmocka_unit_test(test_idle_threads_sleep),
+        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_half),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -46,7 +46,9 @@ static const struct limit {
 } limits[N_LIMIT] = {
     [EXACT] = {0, 0, "copies and roundings: every bit is defined"},
     [VECTOR] = {1e-12, 1e-7, "float32 a value, sums of a few thousand; CUDA: fast exp and float angles"},
-    [MATMUL] = {3e-8, 1e-6, "CPU: float32 products or activations of 16 bits; CUDA: operands of 10 bits of mantissa, 2 x 5e-8"},
+    [MATMUL] =
+        {3e-8, 1e-6,
+         "CPU: float32 products or activations of 16 bits; CUDA: operands of 10 bits of mantissa, 2 x 5e-8"},
     [ATTENTION] = {1e-8, 1e-5, "CPU: float32 on both cache types; CUDA: probabilities rounded to half"},
     [STATISTIC] = {1e-8, 1e-4, "entropy and distance sum what the softmax rounded"},
 };
@@ -62,7 +64,7 @@ typedef struct weight {
 
 typedef struct rig {
     moa_backend *b[2]; /* reference, tested */
-    bool cuda, exact; /* exact: both are the same code, every bit must agree */
+    bool cuda, exact;  /* exact: both are the same code, every bit must agree */
     uint64_t rng;
     mem mems[MAX_MEM];
     weight weights[MAX_WEIGHT];
@@ -81,9 +83,15 @@ static uint64_t next_u64(rig *r) {
     r->rng ^= r->rng >> 27;
     return r->rng * 0x2545f4914f6cdd1dull;
 }
-static double uniform(rig *r) { return (double)(next_u64(r) >> 11) * 0x1p-53; }
-static int32_t below(rig *r, int32_t n) { return (int32_t)(next_u64(r) % (uint64_t)n); }
-static float normal(rig *r) { return (float)(sqrt(-2 * log(uniform(r) + 1e-300)) * cos(6.283185307179586 * uniform(r))); }
+static double uniform(rig *r) {
+    return (double)(next_u64(r) >> 11) * 0x1p-53;
+}
+static int32_t below(rig *r, int32_t n) {
+    return (int32_t)(next_u64(r) % (uint64_t)n);
+}
+static float normal(rig *r) {
+    return (float)(sqrt(-2 * log(uniform(r) + 1e-300)) * cos(6.283185307179586 * uniform(r)));
+}
 
 typedef enum input_kind { NORMAL, OUTLIERS, EQUAL, ONE_HOT, N_INPUT } input_kind;
 static const char *const input_names[] = {"normal", "outliers", "equal", "one-hot"};
@@ -113,7 +121,8 @@ static mem *mem_new(rig *r, const void *host, size_t bytes) {
     const size_t total = bytes + 2 * GUARD_BYTES;
     unsigned char *image = malloc(total + 4);
     if (!image) abort();
-    for (size_t i = 0; i < total; i += 4) memcpy(image + i, &(uint32_t){0x7fc5a5a5u}, 4);
+    for (size_t i = 0; i < total; i += 4)
+        memcpy(image + i, &(uint32_t){0x7fc5a5a5u}, 4);
     if (host && bytes) memcpy(image + GUARD_BYTES, host, bytes);
     m->bytes = bytes;
     for (int i = 0; i < 2; i++) {
@@ -163,10 +172,12 @@ static void fail(rig *r, const char *what) {
 
 /* Compares a float output; n_part > 1: columns of a row are measured apart (statistics of different size). skip: rows of n_col
  * floats to leave out, may be NULL. */
-static void compare(rig *r, const mem *m, limit_kind kind, const char *what, int n_part, const bool *skip, size_t n_col) {
+static void compare(rig *r, const mem *m, limit_kind kind, const char *what, int n_part, const bool *skip,
+                    size_t n_col) {
     const double limit = r->exact ? 0 : r->cuda ? limits[kind].cuda : limits[kind].cpu;
     unsigned char *image[2] = {fetch(r, m, 0), fetch(r, m, 1)};
-    const float *a = (const float *)(const void *)(image[0] + GUARD_BYTES), *b = (const float *)(const void *)(image[1] + GUARD_BYTES);
+    const float *a = (const float *)(const void *)(image[0] + GUARD_BYTES),
+                *b = (const float *)(const void *)(image[1] + GUARD_BYTES);
     const size_t n = m->bytes / sizeof *a;
     char text[200];
     r->cases++;
@@ -186,10 +197,12 @@ static void compare(rig *r, const mem *m, limit_kind kind, const char *what, int
         }
         const double nmse = error == 0 ? 0 : power > 0 ? error / power : error;
         if (bad != SIZE_MAX) {
-            (void)snprintf(text, sizeof text, "%s[%zu] is %g, reference %g", what, bad, (double)b[bad], (double)a[bad]);
+            (void)snprintf(text, sizeof text, "%s[%zu] is %g, reference %g", what, bad, (double)b[bad],
+                           (double)a[bad]);
             fail(r, text);
         } else if (!(nmse <= limit)) {
-            (void)snprintf(text, sizeof text, "%s part %d: NMSE %.2e > %.0e (%s)", what, part, nmse, limit, limits[kind].reason);
+            (void)snprintf(text, sizeof text, "%s part %d: NMSE %.2e > %.0e (%s)", what, part, nmse, limit,
+                           limits[kind].reason);
             fail(r, text);
         }
         if (nmse > r->worst) r->worst = nmse;
@@ -223,23 +236,26 @@ static bool case_begin(rig *r, uint64_t seed, const char *format, ...) {
     (void)vsnprintf(r->label, sizeof r->label, format, list);
     va_end(list);
     r->rng = seed * 0x9e3779b97f4a7c15ull + 0x1234567;
-    for (int i = 0; i < 4; i++) (void)next_u64(r);
+    for (int i = 0; i < 4; i++)
+        (void)next_u64(r);
     return true;
 }
 
 static void case_end(rig *r) {
     for (int i = 0; i < 2; i++) {
-        for (int k = 0; k < r->n_mem; k++) r->b[i]->vt->free(r->b[i], r->mems[k].dev[i] - GUARD_BYTES);
-        for (int k = 0; k < r->n_weight; k++) r->b[i]->vt->weight_free(r->b[i], r->weights[k].dev[i]);
+        for (int k = 0; k < r->n_mem; k++)
+            r->b[i]->vt->free(r->b[i], r->mems[k].dev[i] - GUARD_BYTES);
+        for (int k = 0; k < r->n_weight; k++)
+            r->b[i]->vt->weight_free(r->b[i], r->weights[k].dev[i]);
     }
     r->n_mem = r->n_weight = 0;
 }
 
-#define CALL(op, i, ...)                                                                                               \
-    do {                                                                                                               \
-        const moa_args_##op args_ = {__VA_ARGS__};                                                                     \
-        moa_err err_ = {0};                                                                                            \
-        must(r, r->b[i]->vt->op(r->b[i], &args_, &err_), &err_);                                                       \
+#define CALL(op, i, ...)                                                                                     \
+    do {                                                                                                     \
+        const moa_args_##op args_ = {__VA_ARGS__};                                                           \
+        moa_err err_ = {0};                                                                                  \
+        must(r, r->b[i]->vt->op(r->b[i], &args_, &err_), &err_);                                             \
     } while (0)
 
 /* --- packed weights -------------------------------------------------------------------------------------------------- */
@@ -272,12 +288,18 @@ static const struct scale_place {
         float size;
     } half[2];
 } scale_places[] = {
-    {MOA_Q4_0, 1, {{0, .01f}}},           {MOA_Q4_1, 2, {{0, .01f}, {2, .08f}}}, {MOA_Q5_0, 1, {{0, .005f}}},
-    {MOA_Q5_1, 2, {{0, .005f}, {2, .1f}}}, {MOA_Q8_0, 1, {{0, .001f}}},           {MOA_Q4_K, 2, {{0, .0003f}, {2, .002f}}},
-    {MOA_Q5_K, 2, {{0, .0002f}, {2, .002f}}}, {MOA_Q6_K, 1, {{208, .0001f}}},
+    {MOA_Q4_0, 1, {{0, .01f}}},
+    {MOA_Q4_1, 2, {{0, .01f}, {2, .08f}}},
+    {MOA_Q5_0, 1, {{0, .005f}}},
+    {MOA_Q5_1, 2, {{0, .005f}, {2, .1f}}},
+    {MOA_Q8_0, 1, {{0, .001f}}},
+    {MOA_Q4_K, 2, {{0, .0003f}, {2, .002f}}},
+    {MOA_Q5_K, 2, {{0, .0002f}, {2, .002f}}},
+    {MOA_Q6_K, 1, {{208, .0001f}}},
 };
 
-static void fill_packed(rig *r, moa_dtype type, unsigned char *out, size_t bytes, const moa_dtype_info *info) {
+static void fill_packed(rig *r, moa_dtype type, unsigned char *out, size_t bytes,
+                        const moa_dtype_info *info) {
     if (type == MOA_F32 || type == MOA_F16 || type == MOA_BF16) {
         for (size_t i = 0; i < bytes; i += info->block_bytes) {
             const float x = normal(r) * 0.05f;
@@ -288,7 +310,8 @@ static void fill_packed(rig *r, moa_dtype type, unsigned char *out, size_t bytes
         }
         return;
     }
-    for (size_t i = 0; i < bytes; i++) out[i] = (unsigned char)(next_u64(r) >> 40);
+    for (size_t i = 0; i < bytes; i++)
+        out[i] = (unsigned char)(next_u64(r) >> 40);
     for (size_t p = 0; p < sizeof scale_places / sizeof *scale_places; p++)
         for (size_t i = 0; scale_places[p].type == type && i < bytes; i += info->block_bytes)
             for (int k = 0; k < scale_places[p].n; k++) {
@@ -309,7 +332,8 @@ static weight *weight_new(rig *r, moa_dtype type, int32_t n_out, int32_t n_in) {
     weight *w = &r->weights[r->n_weight++];
     for (int i = 0; i < 2; i++) {
         moa_err err = {0};
-        const moa_weight m = {.name = "test", .type = type, .n_out = n_out, .n_in = n_in, .data = data, .bytes = bytes};
+        const moa_weight m = {
+            .name = "test", .type = type, .n_out = n_out, .n_in = n_in, .data = data, .bytes = bytes};
         must(r, r->b[i]->vt->weight_load(r->b[i], &m, false, &w->dev[i], &err), &err);
     }
     free(data);
@@ -331,13 +355,17 @@ static void group_embed(rig *r) {
     for (int d = 0; d < N_DTYPE; d++)
         for (int t = 0; t < N_TOK_COUNT; t++) {
             const int32_t n_tok = tok_counts[t], n_vocab = 77, d_model = t % 2 ? 256 : 768;
-            if (!case_begin(r, (uint64_t)(d * 10 + t), "embed %s n_tok %d d_model %d", moa_dtype_find(dtypes[d])->name, n_tok, d_model)) continue;
+            if (!case_begin(r, (uint64_t)(d * 10 + t), "embed %s n_tok %d d_model %d",
+                            moa_dtype_find(dtypes[d])->name, n_tok, d_model))
+                continue;
             const weight *w = weight_new(r, dtypes[d], n_vocab, d_model);
             int32_t ids[513];
-            for (int32_t i = 0; i < n_tok; i++) ids[i] = i == 0 ? n_vocab - 1 : below(r, n_vocab);
+            for (int32_t i = 0; i < n_tok; i++)
+                ids[i] = i == 0 ? n_vocab - 1 : below(r, n_vocab);
             const mem *id = mem_new(r, ids, sizeof *ids * (size_t)n_tok);
             const mem *y = mem_new(r, NULL, sizeof(float) * (size_t)n_tok * (size_t)d_model);
-            for (int i = 0; i < 2; i++) CALL(embed, i, .w = w->dev[i], .ids = I(id, i), .y = F(y, i), .n_tok = n_tok);
+            for (int i = 0; i < 2; i++)
+                CALL(embed, i, .w = w->dev[i], .ids = I(id, i), .y = F(y, i), .n_tok = n_tok);
             compare(r, y, VECTOR, "y", 1, NULL, 1);
             case_end(r);
         }
@@ -350,28 +378,36 @@ static void group_rmsnorm(rig *r) {
             for (int in_place = 0; in_place < 2; in_place++) {
                 const int32_t n = sizes[s], n_tok = tok_counts[t];
                 const input_kind kind = (input_kind)((s + t) % N_INPUT);
-                if (!case_begin(r, (uint64_t)(s * 10 + t), "rmsnorm n_tok %d n %d %s%s", n_tok, n, input_names[kind], in_place ? " in place" : "")) continue;
+                if (!case_begin(r, (uint64_t)(s * 10 + t), "rmsnorm n_tok %d n %d %s%s", n_tok, n,
+                                input_names[kind], in_place ? " in place" : ""))
+                    continue;
                 const weight *w = weight_new(r, s % 2 ? MOA_F16 : MOA_F32, 1, n);
                 const size_t count = (size_t)n_tok * (size_t)n;
                 const mem *x = mem_floats(r, floats(r, count, kind), count);
                 const mem *y = in_place ? x : mem_new(r, NULL, count * sizeof(float));
                 for (int i = 0; i < 2; i++)
-                    CALL(rmsnorm, i, .x = F(x, i), .w = w->dev[i], .y = F(y, i), .n_tok = n_tok, .n = n, .eps = 1e-5f);
+                    CALL(rmsnorm, i, .x = F(x, i), .w = w->dev[i], .y = F(y, i), .n_tok = n_tok, .n = n,
+                         .eps = 1e-5f);
                 compare(r, y, VECTOR, "y", 1, NULL, 1);
                 case_end(r);
             }
 }
 
-static void matmul_case(rig *r, moa_dtype type, int32_t n_tok, int32_t n_out, int32_t n_in, input_kind kind, bool bias, bool accumulate) {
-    if (!case_begin(r, (uint64_t)n_tok * 7919 + (uint64_t)n_out * 31 + (uint64_t)type, "matmul %s n_tok %d n_out %d n_in %d %s%s%s",
-               moa_dtype_find(type)->name, n_tok, n_out, n_in, input_names[kind], bias ? " bias" : "", accumulate ? " accumulate" : "")) return;
+static void matmul_case(rig *r, moa_dtype type, int32_t n_tok, int32_t n_out, int32_t n_in, input_kind kind,
+                        bool bias, bool accumulate) {
+    if (!case_begin(r, (uint64_t)n_tok * 7919 + (uint64_t)n_out * 31 + (uint64_t)type,
+                    "matmul %s n_tok %d n_out %d n_in %d %s%s%s", moa_dtype_find(type)->name, n_tok, n_out,
+                    n_in, input_names[kind], bias ? " bias" : "", accumulate ? " accumulate" : ""))
+        return;
     const weight *w = weight_new(r, type, n_out, n_in);
     const weight *bw = bias ? weight_new(r, MOA_F32, 1, n_out) : NULL;
     const size_t nx = (size_t)n_tok * (size_t)n_in, ny = (size_t)n_tok * (size_t)n_out;
     const mem *x = mem_floats(r, floats(r, nx, kind), nx);
-    const mem *y = accumulate ? mem_floats(r, floats(r, ny, NORMAL), ny) : mem_new(r, NULL, ny * sizeof(float));
+    const mem *y =
+        accumulate ? mem_floats(r, floats(r, ny, NORMAL), ny) : mem_new(r, NULL, ny * sizeof(float));
     for (int i = 0; i < 2; i++)
-        CALL(matmul, i, .x = F(x, i), .w = w->dev[i], .bias = bw ? bw->dev[i] : NULL, .y = F(y, i), .n_tok = n_tok, .accumulate = accumulate);
+        CALL(matmul, i, .x = F(x, i), .w = w->dev[i], .bias = bw ? bw->dev[i] : NULL, .y = F(y, i),
+             .n_tok = n_tok, .accumulate = accumulate);
     compare(r, y, MATMUL, "y", 1, NULL, 1);
     case_end(r);
 }
@@ -380,24 +416,29 @@ static void group_matmul(rig *r) {
     static const int32_t n_outs[] = {1, 7, 33, 64, 193, 576};
     for (int d = 0; d < N_DTYPE; d++) {
         const int32_t block = (int32_t)moa_dtype_find(dtypes[d])->block_len;
-        const int32_t n_ins[] = {block, block == 1 ? 33 : 3 * block, block == 256 ? 1024 : 576, block == 256 ? 1536 : 896};
+        const int32_t n_ins[] = {block, block == 1 ? 33 : 3 * block, block == 256 ? 1024 : 576,
+                                 block == 256 ? 1536 : 896};
         for (int t = 0; t < N_TOK_COUNT; t++)
             for (int o = 0; o < 6; o++)
-                matmul_case(r, dtypes[d], tok_counts[t], n_outs[o], n_ins[(t + o) % 4], (input_kind)((t + o + d) % N_INPUT),
-                            (t + o) % 3 == 0, (t + d + o) % 2 == 0);
+                matmul_case(r, dtypes[d], tok_counts[t], n_outs[o], n_ins[(t + o) % 4],
+                            (input_kind)((t + o + d) % N_INPUT), (t + o) % 3 == 0, (t + d + o) % 2 == 0);
         static const int32_t small[] = {3, 4, 5, 8, 9, 15, 16};
-        for (int t = 0; t < 7; t++) matmul_case(r, dtypes[d], small[t], 97, n_ins[2], OUTLIERS, t % 2, t % 3 == 0);
+        for (int t = 0; t < 7; t++)
+            matmul_case(r, dtypes[d], small[t], 97, n_ins[2], OUTLIERS, t % 2, t % 3 == 0);
         matmul_case(r, dtypes[d], 1, 300, block == 256 ? 4864 : 4864 + 32, NORMAL, false, false);
     }
 }
 
 /* --- rope ------------------------------------------------------------------------------------------------------------ */
 
-static void rope_case(rig *r, uint64_t seed, int32_t n_tok, int32_t d_head, int32_t rope_dim, moa_rope_kind kind, bool factors) {
+static void rope_case(rig *r, uint64_t seed, int32_t n_tok, int32_t d_head, int32_t rope_dim,
+                      moa_rope_kind kind, bool factors) {
     const int32_t n_head = 1 + (int32_t)(seed % 9);
     const float theta = seed % 2 ? 10000.0f : 1e6f, scale = seed % 5 == 0 ? 0.25f : 1.0f;
-    if (!case_begin(r, seed, "rope n_tok %d n_head %d d_head %d rope_dim %d %s theta %g scale %g%s", n_tok, n_head, d_head, rope_dim,
-               kind == MOA_ROPE_PAIRS ? "pairs" : "halves", (double)theta, (double)scale, factors ? " factors" : "")) return;
+    if (!case_begin(r, seed, "rope n_tok %d n_head %d d_head %d rope_dim %d %s theta %g scale %g%s", n_tok,
+                    n_head, d_head, rope_dim, kind == MOA_ROPE_PAIRS ? "pairs" : "halves", (double)theta,
+                    (double)scale, factors ? " factors" : ""))
+        return;
     const size_t n = (size_t)n_tok * (size_t)n_head * (size_t)d_head;
     const mem *x = mem_floats(r, floats(r, n, (input_kind)(seed % N_INPUT)), n);
     int32_t pos[513];
@@ -410,15 +451,22 @@ static void rope_case(rig *r, uint64_t seed, int32_t n_tok, int32_t d_head, int3
     const mem *p = mem_new(r, pos, sizeof *pos * (size_t)n_tok);
     weight *fw = factors ? &r->weights[r->n_weight++] : NULL;
     float f[64];
-    for (int32_t i = 0; i < rope_dim / 2; i++) f[i] = (float)(1 + 7 * uniform(r));
+    for (int32_t i = 0; i < rope_dim / 2; i++)
+        f[i] = (float)(1 + 7 * uniform(r));
     for (int i = 0; fw && i < 2; i++) {
         moa_err err = {0};
-        const moa_weight m = {.name = "f", .type = MOA_F32, .n_out = 1, .n_in = rope_dim / 2, .data = f, .bytes = 4 * (size_t)rope_dim / 2};
+        const moa_weight m = {.name = "f",
+                              .type = MOA_F32,
+                              .n_out = 1,
+                              .n_in = rope_dim / 2,
+                              .data = f,
+                              .bytes = 4 * (size_t)rope_dim / 2};
         must(r, r->b[i]->vt->weight_load(r->b[i], &m, false, &fw->dev[i], &err), &err);
     }
     for (int i = 0; i < 2; i++)
-        CALL(rope, i, .x = F(x, i), .pos = I(p, i), .freq_factors = fw ? fw->dev[i] : NULL, .n_tok = n_tok, .n_head = n_head,
-             .d_head = d_head, .rope_dim = rope_dim, .kind = kind, .theta = theta, .scale = scale);
+        CALL(rope, i, .x = F(x, i), .pos = I(p, i), .freq_factors = fw ? fw->dev[i] : NULL, .n_tok = n_tok,
+             .n_head = n_head, .d_head = d_head, .rope_dim = rope_dim, .kind = kind, .theta = theta,
+             .scale = scale);
     compare(r, x, VECTOR, "x", 1, idle, (size_t)n_head * (size_t)d_head);
     case_end(r);
 }
@@ -430,7 +478,8 @@ static void group_rope(rig *r) {
         for (int h = 0; h < 6; h++)
             for (int kind = 0; kind < 2; kind++)
                 for (int factors = 0; factors < 2; factors++)
-                    rope_case(r, seed++, tok_counts[t], heads[h][0], heads[h][1], kind ? MOA_ROPE_HALVES : MOA_ROPE_PAIRS, factors);
+                    rope_case(r, seed++, tok_counts[t], heads[h][0], heads[h][1],
+                              kind ? MOA_ROPE_HALVES : MOA_ROPE_PAIRS, factors);
 }
 
 /* --- the KV cache of a case ------------------------------------------------------------------------------------------ */
@@ -442,7 +491,7 @@ typedef struct cache {
     int32_t *table; /* host, freed by cache_free */
     int32_t *n_tok; /* (n_seq) tokens stored */
     int32_t n_pages;
-    double *k, *v;  /* host (n_seq, n_head_kv, max_pages*64, d_head), as the cache rounds them */
+    double *k, *v; /* host (n_seq, n_head_kv, max_pages*64, d_head), as the cache rounds them */
     const mem *pool, *dev_table;
 } cache;
 
@@ -454,14 +503,20 @@ static void cache_free(cache *c) {
 }
 
 static moa_kv_view view(const cache *c, int side) {
-    return (moa_kv_view){.pool = c->pool->dev[side], .table = I(c->dev_table, side), .table_seq_stride = c->stride,
-                         .n_head_kv = c->n_head_kv, .d_head = c->d_head, .max_pages = c->max_pages, .type = c->type};
+    return (moa_kv_view){.pool = c->pool->dev[side],
+                         .table = I(c->dev_table, side),
+                         .table_seq_stride = c->stride,
+                         .n_head_kv = c->n_head_kv,
+                         .d_head = c->d_head,
+                         .max_pages = c->max_pages,
+                         .type = c->type};
 }
 
 /* Pages of n_tok[s] tokens, those freed that a head of widest[s*n_head_kv + h] has dropped once n_past[s] tokens are stored;
  * pages lie in random order, unwritten rows hold NaN. spare: leave the pages of new tokens in the table, but empty from
  * n_past on (kv_store's input). */
-static void cache_fill(rig *r, cache *c, const int32_t *n_past, const int32_t *widest, bool empty, input_kind kind) {
+static void cache_fill(rig *r, cache *c, const int32_t *n_past, const int32_t *widest, bool empty,
+                       input_kind kind) {
     const size_t page_elem = 2 * (size_t)MOA_PAGE_TOK * (size_t)c->d_head, elem = moa_kv_elem_bytes(c->type);
     const int32_t n_slots = c->n_seq * c->n_head_kv * c->max_pages;
     c->stride = (int64_t)c->n_head_kv * c->max_pages + 5;
@@ -474,16 +529,20 @@ static void cache_fill(rig *r, cache *c, const int32_t *n_past, const int32_t *w
     c->v = calloc(n_host, sizeof *c->v);
     if (!c->table || !order || !pool || !c->k || !c->v) abort();
     for (size_t i = 0; i < (size_t)c->n_pages * page_elem; i++) {
-        if (elem == 4) memcpy(pool + 4 * i, &(uint32_t){0x7fc00bad}, 4);
-        else memcpy(pool + 2 * i, &(uint16_t){0x7e0d}, 2);
+        if (elem == 4)
+            memcpy(pool + 4 * i, &(uint32_t){0x7fc00bad}, 4);
+        else
+            memcpy(pool + 2 * i, &(uint16_t){0x7e0d}, 2);
     }
-    for (int32_t i = 0; i < c->n_pages; i++) order[i] = i;
+    for (int32_t i = 0; i < c->n_pages; i++)
+        order[i] = i;
     for (int32_t i = c->n_pages - 1; i > 0; i--) {
         const int32_t k = below(r, i + 1), t = order[i];
         order[i] = order[k];
         order[k] = t;
     }
-    for (int64_t i = 0; i < c->stride * c->n_seq; i++) c->table[i] = -1;
+    for (int64_t i = 0; i < c->stride * c->n_seq; i++)
+        c->table[i] = -1;
     int32_t next = 0;
     for (int32_t s = 0; s < c->n_seq; s++)
         for (int32_t h = 0; h < c->n_head_kv; h++)
@@ -498,12 +557,16 @@ static void cache_fill(rig *r, cache *c, const int32_t *n_past, const int32_t *w
                     const int32_t e = is_v ? i - c->d_head : i;
                     float x = kind == EQUAL ? 0.25f : kind == ONE_HOT ? (below(r, 31) ? 0 : 4.0f) : normal(r);
                     if (kind == OUTLIERS && below(r, 97) == 0) x *= 20;
-                    const size_t at = (size_t)*slot * page_elem + (is_v ? (size_t)MOA_PAGE_TOK * (size_t)c->d_head : 0) +
+                    const size_t at = (size_t)*slot * page_elem +
+                                      (is_v ? (size_t)MOA_PAGE_TOK * (size_t)c->d_head : 0) +
                                       (size_t)(t % MOA_PAGE_TOK) * (size_t)c->d_head + (size_t)e;
                     const uint16_t half = half_bits(x);
                     memcpy(pool + at * elem, elem == 4 ? (const void *)&x : (const void *)&half, elem);
-                    const size_t host = (((size_t)s * (size_t)c->n_head_kv + (size_t)h) * (size_t)c->max_pages * MOA_PAGE_TOK + (size_t)t) *
-                                            (size_t)c->d_head + (size_t)e;
+                    const size_t host = (((size_t)s * (size_t)c->n_head_kv + (size_t)h) *
+                                             (size_t)c->max_pages * MOA_PAGE_TOK +
+                                         (size_t)t) *
+                                            (size_t)c->d_head +
+                                        (size_t)e;
                     (is_v ? c->v : c->k)[host] = elem == 4 ? x : half_value(half);
                 }
             }
@@ -519,29 +582,40 @@ static void group_kv_store(rig *r) {
         for (int type = 0; type < 2; type++)
             for (int ragged = 0; ragged < 2; ragged++) {
                 const int32_t n_tok = tok_counts[t], n_seq = ragged ? (n_tok < 17 ? n_tok : 17) : 1;
-                cache c = {.n_seq = n_seq, .n_head_kv = 1 + t % 3, .d_head = t % 3 == 0 ? 64 : t % 3 == 1 ? 80 : 128, .max_pages = 12,
+                cache c = {.n_seq = n_seq,
+                           .n_head_kv = 1 + t % 3,
+                           .d_head = t % 3 == 0   ? 64
+                                     : t % 3 == 1 ? 80
+                                                  : 128,
+                           .max_pages = 12,
                            .type = type ? MOA_KV_F32 : MOA_KV_F16};
-                if (!case_begin(r, seed++, "kv_store n_tok %d n_seq %d n_head_kv %d d_head %d %s", n_tok, n_seq, c.n_head_kv, c.d_head,
-                           type ? "f32" : "f16")) continue;
+                if (!case_begin(r, seed++, "kv_store n_tok %d n_seq %d n_head_kv %d d_head %d %s", n_tok,
+                                n_seq, c.n_head_kv, c.d_head, type ? "f32" : "f16"))
+                    continue;
                 c.n_tok = malloc(sizeof *c.n_tok * (size_t)n_seq);
                 int32_t past[17], widest[51], seq[513], pos[513], fresh[17] = {0};
                 for (int32_t s = 0; s < n_seq; s++) {
                     past[s] = below(r, 200);
-                    for (int32_t h = 0; h < c.n_head_kv; h++) widest[s * c.n_head_kv + h] = 128;
+                    for (int32_t h = 0; h < c.n_head_kv; h++)
+                        widest[s * c.n_head_kv + h] = 128;
                 }
                 for (int32_t i = 0; i < n_tok; i++) {
                     seq[i] = ragged ? i % n_seq : 0;
                     pos[i] = ragged && below(r, 5) == 0 ? -1 : past[seq[i]] + fresh[seq[i]]++;
                 }
-                for (int32_t s = 0; s < n_seq; s++) c.n_tok[s] = past[s] + fresh[s];
+                for (int32_t s = 0; s < n_seq; s++)
+                    c.n_tok[s] = past[s] + fresh[s];
                 cache_fill(r, &c, past, widest, true, NORMAL);
                 const size_t n = (size_t)n_tok * (size_t)c.n_head_kv * (size_t)c.d_head;
                 float *kh = floats(r, n, OUTLIERS);
-                for (size_t i = 0; i < n; i += 7) kh[i] *= i % 2 ? 1e-7f : 1000.0f; /* subnormal halves, and some too large for half */
+                for (size_t i = 0; i < n; i += 7)
+                    kh[i] *= i % 2 ? 1e-7f : 1000.0f; /* subnormal halves, and some too large for half */
                 const mem *k = mem_floats(r, kh, n), *v = mem_floats(r, floats(r, n, NORMAL), n);
-                const mem *ds = mem_new(r, seq, sizeof *seq * (size_t)n_tok), *dp = mem_new(r, pos, sizeof *pos * (size_t)n_tok);
+                const mem *ds = mem_new(r, seq, sizeof *seq * (size_t)n_tok),
+                          *dp = mem_new(r, pos, sizeof *pos * (size_t)n_tok);
                 for (int i = 0; i < 2; i++)
-                    CALL(kv_store, i, .k = F(k, i), .v = F(v, i), .kv = view(&c, i), .seq = ragged ? I(ds, i) : NULL, .pos = I(dp, i), .n_tok = n_tok);
+                    CALL(kv_store, i, .k = F(k, i), .v = F(v, i), .kv = view(&c, i),
+                         .seq = ragged ? I(ds, i) : NULL, .pos = I(dp, i), .n_tok = n_tok);
                 compare_bytes(r, c.pool, "pool");
                 cache_free(&c);
                 case_end(r);
@@ -582,9 +656,16 @@ static void attn_compare(rig *r, const mem *o, const mem *stat, const mem *hist)
 
 static void prefill_case(rig *r, uint64_t seed, const attn_shape *a) {
     const int32_t n_head = a->n_head_kv * a->group, n = a->pos0 + a->n_tok, seq = (int32_t)(seed % 3);
-    if (!case_begin(r, seed, "attn_prefill n_tok %d pos0 %d heads %d/%d d_head %d %s %s%s", a->n_tok, a->pos0, n_head, a->n_head_kv, a->d_head,
-               a->type == MOA_KV_F32 ? "f32" : "f16", input_names[a->kind], a->probe ? " probe" : "")) return;
-    cache c = {.n_seq = 3, .n_head_kv = a->n_head_kv, .group = a->group, .d_head = a->d_head, .max_pages = (n + 63) / 64 + 1, .type = a->type};
+    if (!case_begin(r, seed, "attn_prefill n_tok %d pos0 %d heads %d/%d d_head %d %s %s%s", a->n_tok, a->pos0,
+                    n_head, a->n_head_kv, a->d_head, a->type == MOA_KV_F32 ? "f32" : "f16",
+                    input_names[a->kind], a->probe ? " probe" : ""))
+        return;
+    cache c = {.n_seq = 3,
+               .n_head_kv = a->n_head_kv,
+               .group = a->group,
+               .d_head = a->d_head,
+               .max_pages = (n + 63) / 64 + 1,
+               .type = a->type};
     c.n_tok = calloc(3, sizeof *c.n_tok);
     c.n_tok[seq] = n;
     int32_t span[MAX_HEADS], measure[MAX_HEADS], widest[3 * MAX_HEADS] = {0};
@@ -592,18 +673,27 @@ static void prefill_case(rig *r, uint64_t seed, const attn_shape *a) {
     for (int32_t h = 0; h < n_head; h++) {
         span[h] = pick_span(r, n);
         measure[h] = pick_span(r, n);
-        if (span[h] > widest[seq * a->n_head_kv + h / a->group]) widest[seq * a->n_head_kv + h / a->group] = span[h];
+        if (span[h] > widest[seq * a->n_head_kv + h / a->group])
+            widest[seq * a->n_head_kv + h / a->group] = span[h];
     }
     cache_fill(r, &c, past, widest, false, a->kind);
     const size_t count = (size_t)a->n_tok * (size_t)n_head * (size_t)a->d_head;
-    const mem *q = mem_floats(r, floats(r, count, a->kind), count), *o = mem_new(r, NULL, count * sizeof(float));
-    const mem *sp = mem_new(r, span, sizeof *span * (size_t)n_head), *ms = mem_new(r, measure, sizeof *measure * (size_t)n_head);
-    const mem *stat = a->probe ? mem_new(r, NULL, sizeof(float) * (size_t)a->n_tok * (size_t)n_head * MOA_N_STAT) : NULL;
+    const mem *q = mem_floats(r, floats(r, count, a->kind), count),
+              *o = mem_new(r, NULL, count * sizeof(float));
+    const mem *sp = mem_new(r, span, sizeof *span * (size_t)n_head),
+              *ms = mem_new(r, measure, sizeof *measure * (size_t)n_head);
+    const mem *stat =
+        a->probe ? mem_new(r, NULL, sizeof(float) * (size_t)a->n_tok * (size_t)n_head * MOA_N_STAT) : NULL;
     const mem *hist = a->probe ? hist_new(r, n_head) : NULL;
     for (int i = 0; i < 2; i++)
-        CALL(attn_prefill, i, .q = F(q, i), .o = F(o, i), .kv = view(&c, i), .span = I(sp, i), .span_host = span, .seq = seq, .pos0 = a->pos0,
-             .n_tok = a->n_tok, .n_head = n_head, .scale = 1 / sqrtf((float)a->d_head),
-             .probe = {.stat = F(stat, i), .measure_span = seed % 2 ? I(ms, i) : NULL, .hist = F(hist, i), .n_bin = N_BIN, .bucket_tok = (n + 7) / 8});
+        CALL(attn_prefill, i, .q = F(q, i), .o = F(o, i), .kv = view(&c, i), .span = I(sp, i),
+             .span_host = span, .seq = seq, .pos0 = a->pos0, .n_tok = a->n_tok, .n_head = n_head,
+             .scale = 1 / sqrtf((float)a->d_head),
+             .probe = {.stat = F(stat, i),
+                       .measure_span = seed % 2 ? I(ms, i) : NULL,
+                       .hist = F(hist, i),
+                       .n_bin = N_BIN,
+                       .bucket_tok = (n + 7) / 8});
     attn_compare(r, o, stat, hist);
     cache_free(&c);
     case_end(r);
@@ -617,9 +707,14 @@ static void group_attn_prefill(rig *r) {
     for (int round = 0; round < 3; round++)
         for (int t = 0; t < N_TOK_COUNT; t++)
             for (int p = 0; p < 4; p++, seed++) {
-                const attn_shape a = {.n_tok = tok_counts[t], .pos0 = starts[p], .group = group_sizes[seed % 5], .n_head_kv = 1 + (int32_t)(seed % 2),
-                                      .d_head = head_sizes[seed / 2 % 3], .type = seed % 4 < 2 ? MOA_KV_F16 : MOA_KV_F32,
-                                      .kind = (input_kind)(seed / 3 % N_INPUT), .probe = seed % 3 != 0};
+                const attn_shape a = {.n_tok = tok_counts[t],
+                                      .pos0 = starts[p],
+                                      .group = group_sizes[seed % 5],
+                                      .n_head_kv = 1 + (int32_t)(seed % 2),
+                                      .d_head = head_sizes[seed / 2 % 3],
+                                      .type = seed % 4 < 2 ? MOA_KV_F16 : MOA_KV_F32,
+                                      .kind = (input_kind)(seed / 3 % N_INPUT),
+                                      .probe = seed % 3 != 0};
                 prefill_case(r, seed, &a);
             }
 }
@@ -627,13 +722,23 @@ static void group_attn_prefill(rig *r) {
 static void decode_case(rig *r, uint64_t seed, const attn_shape *a) {
     static const int32_t positions[] = {0, 1, 63, 64, 127, 128, 191, 192, 1000, 1023, 517, 1024, 2049, 2580};
     const int32_t n_head = a->n_head_kv * a->group, n_seq = a->n_tok;
-    if (!case_begin(r, seed, "attn_decode n_seq %d heads %d/%d d_head %d %s %s%s", n_seq, n_head, a->n_head_kv, a->d_head,
-               a->type == MOA_KV_F32 ? "f32" : "f16", input_names[a->kind], a->probe ? " probe" : "")) return;
-    cache c = {.n_seq = n_seq, .n_head_kv = a->n_head_kv, .group = a->group, .d_head = a->d_head, .max_pages = 41, .type = a->type};
-    int32_t pos[17], past[17], span[17 * (MAX_HEADS + 2)] = {0}, widest[17 * MAX_HEADS] = {0}, measure[MAX_HEADS];
+    if (!case_begin(r, seed, "attn_decode n_seq %d heads %d/%d d_head %d %s %s%s", n_seq, n_head,
+                    a->n_head_kv, a->d_head, a->type == MOA_KV_F32 ? "f32" : "f16", input_names[a->kind],
+                    a->probe ? " probe" : ""))
+        return;
+    cache c = {.n_seq = n_seq,
+               .n_head_kv = a->n_head_kv,
+               .group = a->group,
+               .d_head = a->d_head,
+               .max_pages = 41,
+               .type = a->type};
+    int32_t pos[17], past[17], span[17 * (MAX_HEADS + 2)] = {0}, widest[17 * MAX_HEADS] = {0},
+                                                      measure[MAX_HEADS];
     c.n_tok = calloc((size_t)n_seq, sizeof *c.n_tok);
     for (int32_t s = 0; s < n_seq; s++) {
-        pos[s] = n_seq > 2 && s % 4 == 2 ? -1 : seed % 2 ? positions[below(r, 14)] : below(r, seed % 3 ? 1024 : 2600);
+        pos[s] = n_seq > 2 && s % 4 == 2 ? -1
+                 : seed % 2              ? positions[below(r, 14)]
+                                         : below(r, seed % 3 ? 1024 : 2600);
         c.n_tok[s] = pos[s] + 1;
         past[s] = pos[s] < 0 ? 0 : pos[s];
         for (int32_t h = 0; h < n_head; h++) {
@@ -642,17 +747,26 @@ static void decode_case(rig *r, uint64_t seed, const attn_shape *a) {
             if (*sp > *w) *w = *sp;
         }
     }
-    for (int32_t h = 0; h < n_head; h++) measure[h] = pick_span(r, 500);
+    for (int32_t h = 0; h < n_head; h++)
+        measure[h] = pick_span(r, 500);
     cache_fill(r, &c, past, widest, false, a->kind);
     const size_t count = (size_t)n_seq * (size_t)n_head * (size_t)a->d_head;
-    const mem *q = mem_floats(r, floats(r, count, a->kind), count), *o = mem_new(r, NULL, count * sizeof(float));
-    const mem *sp = mem_new(r, span, sizeof span), *ms = mem_new(r, measure, sizeof measure), *ps = mem_new(r, pos, sizeof *pos * (size_t)n_seq);
-    const mem *stat = a->probe ? mem_new(r, NULL, sizeof(float) * (size_t)n_seq * (size_t)n_head * MOA_N_STAT) : NULL;
+    const mem *q = mem_floats(r, floats(r, count, a->kind), count),
+              *o = mem_new(r, NULL, count * sizeof(float));
+    const mem *sp = mem_new(r, span, sizeof span), *ms = mem_new(r, measure, sizeof measure),
+              *ps = mem_new(r, pos, sizeof *pos * (size_t)n_seq);
+    const mem *stat =
+        a->probe ? mem_new(r, NULL, sizeof(float) * (size_t)n_seq * (size_t)n_head * MOA_N_STAT) : NULL;
     const mem *hist = a->probe ? hist_new(r, n_head) : NULL;
     for (int i = 0; i < 2; i++)
-        CALL(attn_decode, i, .q = F(q, i), .o = F(o, i), .kv = view(&c, i), .pos = I(ps, i), .span = I(sp, i), .span_seq_stride = MAX_HEADS + 2,
-             .n_seq = n_seq, .n_head = n_head, .scale = 1 / sqrtf((float)a->d_head),
-             .probe = {.stat = F(stat, i), .measure_span = seed % 2 ? I(ms, i) : NULL, .hist = F(hist, i), .n_bin = N_BIN, .bucket_tok = 128});
+        CALL(attn_decode, i, .q = F(q, i), .o = F(o, i), .kv = view(&c, i), .pos = I(ps, i), .span = I(sp, i),
+             .span_seq_stride = MAX_HEADS + 2, .n_seq = n_seq, .n_head = n_head,
+             .scale = 1 / sqrtf((float)a->d_head),
+             .probe = {.stat = F(stat, i),
+                       .measure_span = seed % 2 ? I(ms, i) : NULL,
+                       .hist = F(hist, i),
+                       .n_bin = N_BIN,
+                       .bucket_tok = 128});
     attn_compare(r, o, stat, hist);
     cache_free(&c);
     case_end(r);
@@ -663,8 +777,13 @@ static void group_attn_decode(rig *r) {
     uint64_t seed = 1;
     for (int round = 0; round < 15; round++)
         for (int s = 0; s < 4; s++, seed++) {
-            const attn_shape a = {.n_tok = n_seqs[s], .group = group_sizes[seed % 5], .n_head_kv = 1 + (int32_t)(seed % 3), .d_head = head_sizes[seed / 2 % 3],
-                                  .type = seed % 4 < 2 ? MOA_KV_F16 : MOA_KV_F32, .kind = (input_kind)(seed / 3 % N_INPUT), .probe = seed % 3 != 0};
+            const attn_shape a = {.n_tok = n_seqs[s],
+                                  .group = group_sizes[seed % 5],
+                                  .n_head_kv = 1 + (int32_t)(seed % 3),
+                                  .d_head = head_sizes[seed / 2 % 3],
+                                  .type = seed % 4 < 2 ? MOA_KV_F16 : MOA_KV_F32,
+                                  .kind = (input_kind)(seed / 3 % N_INPUT),
+                                  .probe = seed % 3 != 0};
             decode_case(r, seed, &a);
         }
 }
@@ -676,13 +795,19 @@ static const int64_t lengths[] = {1, 15, 16, 17, 1000, 4099, 123457};
 static void group_silu_mul(rig *r) {
     for (int n = 0; n < 7; n++)
         for (int where = 0; where < 3; where++) {
-            if (!case_begin(r, (uint64_t)(n * 3 + where), "silu_mul n %" PRId64 " %s", lengths[n], where == 0 ? "" : where == 1 ? "into gate" : "into up")) continue;
+            if (!case_begin(r, (uint64_t)(n * 3 + where), "silu_mul n %" PRId64 " %s", lengths[n],
+                            where == 0   ? ""
+                            : where == 1 ? "into gate"
+                                         : "into up"))
+                continue;
             const size_t count = (size_t)lengths[n];
             float *g = floats(r, count, OUTLIERS);
-            for (size_t i = 0; i < count; i += 11) g[i] = i % 2 ? -100.0f : 100.0f;
+            for (size_t i = 0; i < count; i += 11)
+                g[i] = i % 2 ? -100.0f : 100.0f;
             const mem *gate = mem_floats(r, g, count), *up = mem_floats(r, floats(r, count, NORMAL), count);
             const mem *y = where == 0 ? mem_new(r, NULL, count * sizeof(float)) : where == 1 ? gate : up;
-            for (int i = 0; i < 2; i++) CALL(silu_mul, i, .gate = F(gate, i), .up = F(up, i), .y = F(y, i), .n = lengths[n]);
+            for (int i = 0; i < 2; i++)
+                CALL(silu_mul, i, .gate = F(gate, i), .up = F(up, i), .y = F(y, i), .n = lengths[n]);
             compare(r, y, VECTOR, "y", 1, NULL, 1);
             case_end(r);
         }
@@ -692,8 +817,10 @@ static void group_add(rig *r) {
     for (int n = 0; n < 7; n++) {
         if (!case_begin(r, (uint64_t)n, "add n %" PRId64, lengths[n])) continue;
         const size_t count = (size_t)lengths[n];
-        const mem *x = mem_floats(r, floats(r, count, OUTLIERS), count), *y = mem_floats(r, floats(r, count, NORMAL), count);
-        for (int i = 0; i < 2; i++) CALL(add, i, .x = F(x, i), .y = F(y, i), .n = lengths[n]);
+        const mem *x = mem_floats(r, floats(r, count, OUTLIERS), count),
+                  *y = mem_floats(r, floats(r, count, NORMAL), count);
+        for (int i = 0; i < 2; i++)
+            CALL(add, i, .x = F(x, i), .y = F(y, i), .n = lengths[n]);
         compare_bytes(r, y, "y");
         case_end(r);
     }
@@ -702,18 +829,24 @@ static void group_add(rig *r) {
 static void group_capture(rig *r) {
     for (int t = 0; t < N_TOK_COUNT; t++)
         for (int type = 0; type < 2; type++) {
-            const int32_t n_tok = tok_counts[t], n_head = 6, n_head_kv = 2, d_head = head_sizes[t % 3], max_tok = 600;
-            if (!case_begin(r, (uint64_t)(t * 2 + type), "capture n_tok %d d_head %d %s", n_tok, d_head, type ? "f32" : "f16")) continue;
+            const int32_t n_tok = tok_counts[t], n_head = 6, n_head_kv = 2, d_head = head_sizes[t % 3],
+                          max_tok = 600;
+            if (!case_begin(r, (uint64_t)(t * 2 + type), "capture n_tok %d d_head %d %s", n_tok, d_head,
+                            type ? "f32" : "f16"))
+                continue;
             const size_t nq = (size_t)n_tok * 6 * (size_t)d_head, nk = (size_t)n_tok * 2 * (size_t)d_head;
-            const mem *q = mem_floats(r, floats(r, nq, OUTLIERS), nq), *k = mem_floats(r, floats(r, nk, OUTLIERS), nk);
+            const mem *q = mem_floats(r, floats(r, nq, OUTLIERS), nq),
+                      *k = mem_floats(r, floats(r, nk, OUTLIERS), nk);
             const mem *cq = mem_new(r, NULL, sizeof(float) * 6 * (size_t)max_tok * (size_t)d_head);
             const mem *ck = mem_new(r, NULL, sizeof(float) * 2 * (size_t)max_tok * (size_t)d_head);
             int32_t pos[513];
-            for (int32_t i = 0; i < n_tok; i++) pos[i] = i % 7 == 3 ? (i % 2 ? -1 : max_tok) : 80 + i;
+            for (int32_t i = 0; i < n_tok; i++)
+                pos[i] = i % 7 == 3 ? (i % 2 ? -1 : max_tok) : 80 + i;
             const mem *p = mem_new(r, pos, sizeof *pos * (size_t)n_tok);
             for (int i = 0; i < 2; i++)
-                CALL(capture, i, .q = F(q, i), .k = F(k, i), .cap_q = F(cq, i), .cap_k = F(ck, i), .pos = I(p, i), .n_tok = n_tok,
-                     .n_head = n_head, .n_head_kv = n_head_kv, .d_head = d_head, .max_tok = max_tok, .type = type ? MOA_KV_F32 : MOA_KV_F16);
+                CALL(capture, i, .q = F(q, i), .k = F(k, i), .cap_q = F(cq, i), .cap_k = F(ck, i),
+                     .pos = I(p, i), .n_tok = n_tok, .n_head = n_head, .n_head_kv = n_head_kv,
+                     .d_head = d_head, .max_tok = max_tok, .type = type ? MOA_KV_F32 : MOA_KV_F16);
             compare_bytes(r, cq, "cap_q");
             compare_bytes(r, ck, "cap_k");
             case_end(r);
@@ -722,20 +855,29 @@ static void group_capture(rig *r) {
 
 static void group_attn_map(rig *r) {
     static const int32_t regions[][6] = {/* q0, q1, k0, k1, rows, cols */
-                                         {0, 1, 0, 1, 1, 1},       {0, 100, 0, 100, 100, 100}, {0, 300, 0, 300, 5, 5},  {37, 300, 11, 290, 7, 13},
-                                         {200, 201, 0, 201, 1, 20}, {64, 513, 0, 513, 33, 64}, {100, 400, 390, 513, 3, 9}, {0, 513, 0, 64, 9, 1}};
+                                         {0, 1, 0, 1, 1, 1},         {0, 100, 0, 100, 100, 100},
+                                         {0, 300, 0, 300, 5, 5},     {37, 300, 11, 290, 7, 13},
+                                         {200, 201, 0, 201, 1, 20},  {64, 513, 0, 513, 33, 64},
+                                         {100, 400, 390, 513, 3, 9}, {0, 513, 0, 64, 9, 1}};
     for (int k = 0; k < 8; k++)
         for (int s = 0; s < 4; s++) {
             const int32_t *g = regions[k], d_head = head_sizes[(k + s) % 3];
             const int32_t span = s == 0 ? 128 : s == 1 ? 192 : s == 2 ? 448 : 1 << 24;
-            if (!case_begin(r, (uint64_t)(k * 4 + s), "attn_map q %d..%d k %d..%d cells %dx%d d_head %d span %d", g[0], g[1], g[2], g[3], g[4], g[5], d_head, span)) continue;
+            if (!case_begin(r, (uint64_t)(k * 4 + s),
+                            "attn_map q %d..%d k %d..%d cells %dx%d d_head %d span %d", g[0], g[1], g[2],
+                            g[3], g[4], g[5], d_head, span))
+                continue;
             const size_t n = 513 * (size_t)d_head, cells = (size_t)g[4] * (size_t)g[5];
-            const mem *q = mem_floats(r, floats(r, n, (input_kind)(s % N_INPUT)), n), *kk = mem_floats(r, floats(r, n, NORMAL), n);
-            const mem *mass = mem_new(r, NULL, cells * sizeof(float)), *max = s % 2 ? mem_new(r, NULL, cells * sizeof(float)) : NULL;
+            const mem *q = mem_floats(r, floats(r, n, (input_kind)(s % N_INPUT)), n),
+                      *kk = mem_floats(r, floats(r, n, NORMAL), n);
+            const mem *mass = mem_new(r, NULL, cells * sizeof(float)),
+                      *max = s % 2 ? mem_new(r, NULL, cells * sizeof(float)) : NULL;
             const mem *stat = s != 1 ? mem_new(r, NULL, sizeof(float) * MOA_N_STAT * (size_t)g[4]) : NULL;
             for (int i = 0; i < 2; i++)
-                CALL(attn_map, i, .q = F(q, i), .k = F(kk, i), .d_head = d_head, .span = span, .q0 = g[0], .q1 = g[1], .k0 = g[2], .k1 = g[3],
-                     .rows = g[4], .cols = g[5], .scale = 1 / sqrtf((float)d_head), .mass = F(mass, i), .max = F(max, i), .stat = F(stat, i), .measure_span = 256);
+                CALL(attn_map, i, .q = F(q, i), .k = F(kk, i), .d_head = d_head, .span = span, .q0 = g[0],
+                     .q1 = g[1], .k0 = g[2], .k1 = g[3], .rows = g[4], .cols = g[5],
+                     .scale = 1 / sqrtf((float)d_head), .mass = F(mass, i), .max = F(max, i),
+                     .stat = F(stat, i), .measure_span = 256);
             compare(r, mass, ATTENTION, "mass", 1, NULL, 1);
             if (max) compare(r, max, ATTENTION, "max", 1, NULL, 1);
             if (stat) compare(r, stat, STATISTIC, "stat", MOA_N_STAT, NULL, 1);
@@ -756,7 +898,8 @@ static void golden_case(rig *r, const char *label, const mem *m, const double *e
     unsigned char *image = fetch(r, m, 0);
     const float *y = (const float *)(const void *)(image + GUARD_BYTES);
     r->cases++;
-    for (size_t i = 0; i < n; i++) close_to(r, label, i, y[i], expected[i], 1 + fabs(expected[i]));
+    for (size_t i = 0; i < n; i++)
+        close_to(r, label, i, y[i], expected[i], 1 + fabs(expected[i]));
     free(image);
     case_end(r);
 }
@@ -767,26 +910,31 @@ static void group_golden(rig *r) {
     const int32_t one = 1;
     const double c = cos(1), s = sin(1), c2 = cos(.01), s2 = sin(.01); /* frequencies 1 and 10000^(-2/4) */
     const mem *p = mem_new(r, &one, 4), *x = mem_new(r, (float[]){1, 0, 1, 0, 9}, 20);
-    CALL(rope, 0, .x = F(x, 0), .pos = I(p, 0), .n_tok = 1, .n_head = 1, .d_head = 5, .rope_dim = 4, .kind = MOA_ROPE_PAIRS, .theta = 10000, .scale = 1);
+    CALL(rope, 0, .x = F(x, 0), .pos = I(p, 0), .n_tok = 1, .n_head = 1, .d_head = 5, .rope_dim = 4,
+         .kind = MOA_ROPE_PAIRS, .theta = 10000, .scale = 1);
     golden_case(r, "pairs", x, (double[]){c, s, c2, s2, 9}, 5);
     p = mem_new(r, &one, 4);
     x = mem_new(r, (float[]){1, 0, 0, 1, 9}, 20);
-    CALL(rope, 0, .x = F(x, 0), .pos = I(p, 0), .n_tok = 1, .n_head = 1, .d_head = 5, .rope_dim = 4, .kind = MOA_ROPE_HALVES, .theta = 10000, .scale = 1);
+    CALL(rope, 0, .x = F(x, 0), .pos = I(p, 0), .n_tok = 1, .n_head = 1, .d_head = 5, .rope_dim = 4,
+         .kind = MOA_ROPE_HALVES, .theta = 10000, .scale = 1);
     golden_case(r, "halves", x, (double[]){c, -s2, s, c2, 9}, 5);
 
     (void)case_begin(r, 1, "golden rmsnorm, silu_mul");
     x = mem_new(r, (float[]){3, 4}, 8);
-    const moa_weight ones = {.name = "w", .type = MOA_F32, .n_out = 1, .n_in = 2, .data = (float[]){1, 2}, .bytes = 8};
+    const moa_weight ones = {
+        .name = "w", .type = MOA_F32, .n_out = 1, .n_in = 2, .data = (float[]){1, 2}, .bytes = 8};
     weight *w = &r->weights[r->n_weight++];
     moa_err err = {0};
-    for (int i = 0; i < 2; i++) must(r, r->b[i]->vt->weight_load(r->b[i], &ones, false, &w->dev[i], &err), &err);
+    for (int i = 0; i < 2; i++)
+        must(r, r->b[i]->vt->weight_load(r->b[i], &ones, false, &w->dev[i], &err), &err);
     CALL(rmsnorm, 0, .x = F(x, 0), .w = w->dev[0], .y = F(x, 0), .n_tok = 1, .n = 2, .eps = 0);
     golden_case(r, "rmsnorm", x, (double[]){3 / sqrt(12.5), 8 / sqrt(12.5)}, 2);
     const mem *g = mem_new(r, (float[]){1, -2, 0}, 12), *u = mem_new(r, (float[]){2, 3, 5}, 12);
     CALL(silu_mul, 0, .gate = F(g, 0), .up = F(u, 0), .y = F(u, 0), .n = 3);
     golden_case(r, "silu_mul", u, (double[]){2 / (1 + exp(-1)), -6 / (1 + exp(2)), 0}, 3);
 
-    (void)case_begin(r, 1, "golden matmul"); /* a Q8_0 row: 0.5 * (1, 2, ..), against x = e_0 - e_31 and all ones */
+    (void)case_begin(r, 1,
+                     "golden matmul"); /* a Q8_0 row: 0.5 * (1, 2, ..), against x = e_0 - e_31 and all ones */
     unsigned char row[34] = {0x00, 0x38};
     float xs[64] = {0};
     for (int i = 0; i < 32; i++) {
@@ -797,7 +945,8 @@ static void group_golden(rig *r) {
     xs[31] = -1;
     const moa_weight q8 = {.name = "w", .type = MOA_Q8_0, .n_out = 1, .n_in = 32, .data = row, .bytes = 34};
     w = &r->weights[r->n_weight++];
-    for (int i = 0; i < 2; i++) must(r, r->b[i]->vt->weight_load(r->b[i], &q8, false, &w->dev[i], &err), &err);
+    for (int i = 0; i < 2; i++)
+        must(r, r->b[i]->vt->weight_load(r->b[i], &q8, false, &w->dev[i], &err), &err);
     x = mem_new(r, xs, sizeof xs);
     const mem *y = mem_new(r, (float[]){10, 20}, 8);
     CALL(matmul, 0, .x = F(x, 0), .w = w->dev[0], .y = F(y, 0), .n_tok = 2, .accumulate = true);
@@ -805,7 +954,8 @@ static void group_golden(rig *r) {
 }
 
 /* The whole N x N matrix of one head in double, by the words of the method: j <= i and (j < 64 or i - j < S - 64). */
-static double *full_softmax(int32_t n, int32_t span, int32_t d_head, double scale, const double *q, size_t q_stride, const double *k, double *lse) {
+static double *full_softmax(int32_t n, int32_t span, int32_t d_head, double scale, const double *q,
+                            size_t q_stride, const double *k, double *lse) {
     double *a = calloc((size_t)n * (size_t)n, sizeof *a);
     if (!a) abort();
     for (int32_t i = 0; i < n; i++) {
@@ -814,25 +964,32 @@ static double *full_softmax(int32_t n, int32_t span, int32_t d_head, double scal
             double dot = -1e300;
             if (j <= i && (j < 64 || i - j < span - 64)) {
                 dot = 0;
-                for (int32_t d = 0; d < d_head; d++) dot += q[(size_t)i * q_stride + (size_t)d] * k[(size_t)j * (size_t)d_head + (size_t)d] * scale;
+                for (int32_t d = 0; d < d_head; d++)
+                    dot += q[(size_t)i * q_stride + (size_t)d] * k[(size_t)j * (size_t)d_head + (size_t)d] *
+                           scale;
             }
             a[i * n + j] = dot;
             max = fmax(max, dot);
         }
-        for (int32_t j = 0; j < n; j++) sum += a[i * n + j] > -1e299 ? exp(a[i * n + j] - max) : 0;
-        for (int32_t j = 0; j < n; j++) a[i * n + j] = a[i * n + j] > -1e299 ? exp(a[i * n + j] - max) / sum : 0;
+        for (int32_t j = 0; j < n; j++)
+            sum += a[i * n + j] > -1e299 ? exp(a[i * n + j] - max) : 0;
+        for (int32_t j = 0; j < n; j++)
+            a[i * n + j] = a[i * n + j] > -1e299 ? exp(a[i * n + j] - max) / sum : 0;
         lse[i] = max + log(sum);
     }
     return a;
 }
 
 /* what one query of one head must give: o (d_head) and the statistics */
-static void expect_row(const double *a, int32_t i, int32_t d_head, const double *v, int32_t measure, double lse, double *o, double *stat) {
+static void expect_row(const double *a, int32_t i, int32_t d_head, const double *v, int32_t measure,
+                       double lse, double *o, double *stat) {
     for (int32_t d = 0; d < d_head; d++) {
         o[d] = 0;
-        for (int32_t j = 0; j <= i; j++) o[d] += a[j] * v[(size_t)j * (size_t)d_head + (size_t)d];
+        for (int32_t j = 0; j <= i; j++)
+            o[d] += a[j] * v[(size_t)j * (size_t)d_head + (size_t)d];
     }
-    for (int k = 0; k < MOA_N_STAT; k++) stat[k] = 0;
+    for (int k = 0; k < MOA_N_STAT; k++)
+        stat[k] = 0;
     for (int32_t j = 0; j <= i; j++) {
         stat[MOA_STAT_ENTROPY] -= a[j] > 0 ? a[j] * log(a[j]) : 0;
         stat[MOA_STAT_SINK] += j < 64 ? a[j] : 0;
@@ -847,26 +1004,33 @@ typedef struct brute {
     const cache *c;
     const int32_t *span, *measure;
     const double *q;
-    double *o, *stat, *hist; /* expected: (n, n_head, d_head), (n, n_head, MOA_N_STAT), (n_head, 8, 1 + n_bin) */
-    double *a;               /* head 0's matrix, kept for the map */
+    double *o, *stat,
+        *hist; /* expected: (n, n_head, d_head), (n, n_head, MOA_N_STAT), (n_head, 8, 1 + n_bin) */
+    double *a; /* head 0's matrix, kept for the map */
 } brute;
 
 static void brute_expect(brute *e, int32_t first, int32_t bucket_tok) {
     double *lse = calloc((size_t)e->n, sizeof *lse);
     for (int32_t h = 0; h < e->n_head; h++) {
         const size_t kv = (size_t)(h / e->group) * (size_t)e->c->max_pages * MOA_PAGE_TOK * (size_t)e->d_head;
-        double *a = full_softmax(e->n, e->span[h], e->d_head, 1 / sqrt(e->d_head), e->q + (size_t)h * (size_t)e->d_head,
-                                 (size_t)e->n_head * (size_t)e->d_head, e->c->k + kv, lse);
+        double *a = full_softmax(e->n, e->span[h], e->d_head, 1 / sqrt(e->d_head),
+                                 e->q + (size_t)h * (size_t)e->d_head, (size_t)e->n_head * (size_t)e->d_head,
+                                 e->c->k + kv, lse);
         for (int32_t i = 0; i < e->n; i++) {
             const size_t row = (size_t)i * (size_t)e->n_head + (size_t)h;
-            expect_row(a + (size_t)i * (size_t)e->n, i, e->d_head, e->c->v + kv, e->measure[h], lse[i], e->o + row * (size_t)e->d_head, e->stat + row * MOA_N_STAT);
+            expect_row(a + (size_t)i * (size_t)e->n, i, e->d_head, e->c->v + kv, e->measure[h], lse[i],
+                       e->o + row * (size_t)e->d_head, e->stat + row * MOA_N_STAT);
             for (int32_t j = 0; i >= first && j <= i; j++) {
-                const int32_t bucket = i / bucket_tok > 7 ? 7 : i / bucket_tok, bin = (i - j) / 64 >= e->n_bin ? e->n_bin - 1 : (i - j) / 64;
-                e->hist[((size_t)h * 8 + (size_t)bucket) * (size_t)(1 + e->n_bin) + (size_t)(j < 64 ? 0 : 1 + bin)] += a[i * e->n + j];
+                const int32_t bucket = i / bucket_tok > 7 ? 7 : i / bucket_tok,
+                              bin = (i - j) / 64 >= e->n_bin ? e->n_bin - 1 : (i - j) / 64;
+                e->hist[((size_t)h * 8 + (size_t)bucket) * (size_t)(1 + e->n_bin) +
+                        (size_t)(j < 64 ? 0 : 1 + bin)] += a[i * e->n + j];
             }
         }
-        if (h == 0) e->a = a;
-        else free(a);
+        if (h == 0)
+            e->a = a;
+        else
+            free(a);
     }
     free(lse);
 }
@@ -897,8 +1061,10 @@ static void brute_map(rig *r, const brute *e, const float *q, int32_t d_head) {
     for (int32_t i = q0; i < q1; i++)
         for (int32_t j = k0; j < k1; j++) {
             int32_t row = 0, col = 0;
-            while (q0 + (row + 1) * (q1 - q0) / ROWS <= i) row++;
-            while (k0 + (col + 1) * (k1 - k0) / COLS <= j) col++;
+            while (q0 + (row + 1) * (q1 - q0) / ROWS <= i)
+                row++;
+            while (k0 + (col + 1) * (k1 - k0) / COLS <= j)
+                col++;
             mass[row * COLS + col] += e->a[i * e->n + j];
             max[row * COLS + col] = fmax(max[row * COLS + col], e->a[i * e->n + j]);
         }
@@ -909,9 +1075,11 @@ static void brute_map(rig *r, const brute *e, const float *q, int32_t d_head) {
         kh[i] = (float)e->c->k[i];
     }
     const mem *dq = mem_floats(r, qh, count), *dk = mem_floats(r, kh, count);
-    const mem *dm = mem_new(r, NULL, sizeof(float) * ROWS * COLS), *dx = mem_new(r, NULL, sizeof(float) * ROWS * COLS);
-    CALL(attn_map, 0, .q = F(dq, 0), .k = F(dk, 0), .d_head = d_head, .span = e->span[0], .q0 = q0, .q1 = q1, .k0 = k0, .k1 = k1, .rows = ROWS, .cols = COLS,
-         .scale = 1 / sqrtf((float)d_head), .mass = F(dm, 0), .max = F(dx, 0), .measure_span = 128);
+    const mem *dm = mem_new(r, NULL, sizeof(float) * ROWS * COLS),
+              *dx = mem_new(r, NULL, sizeof(float) * ROWS * COLS);
+    CALL(attn_map, 0, .q = F(dq, 0), .k = F(dk, 0), .d_head = d_head, .span = e->span[0], .q0 = q0, .q1 = q1,
+         .k0 = k0, .k1 = k1, .rows = ROWS, .cols = COLS, .scale = 1 / sqrtf((float)d_head), .mass = F(dm, 0),
+         .max = F(dx, 0), .measure_span = 128);
     brute_check(r, "map mass", dm, mass, ROWS * COLS);
     brute_check(r, "map max", dx, max, ROWS * COLS);
 }
@@ -919,7 +1087,12 @@ static void brute_map(rig *r, const brute *e, const float *q, int32_t d_head) {
 static void brute_case(rig *r, uint64_t seed, int32_t group, int32_t d_head) {
     const int32_t n = 200 + (int32_t)(seed * 37 % 150), n_head = 2 * group, bucket_tok = 40;
     if (!case_begin(r, seed, "brute n %d heads %d/2 d_head %d", n, n_head, d_head)) return;
-    cache c = {.n_seq = 1, .n_head_kv = 2, .group = group, .d_head = d_head, .max_pages = 9, .type = seed % 2 ? MOA_KV_F16 : MOA_KV_F32};
+    cache c = {.n_seq = 1,
+               .n_head_kv = 2,
+               .group = group,
+               .d_head = d_head,
+               .max_pages = 9,
+               .type = seed % 2 ? MOA_KV_F16 : MOA_KV_F32};
     c.n_tok = calloc(1, sizeof *c.n_tok);
     c.n_tok[0] = n;
     int32_t span[MAX_HEADS], measure[MAX_HEADS], zero = 0, all = 1 << 24;
@@ -928,11 +1101,20 @@ static void brute_case(rig *r, uint64_t seed, int32_t group, int32_t d_head) {
         measure[h] = 128 + 64 * below(r, 5);
     }
     cache_fill(r, &c, &zero, (int32_t[]){all, all}, false, (input_kind)(seed % 2));
-    const size_t nq = (size_t)n * (size_t)n_head * (size_t)d_head, ns = (size_t)n * (size_t)n_head * MOA_N_STAT, nh = (size_t)n_head * 8 * (1 + N_BIN);
+    const size_t nq = (size_t)n * (size_t)n_head * (size_t)d_head,
+                 ns = (size_t)n * (size_t)n_head * MOA_N_STAT, nh = (size_t)n_head * 8 * (1 + N_BIN);
     float *q = floats(r, nq, NORMAL);
-    brute e = {.n = n, .n_head = n_head, .d_head = d_head, .group = group, .n_bin = N_BIN, .c = &c, .span = span, .measure = measure};
+    brute e = {.n = n,
+               .n_head = n_head,
+               .d_head = d_head,
+               .group = group,
+               .n_bin = N_BIN,
+               .c = &c,
+               .span = span,
+               .measure = measure};
     double *qd = calloc(nq, sizeof *qd);
-    for (size_t i = 0; i < nq; i++) qd[i] = q[i];
+    for (size_t i = 0; i < nq; i++)
+        qd[i] = q[i];
     e.q = qd;
     e.o = calloc(nq, sizeof *e.o);
     e.stat = calloc(ns, sizeof *e.stat);
@@ -940,20 +1122,29 @@ static void brute_case(rig *r, uint64_t seed, int32_t group, int32_t d_head) {
     const int32_t first = seed % 3 == 0 ? 70 : 0, n_tok = n - first; /* a later chunk of a prompt */
     brute_expect(&e, first, bucket_tok);
     const size_t skip = (size_t)first * (size_t)n_head;
-    const mem *dq = mem_new(r, q + skip * (size_t)d_head, (nq - skip * (size_t)d_head) * 4), *o = mem_new(r, NULL, (nq - skip * (size_t)d_head) * 4);
-    const mem *sp = mem_new(r, span, sizeof span), *ms = mem_new(r, measure, sizeof measure), *stat = mem_new(r, NULL, (ns - skip * MOA_N_STAT) * 4);
+    const mem *dq = mem_new(r, q + skip * (size_t)d_head, (nq - skip * (size_t)d_head) * 4),
+              *o = mem_new(r, NULL, (nq - skip * (size_t)d_head) * 4);
+    const mem *sp = mem_new(r, span, sizeof span), *ms = mem_new(r, measure, sizeof measure),
+              *stat = mem_new(r, NULL, (ns - skip * MOA_N_STAT) * 4);
     const mem *hist = mem_floats(r, calloc(nh, 4), nh);
-    CALL(attn_prefill, 0, .q = F(dq, 0), .o = F(o, 0), .kv = view(&c, 0), .span = I(sp, 0), .span_host = span, .pos0 = first, .n_tok = n_tok, .n_head = n_head,
-         .scale = 1 / sqrtf((float)d_head), .probe = {.stat = F(stat, 0), .measure_span = I(ms, 0), .hist = F(hist, 0), .n_bin = N_BIN, .bucket_tok = bucket_tok});
+    CALL(attn_prefill, 0, .q = F(dq, 0), .o = F(o, 0), .kv = view(&c, 0), .span = I(sp, 0), .span_host = span,
+         .pos0 = first, .n_tok = n_tok, .n_head = n_head, .scale = 1 / sqrtf((float)d_head),
+         .probe = {.stat = F(stat, 0),
+                   .measure_span = I(ms, 0),
+                   .hist = F(hist, 0),
+                   .n_bin = N_BIN,
+                   .bucket_tok = bucket_tok});
     brute_check(r, "prefill o", o, e.o + skip * (size_t)d_head, nq - skip * (size_t)d_head);
     brute_check(r, "prefill stat", stat, e.stat + skip * MOA_N_STAT, ns - skip * MOA_N_STAT);
     brute_check(r, "prefill hist", hist, e.hist, nh);
     const int32_t last = n - 1;
     const size_t at = (size_t)last * (size_t)n_head;
-    const mem *dq1 = mem_new(r, q + at * (size_t)d_head, (nq - at * (size_t)d_head) * 4), *o1 = mem_new(r, NULL, (nq - at * (size_t)d_head) * 4);
+    const mem *dq1 = mem_new(r, q + at * (size_t)d_head, (nq - at * (size_t)d_head) * 4),
+              *o1 = mem_new(r, NULL, (nq - at * (size_t)d_head) * 4);
     const mem *stat1 = mem_new(r, NULL, (ns - at * MOA_N_STAT) * 4), *pos = mem_new(r, &last, 4);
-    CALL(attn_decode, 0, .q = F(dq1, 0), .o = F(o1, 0), .kv = view(&c, 0), .pos = I(pos, 0), .span = I(sp, 0), .span_seq_stride = 0, .n_seq = 1, .n_head = n_head,
-         .scale = 1 / sqrtf((float)d_head), .probe = {.stat = F(stat1, 0), .measure_span = I(ms, 0)});
+    CALL(attn_decode, 0, .q = F(dq1, 0), .o = F(o1, 0), .kv = view(&c, 0), .pos = I(pos, 0), .span = I(sp, 0),
+         .span_seq_stride = 0, .n_seq = 1, .n_head = n_head, .scale = 1 / sqrtf((float)d_head),
+         .probe = {.stat = F(stat1, 0), .measure_span = I(ms, 0)});
     brute_check(r, "decode o", o1, e.o + at * (size_t)d_head, nq - at * (size_t)d_head);
     brute_check(r, "decode stat", stat1, e.stat + at * MOA_N_STAT, ns - at * MOA_N_STAT);
     brute_map(r, &e, q, d_head);
@@ -970,7 +1161,8 @@ static void brute_case(rig *r, uint64_t seed, int32_t group, int32_t d_head) {
 static void group_brute(rig *r) {
     uint64_t seed = 1;
     for (int g = 0; g < 5; g++)
-        for (int d = 0; d < 3; d++) brute_case(r, seed++, group_sizes[g], head_sizes[d]);
+        for (int d = 0; d < 3; d++)
+            brute_case(r, seed++, group_sizes[g], head_sizes[d]);
 }
 
 /* --- bench: no checks, only time --------------------------------------------------------------------------------------- */
@@ -1014,33 +1206,41 @@ static void bench_matmul_one(rig *r, moa_dtype type, int32_t n_tok, int32_t n_ou
     unsigned char *data = malloc(bytes);
     if (!data) abort();
     fill_packed(r, type, data, bytes, info);
-    const moa_weight m = {.name = "bench", .type = type, .n_out = n_out, .n_in = n_in, .data = data, .bytes = bytes};
+    const moa_weight m = {
+        .name = "bench", .type = type, .n_out = n_out, .n_in = n_in, .data = data, .bytes = bytes};
     moa_err err = {0};
-    for (int i = 0; i < n_w; i++) must(r, r->b[1]->vt->weight_load(r->b[1], &m, false, &w[i], &err), &err);
+    for (int i = 0; i < n_w; i++)
+        must(r, r->b[1]->vt->weight_load(r->b[1], &m, false, &w[i], &err), &err);
     free(data);
-    float *x = bench_floats(r, (size_t)n_tok * (size_t)n_in), *y = bench_floats(r, (size_t)n_tok * (size_t)n_out);
+    float *x = bench_floats(r, (size_t)n_tok * (size_t)n_in),
+          *y = bench_floats(r, (size_t)n_tok * (size_t)n_out);
     int calls = 0;
     double best = 1e30, best_cpu = 1e30;
     const double end = now_s() + 0.6;
     while (now_s() < end || calls < 2) { /* the best pass over all weights: the machine is shared */
         const double start = now_s(), start_cpu = cpu_s();
-        for (int i = 0; i < n_w; i++) CALL(matmul, 1, .x = x, .w = w[i], .y = y, .n_tok = n_tok);
+        for (int i = 0; i < n_w; i++)
+            CALL(matmul, 1, .x = x, .w = w[i], .y = y, .n_tok = n_tok);
         sync_tested(r);
         best = fmin(best, (now_s() - start) / n_w);
         best_cpu = fmin(best_cpu, (cpu_s() - start_cpu) / n_w);
         calls++;
     }
     const double flop = 2.0 * n_tok * n_out * n_in;
-    (void)printf("  matmul %-5s n_tok %4d  %6d x %5d  %9.1f us  %6.2f GB/s  %6.1f GFLOP/s   cpu %9.1f us  %6.1f GFLOP/s\n", info->name, n_tok, n_out,
-                 n_in, best * 1e6, (double)bytes / best * 1e-9, flop / best * 1e-9, best_cpu * 1e6, flop / best_cpu * 1e-9);
-    for (int i = 0; i < n_w; i++) r->b[1]->vt->weight_free(r->b[1], w[i]);
+    (void)printf("  matmul %-5s n_tok %4d  %6d x %5d  %9.1f us  %6.2f GB/s  %6.1f GFLOP/s   cpu %9.1f us  "
+                 "%6.1f GFLOP/s\n",
+                 info->name, n_tok, n_out, n_in, best * 1e6, (double)bytes / best * 1e-9, flop / best * 1e-9,
+                 best_cpu * 1e6, flop / best_cpu * 1e-9);
+    for (int i = 0; i < n_w; i++)
+        r->b[1]->vt->weight_free(r->b[1], w[i]);
     r->b[1]->vt->free(r->b[1], x);
     r->b[1]->vt->free(r->b[1], y);
 }
 
 static void bench_matmul(rig *r) {
     static const int32_t toks[] = {1, 2, 4, 8, 16, 64, 512};
-    for (int t = 0; t < 7; t++) bench_matmul_one(r, MOA_Q4_1, toks[t], 1536, 576);
+    for (int t = 0; t < 7; t++)
+        bench_matmul_one(r, MOA_Q4_1, toks[t], 1536, 576);
     bench_matmul_one(r, MOA_Q4_1, 1, 576, 1536);
     bench_matmul_one(r, MOA_Q4_1, 1, 192, 576);
     bench_matmul_one(r, MOA_Q8_0, 1, 49152, 576);
@@ -1055,38 +1255,52 @@ static void bench_matmul(rig *r) {
 static void bench_attn(rig *r, bool prefill, int32_t n_tok, int32_t n, int32_t span_tok, bool probe) {
     const int32_t n_head = 9, n_seq = prefill ? 1 : n_tok, pos0 = n - n_tok;
     (void)case_begin(r, 1, "bench attention");
-    cache c = {.n_seq = n_seq, .n_head_kv = 3, .group = 3, .d_head = 64, .max_pages = n / 64 + 1, .type = MOA_KV_F16};
-    int32_t *zero = calloc((size_t)n_seq, 4), *widest = calloc((size_t)n_seq * 3, 4), *pos = calloc((size_t)n_seq, 4), span[9];
+    cache c = {.n_seq = n_seq,
+               .n_head_kv = 3,
+               .group = 3,
+               .d_head = 64,
+               .max_pages = n / 64 + 1,
+               .type = MOA_KV_F16};
+    int32_t *zero = calloc((size_t)n_seq, 4), *widest = calloc((size_t)n_seq * 3, 4),
+            *pos = calloc((size_t)n_seq, 4), span[9];
     c.n_tok = calloc((size_t)n_seq, 4);
     if (!zero || !widest || !pos || !c.n_tok) abort();
     for (int32_t s = 0; s < n_seq; s++) {
         c.n_tok[s] = n;
         pos[s] = n - 1;
-        for (int k = 0; k < 3; k++) widest[s * 3 + k] = 1 << 24;
+        for (int k = 0; k < 3; k++)
+            widest[s * 3 + k] = 1 << 24;
     }
-    for (int h = 0; h < n_head; h++) span[h] = span_tok;
+    for (int h = 0; h < n_head; h++)
+        span[h] = span_tok;
     cache_fill(r, &c, zero, widest, false, NORMAL);
     const size_t count = (size_t)n_tok * (size_t)n_head * 64;
-    const mem *q = mem_floats(r, floats(r, count, NORMAL), count), *o = mem_new(r, NULL, count * 4), *sp = mem_new(r, span, sizeof span),
-              *ps = mem_new(r, pos, 4 * (size_t)n_seq), *stat = mem_new(r, NULL, (size_t)n_tok * 9 * MOA_N_STAT * 4), *hist = hist_new(r, 9);
-    const moa_probe on = {.stat = F(stat, 1), .hist = F(hist, 1), .n_bin = N_BIN, .bucket_tok = 64}, off = {0};
+    const mem *q = mem_floats(r, floats(r, count, NORMAL), count), *o = mem_new(r, NULL, count * 4),
+              *sp = mem_new(r, span, sizeof span), *ps = mem_new(r, pos, 4 * (size_t)n_seq),
+              *stat = mem_new(r, NULL, (size_t)n_tok * 9 * MOA_N_STAT * 4), *hist = hist_new(r, 9);
+    const moa_probe on = {.stat = F(stat, 1), .hist = F(hist, 1), .n_bin = N_BIN, .bucket_tok = 64},
+                    off = {0};
     double best = 1e30;
     const double end = now_s() + 0.6;
     for (int calls = 0; now_s() < end || calls < 2; calls++) {
         const double start = now_s();
         if (prefill)
-            CALL(attn_prefill, 1, .q = F(q, 1), .o = F(o, 1), .kv = view(&c, 1), .span = I(sp, 1), .span_host = span, .pos0 = pos0, .n_tok = n_tok,
-                 .n_head = n_head, .scale = 0.125f, .probe = probe ? on : off);
+            CALL(attn_prefill, 1, .q = F(q, 1), .o = F(o, 1), .kv = view(&c, 1), .span = I(sp, 1),
+                 .span_host = span, .pos0 = pos0, .n_tok = n_tok, .n_head = n_head, .scale = 0.125f,
+                 .probe = probe ? on : off);
         else
-            CALL(attn_decode, 1, .q = F(q, 1), .o = F(o, 1), .kv = view(&c, 1), .pos = I(ps, 1), .span = I(sp, 1), .n_seq = n_seq, .n_head = n_head,
-                 .scale = 0.125f, .probe = probe ? on : off);
+            CALL(attn_decode, 1, .q = F(q, 1), .o = F(o, 1), .kv = view(&c, 1), .pos = I(ps, 1),
+                 .span = I(sp, 1), .n_seq = n_seq, .n_head = n_head, .scale = 0.125f,
+                 .probe = probe ? on : off);
         sync_tested(r);
         if (now_s() - start < best) best = now_s() - start;
     }
     double pairs = 0;
-    for (int32_t t = 0; t < n_tok; t++) pairs += moa_n_seen(span_tok, prefill ? pos0 + t : n - 1);
-    (void)printf("  %s n_tok %4d of %5d, span %7d%s  %9.1f us  %7.2f GFLOP/s\n", prefill ? "attn_prefill" : "attn_decode ", n_tok, n, span_tok,
-                 probe ? ", probe" : "       ", best * 1e6, pairs * n_head * 4 * 64 / best * 1e-9);
+    for (int32_t t = 0; t < n_tok; t++)
+        pairs += moa_n_seen(span_tok, prefill ? pos0 + t : n - 1);
+    (void)printf("  %s n_tok %4d of %5d, span %7d%s  %9.1f us  %7.2f GFLOP/s\n",
+                 prefill ? "attn_prefill" : "attn_decode ", n_tok, n, span_tok, probe ? ", probe" : "       ",
+                 best * 1e6, pairs * n_head * 4 * 64 / best * 1e-9);
     free(zero);
     free(widest);
     free(pos);
@@ -1116,7 +1330,8 @@ static void bench_rest(rig *r) {
     const int32_t n_tok = 512, d = 576;
     float *x = bench_floats(r, (size_t)n_tok * 1536), *y = bench_floats(r, (size_t)n_tok * 1536);
     int32_t pos[512];
-    for (int i = 0; i < n_tok; i++) pos[i] = i;
+    for (int i = 0; i < n_tok; i++)
+        pos[i] = i;
     (void)case_begin(r, 1, "bench");
     const mem *p = mem_new(r, pos, sizeof pos);
     const weight *w = weight_new(r, MOA_F32, 1, d);
@@ -1126,7 +1341,8 @@ static void bench_rest(rig *r) {
         CALL(rmsnorm, 1, .x = x, .w = w->dev[1], .y = y, .n_tok = n_tok, .n = d, .eps = 1e-5f);
         sync_tested(r);
         t[1] = now_s();
-        CALL(rope, 1, .x = y, .pos = I(p, 1), .n_tok = n_tok, .n_head = 9, .d_head = 64, .rope_dim = 64, .kind = MOA_ROPE_PAIRS, .theta = 10000, .scale = 1);
+        CALL(rope, 1, .x = y, .pos = I(p, 1), .n_tok = n_tok, .n_head = 9, .d_head = 64, .rope_dim = 64,
+             .kind = MOA_ROPE_PAIRS, .theta = 10000, .scale = 1);
         sync_tested(r);
         t[2] = now_s();
         CALL(silu_mul, 1, .gate = x, .up = y, .y = y, .n = (int64_t)n_tok * 1536);
@@ -1135,9 +1351,11 @@ static void bench_rest(rig *r) {
         CALL(add, 1, .x = x, .y = y, .n = (int64_t)n_tok * d);
         sync_tested(r);
         t[4] = now_s();
-        for (int i = 0; i < 4; i++) best[i] = t[i + 1] - t[i] < best[i] ? t[i + 1] - t[i] : best[i];
+        for (int i = 0; i < 4; i++)
+            best[i] = t[i + 1] - t[i] < best[i] ? t[i + 1] - t[i] : best[i];
     }
-    (void)printf("  512 tokens of SmolLM2: rmsnorm %.0f us, rope %.0f us, silu_mul %.0f us, add %.0f us\n", best[0] * 1e6, best[1] * 1e6, best[2] * 1e6, best[3] * 1e6);
+    (void)printf("  512 tokens of SmolLM2: rmsnorm %.0f us, rope %.0f us, silu_mul %.0f us, add %.0f us\n",
+                 best[0] * 1e6, best[1] * 1e6, best[2] * 1e6, best[3] * 1e6);
     case_end(r);
 }
 
@@ -1174,7 +1392,8 @@ static bool groups_complete(void) {
     };
     for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) {
         bool found = false;
-        for (int g = 0; g < N_GROUP; g++) found = found || strcmp(groups[g].name, ops[i]) == 0;
+        for (int g = 0; g < N_GROUP; g++)
+            found = found || strcmp(groups[g].name, ops[i]) == 0;
         if (!found) {
             (void)printf("FAILED: operation %s has no group of cases\n", ops[i]);
             return false;
@@ -1185,13 +1404,14 @@ static bool groups_complete(void) {
 
 static void run_groups(rig *r, const char *only, bool with_reference) {
     for (int g = 0; g < N_GROUP; g++) {
-        if ((only && strcmp(only, groups[g].name) != 0) || (groups[g].reference_only && !with_reference)) continue;
+        if ((only && strcmp(only, groups[g].name) != 0) || (groups[g].reference_only && !with_reference))
+            continue;
         const int cases = r->cases, failed = r->failed;
         const double start = now_s();
         r->worst = 0;
         groups[g].run(r);
-        (void)printf("%-14s %5d comparisons, worst NMSE %.1e, %6.2f s%s\n", groups[g].name, r->cases - cases, r->worst, now_s() - start,
-                     r->failed > failed ? "  FAILED" : "");
+        (void)printf("%-14s %5d comparisons, worst NMSE %.1e, %6.2f s%s\n", groups[g].name, r->cases - cases,
+                     r->worst, now_s() - start, r->failed > failed ? "  FAILED" : "");
         (void)fflush(stdout);
     }
 }
@@ -1211,18 +1431,25 @@ static bool parse(int argc, char **argv, options *o) {
             continue;
         }
         if (!value) return false;
-        if (strcmp(a, "--device") == 0) o->device = value;
-        else if (strcmp(a, "--op") == 0) o->op = value;
-        else if (strcmp(a, "--bench") == 0) o->bench = value;
-        else if (strcmp(a, "--threads") == 0) o->threads = atoi(value);
-        else if (strcmp(a, "--every") == 0) o->every = atoi(value);
-        else return false;
+        if (strcmp(a, "--device") == 0)
+            o->device = value;
+        else if (strcmp(a, "--op") == 0)
+            o->op = value;
+        else if (strcmp(a, "--bench") == 0)
+            o->bench = value;
+        else if (strcmp(a, "--threads") == 0)
+            o->threads = atoi(value);
+        else if (strcmp(a, "--every") == 0)
+            o->every = atoi(value);
+        else
+            return false;
         i++;
     }
     for (int k = 0; k < 2; k++) {
         const char *name = k ? o->bench : o->op;
         bool known = !name;
-        for (int g = 0; g < N_GROUP; g++) known = known || (strcmp(groups[g].name, name) == 0 && (!k || groups[g].bench));
+        for (int g = 0; g < N_GROUP; g++)
+            known = known || (strcmp(groups[g].name, name) == 0 && (!k || groups[g].bench));
         if (!known) return false;
     }
     return true;
@@ -1234,12 +1461,15 @@ int main(int argc, char **argv) {
     char why[256];
     moa_err err = {0};
     if (!parse(argc, argv, &o)) {
-        (void)fprintf(stderr, "usage: test_ops [--device cpu|cuda|cuda:N] [--op NAME] [--threads N] [--every N] [--list] [--bench OP]\n");
+        (void)fprintf(stderr, "usage: test_ops [--device cpu|cuda|cuda:N] [--op NAME] [--threads N] [--every "
+                              "N] [--list] [--bench OP]\n");
         return 2;
     }
-    for (int g = 0; o.list && g < N_GROUP; g++) (void)printf("%s\n", groups[g].name);
+    for (int g = 0; o.list && g < N_GROUP; g++)
+        (void)printf("%s\n", groups[g].name);
     if (o.list) return 0;
-    const moa_backend_config reference = {.reference = true}, tested = {.n_threads = o.threads}, one = {.n_threads = 1}, three = {.n_threads = 3};
+    const moa_backend_config reference = {.reference = true}, tested = {.n_threads = o.threads},
+                             one = {.n_threads = 1}, three = {.n_threads = 3};
     r.cuda = strncmp(o.device, "cuda", 4) == 0;
     if (moa_backend_open(&r.b[1], o.device, &tested, why, sizeof why, &err) != MOA_OK) {
         (void)printf("test_ops: %s%s\n", err.text, r.cuda ? ": not run" : "");

@@ -21,7 +21,9 @@ struct moa_cpu_block {
     moa_cpu_block *prev, *next;
 };
 
-static moa_cpu *self(moa_backend *b) { return (moa_cpu *)b; }
+static moa_cpu *self(moa_backend *b) {
+    return (moa_cpu *)b;
+}
 
 void *moa_cpu_scratch(size_t count, size_t elem_bytes, moa_err *err) {
     size_t bytes;
@@ -51,7 +53,9 @@ static moa_status cpu_alloc(moa_backend *b, size_t bytes, void **out, moa_err *e
     const bool large = total >= LARGE_BYTES && moa_size_pad(total, HUGE_PAGE, &total);
     moa_cpu_block *block = aligned_alloc(large ? HUGE_PAGE : HEAD_BYTES, total);
     if (block && large) (void)madvise(block, total, MADV_HUGEPAGE); /* see slab.h */
-    if (!block) return moa_fail(err, MOA_E_MEMORY, "no memory for %zu bytes (%.1f MiB)", bytes, (double)bytes / 1048576);
+    if (!block)
+        return moa_fail(err, MOA_E_MEMORY, "no memory for %zu bytes (%.1f MiB)", bytes,
+                        (double)bytes / 1048576);
     block->prev = NULL;
     block->next = cpu->blocks;
     if (cpu->blocks) cpu->blocks->prev = block;
@@ -63,8 +67,10 @@ static moa_status cpu_alloc(moa_backend *b, size_t bytes, void **out, moa_err *e
 static void cpu_free(moa_backend *b, void *memory) {
     if (!memory) return;
     moa_cpu_block *block = (moa_cpu_block *)(void *)((char *)memory - HEAD_BYTES);
-    if (block->prev) block->prev->next = block->next;
-    else self(b)->blocks = block->next;
+    if (block->prev)
+        block->prev->next = block->next;
+    else
+        self(b)->blocks = block->next;
     if (block->next) block->next->prev = block->prev;
     free(block);
 }
@@ -97,7 +103,8 @@ static moa_status cpu_sync(moa_backend *b, moa_err *err) {
 /* --- weights --------------------------------------------------------------------------------------------------------- */
 
 /* bytes of w's rows; fails when its shape, type and size disagree */
-static moa_status weight_check(const moa_weight *w, const moa_dtype_info **type, size_t *row_bytes, moa_err *err) {
+static moa_status weight_check(const moa_weight *w, const moa_dtype_info **type, size_t *row_bytes,
+                               moa_err *err) {
     const char *name = w->name ? w->name : "?";
     *type = moa_dtype_find((uint32_t)w->type);
     if (!*type)
@@ -106,12 +113,12 @@ static moa_status weight_check(const moa_weight *w, const moa_dtype_info **type,
     if (!w->data) return moa_fail(err, MOA_E_INVALID, "weight %s has no data", name);
     size_t bytes;
     if (w->n_out <= 0 || w->n_in <= 0 || (uint32_t)w->n_in % (*type)->block_len != 0)
-        return moa_fail(err, MOA_E_INVALID, "weight %s: shape %dx%d does not divide into %s blocks of %u", name, w->n_out,
-                        w->n_in, (*type)->name, (*type)->block_len);
+        return moa_fail(err, MOA_E_INVALID, "weight %s: shape %dx%d does not divide into %s blocks of %u",
+                        name, w->n_out, w->n_in, (*type)->name, (*type)->block_len);
     if (!moa_size_mul((size_t)w->n_in / (*type)->block_len, (*type)->block_bytes, row_bytes) ||
         !moa_size_mul(*row_bytes, (size_t)w->n_out, &bytes) || bytes != w->bytes)
-        return moa_fail(err, MOA_E_INVALID, "weight %s: %zu bytes for %dx%d of %s", name, w->bytes, w->n_out, w->n_in,
-                        (*type)->name);
+        return moa_fail(err, MOA_E_INVALID, "weight %s: %zu bytes for %dx%d of %s", name, w->bytes, w->n_out,
+                        w->n_in, (*type)->name);
     return MOA_OK;
 }
 
@@ -125,8 +132,10 @@ static void weight_drop(moa_cpu *cpu, moa_dev_weight *w) {
 
 static void cpu_weight_free(moa_backend *b, moa_dev_weight *w) {
     if (!w) return;
-    if (w->prev) w->prev->next = w->next;
-    else if (self(b)->weights == w) self(b)->weights = w->next;
+    if (w->prev)
+        w->prev->next = w->next;
+    else if (self(b)->weights == w)
+        self(b)->weights = w->next;
     if (w->next) w->next->prev = w->prev;
     moa_rope_table_forget(self(b)->rope, w);
     weight_drop(self(b), w);
@@ -150,14 +159,17 @@ static moa_status weight_prepare(moa_cpu *cpu, moa_dev_weight *w, moa_err *err) 
         w->type->decode(w->data, w->values, (size_t)w->n_in);
     }
     if (!moa_pack_has(w->type->id)) return MOA_OK;
-    if (moa_pack_plan(&w->pack, w->type->id, w->n_out, w->n_in)) w->pack.memory = moa_slab_take(&cpu->slabs, w->pack.bytes);
-    if (!w->pack.memory) return moa_fail(err, MOA_E_MEMORY, "no memory to pack %dx%d of %s", w->n_out, w->n_in, w->type->name);
+    if (moa_pack_plan(&w->pack, w->type->id, w->n_out, w->n_in))
+        w->pack.memory = moa_slab_take(&cpu->slabs, w->pack.bytes);
+    if (!w->pack.memory)
+        return moa_fail(err, MOA_E_MEMORY, "no memory to pack %dx%d of %s", w->n_out, w->n_in, w->type->name);
     pack_job j = {.w = w};
     moa_pool_run(cpu->pool, pack_task, &j, w->pack.n_group);
     return MOA_OK;
 }
 
-static moa_status cpu_weight_load(moa_backend *b, const moa_weight *w, bool keep_host, moa_dev_weight **out, moa_err *err) {
+static moa_status cpu_weight_load(moa_backend *b, const moa_weight *w, bool keep_host, moa_dev_weight **out,
+                                  moa_err *err) {
     moa_cpu *cpu = self(b);
     moa_dev_weight *d = NULL;
     const moa_dtype_info *type = NULL;
@@ -170,13 +182,15 @@ static moa_status cpu_weight_load(moa_backend *b, const moa_weight *w, bool keep
         s = moa_fail(err, MOA_E_MEMORY, "no memory for weight %s", w->name ? w->name : "?");
         goto out;
     }
-    *d = (moa_dev_weight){.type = type, .n_out = w->n_out, .n_in = w->n_in, .row_bytes = row_bytes, .data = w->data};
+    *d = (moa_dev_weight){
+        .type = type, .n_out = w->n_out, .n_in = w->n_in, .row_bytes = row_bytes, .data = w->data};
     /* rows of floats are read in place: they must lie where floats may */
     const bool misplaced = type->block_len == 1 && (uintptr_t)w->data % type->block_bytes != 0;
     if (!keep_host || misplaced) {
         d->owned = malloc(w->bytes);
         if (!d->owned) {
-            s = moa_fail(err, MOA_E_MEMORY, "no memory for the %zu bytes of weight %s", w->bytes, w->name ? w->name : "?");
+            s = moa_fail(err, MOA_E_MEMORY, "no memory for the %zu bytes of weight %s", w->bytes,
+                         w->name ? w->name : "?");
             goto out;
         }
         memcpy(d->owned, w->data, w->bytes);
@@ -223,9 +237,10 @@ static moa_status cpu_info(moa_backend *b, moa_device_info *out, moa_err *err) {
     char name[64];
     cpu_name(name, sizeof name);
     *out = (moa_device_info){0};
-    (void)snprintf(out->name, sizeof out->name, "CPU %s, %d thread%s, %s", name, cpu->n_threads, cpu->n_threads == 1 ? "" : "s",
-                   cpu->reference ? "reference" : cpu->kern->name);
-    const long page = sysconf(_SC_PAGESIZE), all = sysconf(_SC_PHYS_PAGES), unused = sysconf(_SC_AVPHYS_PAGES);
+    (void)snprintf(out->name, sizeof out->name, "CPU %s, %d thread%s, %s", name, cpu->n_threads,
+                   cpu->n_threads == 1 ? "" : "s", cpu->reference ? "reference" : cpu->kern->name);
+    const long page = sysconf(_SC_PAGESIZE), all = sysconf(_SC_PHYS_PAGES),
+               unused = sysconf(_SC_AVPHYS_PAGES);
     if (page > 0 && all > 0) out->memory_bytes = (uint64_t)page * (uint64_t)all;
     if (page > 0 && unused > 0) out->free_bytes = (uint64_t)page * (uint64_t)unused;
     return MOA_OK;
@@ -233,30 +248,30 @@ static moa_status cpu_info(moa_backend *b, moa_device_info *out, moa_err *err) {
 
 static void cpu_close(moa_backend *b) {
     moa_cpu *cpu = self(b);
-    while (cpu->weights) cpu_weight_free(b, cpu->weights);
-    while (cpu->blocks) cpu_free(b, (char *)cpu->blocks + HEAD_BYTES);
+    while (cpu->weights)
+        cpu_weight_free(b, cpu->weights);
+    while (cpu->blocks)
+        cpu_free(b, (char *)cpu->blocks + HEAD_BYTES);
     moa_pool_close(&cpu->pool);
     moa_rope_table_free(cpu->rope);
     free(cpu->room.memory);
     free(cpu);
 }
 
-#define DRIVER                                                                                                         \
-    .abi = MOA_BACKEND_ABI, .name = "cpu", .close = cpu_close, .info = cpu_info, .alloc = cpu_alloc, .free = cpu_free,  \
-    .upload = cpu_upload, .download = cpu_download, .zero = cpu_zero, .copy = cpu_copy, .sync = cpu_sync, .weight_load = cpu_weight_load, \
-    .weight_free = cpu_weight_free
+#define DRIVER                                                                                               \
+    .abi = MOA_BACKEND_ABI, .name = "cpu", .close = cpu_close, .info = cpu_info, .alloc = cpu_alloc,         \
+    .free = cpu_free, .upload = cpu_upload, .download = cpu_download, .zero = cpu_zero, .copy = cpu_copy,    \
+    .sync = cpu_sync, .weight_load = cpu_weight_load, .weight_free = cpu_weight_free
 
-static const moa_backend_vtable reference_table = {
-    DRIVER,
+static const moa_backend_vtable reference_table = {DRIVER,
 #define X(name, text) .name = moa_ref_##name,
-    MOA_OP_MAP(X)
+                                                   MOA_OP_MAP(X)
 #undef X
 };
 
-static const moa_backend_vtable fast_table = {
-    DRIVER,
+static const moa_backend_vtable fast_table = {DRIVER,
 #define X(name, text) .name = moa_fast_##name,
-    MOA_OP_MAP(X)
+                                              MOA_OP_MAP(X)
 #undef X
 };
 
@@ -267,7 +282,9 @@ moa_status moa_cpu_open(moa_backend **out, const moa_backend_config *config, moa
     if (!cpu) return moa_fail(err, MOA_E_MEMORY, "no memory for the CPU backend");
     cpu->reference = config && config->reference;
     cpu->base.vt = cpu->reference ? &reference_table : &fast_table;
-    cpu->n_threads = cpu->reference ? 1 : config && config->n_threads > 0 ? config->n_threads : usable_cores();
+    cpu->n_threads = cpu->reference                    ? 1
+                     : config && config->n_threads > 0 ? config->n_threads
+                                                       : usable_cores();
     if (!cpu->reference) {
         cpu->kern = moa_kern_choose();
         openblas_set_num_threads(1); /* the pool is the only source of threads */

@@ -16,10 +16,10 @@ struct moa_dev_weight {
     const moa_dtype_info *type;
     int32_t n_out, n_in;
     size_t row_bytes;
-    const unsigned char *data; /* n_out rows as stored; borrowed when owned is NULL */
-    void *owned;               /* our copy of them, or NULL */
-    moa_pack pack;             /* the fast path's form, memory NULL: none */
-    float *values;             /* a vector (n_out = 1) as float, or NULL */
+    const unsigned char *data;   /* n_out rows as stored; borrowed when owned is NULL */
+    void *owned;                 /* our copy of them, or NULL */
+    moa_pack pack;               /* the fast path's form, memory NULL: none */
+    float *values;               /* a vector (n_out = 1) as float, or NULL */
     moa_dev_weight *prev, *next; /* the backend's list, so that close() can free what is left */
 };
 
@@ -35,7 +35,7 @@ typedef struct moa_cpu {
     struct {
         void *memory;
         size_t bytes;
-    } room; /* scratch of an operation, grows only; see moa_cpu_room() */
+    } room;                 /* scratch of an operation, grows only; see moa_cpu_room() */
     struct moa_slab *slabs; /* packed weights */
     struct moa_rope_table *rope;
 } moa_cpu;
@@ -48,7 +48,8 @@ static inline const void *moa_weight_row(const moa_dev_weight *w, int64_t r) {
 /* Element offset of token t's K row in the pool, seen through the page table; -1: the page is not there. V lies MOA_PAGE_TOK *
  * d_head elements further. */
 static inline int64_t moa_kv_row(const moa_kv_view *kv, int64_t seq, int32_t head_kv, int32_t t) {
-    const int32_t page = kv->table[seq * kv->table_seq_stride + (int64_t)head_kv * kv->max_pages + t / MOA_PAGE_TOK];
+    const int32_t page =
+        kv->table[seq * kv->table_seq_stride + (int64_t)head_kv * kv->max_pages + t / MOA_PAGE_TOK];
     if (page < 0) return -1;
     return ((int64_t)page * 2 * MOA_PAGE_TOK + t % MOA_PAGE_TOK) * kv->d_head;
 }

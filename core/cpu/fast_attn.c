@@ -31,9 +31,9 @@ typedef struct attn {
     moa_probe probe;
     float scale;
     int32_t n_head, group, d_pad;
-    int32_t tile_tok, n_task, rows; /* rows: most of a tile */
-    int32_t n_chunk;                /* parts along the keys; 1: not cut */
-    float *parts;                   /* (n_task, n_chunk, group, d_pad + 2): o, max, sum */
+    int32_t tile_tok, n_task, rows;       /* rows: most of a tile */
+    int32_t n_chunk;                      /* parts along the keys; 1: not cut */
+    float *parts;                         /* (n_task, n_chunk, group, d_pad + 2): o, max, sum */
     const moa_args_attn_prefill *prefill; /* or */
     const moa_args_attn_decode *decode;
     float *scratch; /* (n_threads, scratch_floats) */
@@ -52,15 +52,17 @@ typedef struct tile {
     const int32_t *span;              /* (group) of this KV head's query heads */
     int32_t bucket;                   /* first histogram bucket */
     /* scratch: row r = head of the group * n_tok + query */
-    float *q, *o, *s, *max, *sum; /* (rows, d_head), (rows, d_pad), (rows of a head, or all, 64), (rows), (rows) */
-    float *k, *v;                 /* (d_head, 64), (64, d_pad) */
-    double *stat;                 /* (rows, STAT_SUMS) */
-    float *hist;                  /* (group, n_bucket, 1 + n_bin) or NULL */
+    float *q, *o, *s, *max,
+        *sum;     /* (rows, d_head), (rows, d_pad), (rows of a head, or all, 64), (rows), (rows) */
+    float *k, *v; /* (d_head, 64), (64, d_pad) */
+    double *stat; /* (rows, STAT_SUMS) */
+    float *hist;  /* (group, n_bucket, 1 + n_bin) or NULL */
 } tile;
 
 /* keys of page p that query i sees, as indices in the page */
 static void visible(int32_t span, int32_t i, int32_t p, int32_t *lo, int32_t *hi) {
-    const int32_t first = p == 0 ? 0 : moa_window_first(span, i) - p * MOA_PAGE_TOK, end = i + 1 - p * MOA_PAGE_TOK;
+    const int32_t first = p == 0 ? 0 : moa_window_first(span, i) - p * MOA_PAGE_TOK,
+                  end = i + 1 - p * MOA_PAGE_TOK;
     *lo = first > 0 ? first : 0;
     *hi = end < MOA_PAGE_TOK ? end : MOA_PAGE_TOK;
 }
@@ -80,12 +82,28 @@ static void page_step(const attn *a, const tile *t, int32_t p, row_fn row_work, 
     for (int32_t h = 0; h < a->group; h++) {
         const int32_t n_row = together ? a->group * t->n_tok : t->n_tok, first = together ? 0 : h * t->n_tok;
         if (!together && !head_sees(t, h, p)) continue;
-        const moa_gemm qk = {.m = n_row, .n = MOA_PAGE_TOK, .k = a->kv.d_head, .a = t->q + (int64_t)first * a->kv.d_head, .lda = a->kv.d_head,
-                             .b = t->k, .ldb = MOA_PAGE_TOK, .c = t->s, .ldc = MOA_PAGE_TOK};
+        const moa_gemm qk = {.m = n_row,
+                             .n = MOA_PAGE_TOK,
+                             .k = a->kv.d_head,
+                             .a = t->q + (int64_t)first * a->kv.d_head,
+                             .lda = a->kv.d_head,
+                             .b = t->k,
+                             .ldb = MOA_PAGE_TOK,
+                             .c = t->s,
+                             .ldc = MOA_PAGE_TOK};
         a->kern->gemm(&qk);
-        for (int32_t r = 0; r < n_row; r++) row_work(a, t, (first + r) / t->n_tok, first + r, t->s + r * MOA_PAGE_TOK, p);
-        const moa_gemm pv = {.m = n_row, .n = a->d_pad, .k = MOA_PAGE_TOK, .a = t->s, .lda = MOA_PAGE_TOK, .b = t->v, .ldb = a->d_pad,
-                             .c = t->o + (int64_t)first * a->d_pad, .ldc = a->d_pad, .accumulate = true};
+        for (int32_t r = 0; r < n_row; r++)
+            row_work(a, t, (first + r) / t->n_tok, first + r, t->s + r * MOA_PAGE_TOK, p);
+        const moa_gemm pv = {.m = n_row,
+                             .n = a->d_pad,
+                             .k = MOA_PAGE_TOK,
+                             .a = t->s,
+                             .lda = MOA_PAGE_TOK,
+                             .b = t->v,
+                             .ldb = a->d_pad,
+                             .c = t->o + (int64_t)first * a->d_pad,
+                             .ldc = a->d_pad,
+                             .accumulate = true};
         if (with_v) a->kern->gemm(&pv);
         if (together) break;
     }
@@ -99,7 +117,8 @@ static bool walk(attn *a, const tile *t, int32_t from, int32_t to, row_fn row_wo
     const size_t elem = moa_kv_elem_bytes(kv->type), half = (size_t)MOA_PAGE_TOK * (size_t)kv->d_head * elem;
     for (int32_t p = from; p <= last && p < to; p++) {
         bool seen = false;
-        for (int32_t h = 0; h < a->group && !seen; h++) seen = head_sees(t, h, p);
+        for (int32_t h = 0; h < a->group && !seen; h++)
+            seen = head_sees(t, h, p);
         if (!seen) continue;
         if (table[p] < 0) {
             if (!atomic_exchange(&a->gone, true)) {
@@ -110,7 +129,8 @@ static bool walk(attn *a, const tile *t, int32_t from, int32_t to, row_fn row_wo
             return false;
         }
         /* tokens beyond the last query are not there yet: whatever lies in the page is not looked at */
-        const int32_t left = t->pos + t->n_tok - p * MOA_PAGE_TOK, n_tok = left < MOA_PAGE_TOK ? left : MOA_PAGE_TOK;
+        const int32_t left = t->pos + t->n_tok - p * MOA_PAGE_TOK,
+                      n_tok = left < MOA_PAGE_TOK ? left : MOA_PAGE_TOK;
         const char *page = (const char *)kv->pool + (size_t)table[p] * 2 * half;
         a->kern->page_k(page, kv->type, n_tok, kv->d_head, t->k);
         if (with_v) a->kern->page_v(page + half, kv->type, n_tok, kv->d_head, a->d_pad, t->v);
@@ -122,15 +142,18 @@ static bool walk(attn *a, const tile *t, int32_t from, int32_t to, row_fn row_wo
 static void softmax_row(const attn *a, const tile *t, int32_t head, int32_t r, float *s, int32_t p) {
     int32_t lo, hi;
     visible(t->span[head], t->pos + r % t->n_tok, p, &lo, &hi);
-    if (lo >= hi) memset(s, 0, sizeof *s * MOA_PAGE_TOK);
-    else a->kern->softmax_page(s, lo, hi, &t->max[r], &t->sum[r], t->o + (int64_t)r * a->d_pad, a->d_pad);
+    if (lo >= hi)
+        memset(s, 0, sizeof *s * MOA_PAGE_TOK);
+    else
+        a->kern->softmax_page(s, lo, hi, &t->max[r], &t->sum[r], t->o + (int64_t)r * a->d_pad, a->d_pad);
 }
 
 /* --- probes ---------------------------------------------------------------------------------------------------------- */
 
 static float mass(const float *s, int32_t from, int32_t to) {
     float sum = 0;
-    for (int32_t j = from; j < to; j++) sum += s[j];
+    for (int32_t j = from; j < to; j++)
+        sum += s[j];
     return sum;
 }
 
@@ -148,12 +171,16 @@ static void probe_row(const attn *a, const tile *t, int32_t head, int32_t r, flo
         const int32_t w = moa_window_first(measure, i) - begin;
         double *stat = t->stat + (int64_t)r * STAT_SUMS;
         stat[0] += sums[1];
-        if (p == 0) stat[1] += sums[0];
-        else stat[2] += w <= lo ? sums[0] : w < hi ? mass(s, w, hi) : 0;
+        if (p == 0)
+            stat[1] += sums[0];
+        else
+            stat[2] += w <= lo ? sums[0] : w < hi ? mass(s, w, hi) : 0;
         stat[3] += sums[2] + (double)sums[0] * begin;
     }
     if (t->hist) {
-        const int32_t n_bin = a->probe.n_bin, bucket = i / a->probe.bucket_tok < MOA_HIST_BUCKETS ? i / a->probe.bucket_tok : MOA_HIST_BUCKETS - 1;
+        const int32_t n_bin = a->probe.n_bin, bucket = i / a->probe.bucket_tok < MOA_HIST_BUCKETS
+                                                           ? i / a->probe.bucket_tok
+                                                           : MOA_HIST_BUCKETS - 1;
         float *hist = t->hist + ((int64_t)head * a->n_bucket + bucket - t->bucket) * (1 + n_bin);
         if (p == 0) {
             hist[0] += sums[0];
@@ -171,7 +198,9 @@ static void put_stat(const attn *a, const tile *t) {
     for (int32_t r = 0; r < a->group * t->n_tok; r++) {
         const int32_t i = t->pos + r % t->n_tok;
         const double *sum = t->stat + (int64_t)r * STAT_SUMS;
-        float *stat = a->probe.stat + ((t->row + r % t->n_tok) * a->n_head + t->head_kv * a->group + r / t->n_tok) * MOA_N_STAT;
+        float *stat =
+            a->probe.stat +
+            ((t->row + r % t->n_tok) * a->n_head + t->head_kv * a->group + r / t->n_tok) * MOA_N_STAT;
         stat[MOA_STAT_ENTROPY] = (float)sum[0];
         stat[MOA_STAT_SINK] = (float)sum[1];
         stat[MOA_STAT_WINDOW] = (float)sum[2];
@@ -182,7 +211,9 @@ static void put_stat(const attn *a, const tile *t) {
 
 /* --- a task ---------------------------------------------------------------------------------------------------------- */
 
-static size_t round16(size_t n) { return (n + 15) & ~(size_t)15; }
+static size_t round16(size_t n) {
+    return (n + 15) & ~(size_t)15;
+}
 
 static void scratch_place(const attn *a, tile *t, float *at) {
     const size_t rows = (size_t)a->rows, d = (size_t)a->kv.d_head, pad = (size_t)a->d_pad;
@@ -198,7 +229,8 @@ static void scratch_place(const attn *a, tile *t, float *at) {
 
 static size_t scratch_size(const attn *a) {
     const size_t rows = (size_t)a->rows, d = (size_t)a->kv.d_head, pad = (size_t)a->d_pad;
-    return round16(rows * STAT_SUMS * 2) + (d + pad) * MOA_PAGE_TOK + rows * (pad + MOA_PAGE_TOK) + round16(rows * d) + 2 * round16(rows);
+    return round16(rows * STAT_SUMS * 2) + (d + pad) * MOA_PAGE_TOK + rows * (pad + MOA_PAGE_TOK) +
+           round16(rows * d) + 2 * round16(rows);
 }
 
 /* false: an idle row */
@@ -231,7 +263,8 @@ static bool tile_of(const attn *a, int32_t task, tile *t) {
 static void idle(const attn *a, const tile *t) {
     const int64_t row = t->row * a->n_head + t->head_kv * a->group;
     memset(a->o + row * a->kv.d_head, 0, sizeof *a->o * (size_t)a->group * (size_t)a->kv.d_head);
-    if (a->probe.stat) memset(a->probe.stat + row * MOA_N_STAT, 0, sizeof *a->probe.stat * (size_t)a->group * MOA_N_STAT);
+    if (a->probe.stat)
+        memset(a->probe.stat + row * MOA_N_STAT, 0, sizeof *a->probe.stat * (size_t)a->group * MOA_N_STAT);
 }
 
 /* scratch, scaled queries, empty rows */
@@ -239,8 +272,10 @@ static void tile_begin(const attn *a, tile *t, int32_t thread) {
     const int32_t rows = a->group * t->n_tok, d_head = a->kv.d_head;
     scratch_place(a, t, a->scratch + (size_t)thread * a->scratch_floats);
     for (int32_t r = 0; r < rows; r++) {
-        const float *q = a->q + ((t->row + r % t->n_tok) * a->n_head + t->head_kv * a->group + r / t->n_tok) * d_head;
-        for (int32_t d = 0; d < d_head; d++) t->q[(int64_t)r * d_head + d] = q[d] * a->scale;
+        const float *q =
+            a->q + ((t->row + r % t->n_tok) * a->n_head + t->head_kv * a->group + r / t->n_tok) * d_head;
+        for (int32_t d = 0; d < d_head; d++)
+            t->q[(int64_t)r * d_head + d] = q[d] * a->scale;
         t->max[r] = -INFINITY;
         t->sum[r] = 0;
     }
@@ -251,9 +286,11 @@ static void tile_begin(const attn *a, tile *t, int32_t thread) {
 static void tile_end(attn *a, tile *t) {
     const int32_t rows = a->group * t->n_tok, d_head = a->kv.d_head;
     for (int32_t r = 0; r < rows; r++) {
-        float *o = a->o + ((t->row + r % t->n_tok) * a->n_head + t->head_kv * a->group + r / t->n_tok) * d_head;
+        float *o =
+            a->o + ((t->row + r % t->n_tok) * a->n_head + t->head_kv * a->group + r / t->n_tok) * d_head;
         const float inverse = 1 / t->sum[r];
-        for (int32_t d = 0; d < d_head; d++) o[d] = t->o[(int64_t)r * a->d_pad + d] * inverse;
+        for (int32_t d = 0; d < d_head; d++)
+            o[d] = t->o[(int64_t)r * a->d_pad + d] * inverse;
         t->max[r] += logf(t->sum[r]); /* log-sum-exp */
     }
     if (!a->probe.stat && !a->hist) return;
@@ -305,13 +342,15 @@ static void merge_task(void *ctx, int32_t task, int32_t thread) {
     for (int32_t g = 0; g < a->group; g++) {
         const int64_t row = (int64_t)g * (a->d_pad + 2);
         float *o = t.o + (int64_t)g * a->d_pad;
-        for (int32_t c = 0; c < a->n_chunk; c++) t.max[g] = fmaxf(t.max[g], part_at(a, task, c)[row + a->d_pad]);
+        for (int32_t c = 0; c < a->n_chunk; c++)
+            t.max[g] = fmaxf(t.max[g], part_at(a, task, c)[row + a->d_pad]);
         for (int32_t c = 0; c < a->n_chunk; c++) {
             const float *part = part_at(a, task, c) + row;
             if (part[a->d_pad + 1] == 0) continue; /* a part that sees nothing */
             const float weight = expf(part[a->d_pad] - t.max[g]);
             t.sum[g] += weight * part[a->d_pad + 1];
-            for (int32_t d = 0; d < a->d_pad; d++) o[d] += weight * part[d];
+            for (int32_t d = 0; d < a->d_pad; d++)
+                o[d] += weight * part[d];
         }
     }
     tile_end(a, &t);
@@ -326,8 +365,10 @@ static void hist_merge(const attn *a) {
         for (int32_t h = 0; h < a->group; h++)
             for (int32_t b = 0; b < a->n_bucket && t.bucket + b < MOA_HIST_BUCKETS; b++) {
                 const float *from = t.hist + ((int64_t)h * a->n_bucket + b) * n_col;
-                float *to = a->probe.hist + ((int64_t)(t.head_kv * a->group + h) * MOA_HIST_BUCKETS + t.bucket + b) * n_col;
-                for (int32_t i = 0; i < n_col; i++) to[i] += from[i];
+                float *to = a->probe.hist +
+                            ((int64_t)(t.head_kv * a->group + h) * MOA_HIST_BUCKETS + t.bucket + b) * n_col;
+                for (int32_t i = 0; i < n_col; i++)
+                    to[i] += from[i];
             }
     }
 }
@@ -344,9 +385,11 @@ static moa_status attend(moa_cpu *cpu, attn *a, moa_err *err) {
         a->n_bucket = a->tile_tok == 1 ? 1 : spread < MOA_HIST_BUCKETS ? spread : MOA_HIST_BUCKETS;
         n_hist = (size_t)a->n_task * (size_t)a->group * (size_t)a->n_bucket * (size_t)(1 + a->probe.n_bin);
     }
-    if (a->n_chunk > 1) n_part = (size_t)a->n_task * (size_t)a->n_chunk * (size_t)a->group * (size_t)(a->d_pad + 2);
-    if (!moa_size_mul(a->scratch_floats, (size_t)cpu->n_threads, &bytes) || !moa_size_add(bytes, n_hist, &bytes) ||
-        !moa_size_add(bytes, n_part, &bytes) || !moa_size_mul(bytes, sizeof(float), &bytes))
+    if (a->n_chunk > 1)
+        n_part = (size_t)a->n_task * (size_t)a->n_chunk * (size_t)a->group * (size_t)(a->d_pad + 2);
+    if (!moa_size_mul(a->scratch_floats, (size_t)cpu->n_threads, &bytes) ||
+        !moa_size_add(bytes, n_hist, &bytes) || !moa_size_add(bytes, n_part, &bytes) ||
+        !moa_size_mul(bytes, sizeof(float), &bytes))
         bytes = SIZE_MAX;
     a->scratch = moa_cpu_room(cpu, bytes, err);
     if (!a->scratch) return MOA_E_MEMORY;
@@ -356,15 +399,23 @@ static moa_status attend(moa_cpu *cpu, attn *a, moa_err *err) {
     }
     a->parts = a->scratch + a->scratch_floats * (size_t)cpu->n_threads + n_hist;
     if (a->n_chunk > 1) moa_pool_run(cpu->pool, chunk_task, a, a->n_task * a->n_chunk);
-    if (!atomic_load(&a->gone)) moa_pool_run(cpu->pool, a->n_chunk > 1 ? merge_task : attend_task, a, a->n_task);
+    if (!atomic_load(&a->gone))
+        moa_pool_run(cpu->pool, a->n_chunk > 1 ? merge_task : attend_task, a, a->n_task);
     if (atomic_load(&a->gone))
-        return moa_fail(err, MOA_E_FAILED, "page %d of sequence %d, KV head %d is seen but gone", a->gone_page, a->gone_seq, a->gone_head);
+        return moa_fail(err, MOA_E_FAILED, "page %d of sequence %d, KV head %d is seen but gone",
+                        a->gone_page, a->gone_seq, a->gone_head);
     if (a->hist) hist_merge(a);
     return MOA_OK;
 }
 
 moa_status moa_fast_attn_prefill(moa_backend *b, const moa_args_attn_prefill *f, moa_err *err) {
-    attn a = {.q = f->q, .o = f->o, .kv = f->kv, .probe = f->probe, .scale = f->scale, .n_head = f->n_head, .prefill = f};
+    attn a = {.q = f->q,
+              .o = f->o,
+              .kv = f->kv,
+              .probe = f->probe,
+              .scale = f->scale,
+              .n_head = f->n_head,
+              .prefill = f};
     if (f->n_tok <= 0) return MOA_OK;
     const int32_t group = f->n_head / f->kv.n_head_kv;
     a.tile_tok = group <= 8 ? TILE_TOK : group <= 16 ? TILE_TOK / 2 : TILE_TOK / 4;
@@ -374,11 +425,19 @@ moa_status moa_fast_attn_prefill(moa_backend *b, const moa_args_attn_prefill *f,
 }
 
 moa_status moa_fast_attn_decode(moa_backend *b, const moa_args_attn_decode *f, moa_err *err) {
-    attn a = {.q = f->q, .o = f->o, .kv = f->kv, .probe = f->probe, .scale = f->scale, .n_head = f->n_head, .decode = f, .tile_tok = 1};
+    attn a = {.q = f->q,
+              .o = f->o,
+              .kv = f->kv,
+              .probe = f->probe,
+              .scale = f->scale,
+              .n_head = f->n_head,
+              .decode = f,
+              .tile_tok = 1};
     a.n_task = f->n_seq * f->kv.n_head_kv;
     if (a.n_task <= 0) return MOA_OK;
     int32_t last = 0;
-    for (int32_t s = 0; s < f->n_seq; s++) last = f->pos[s] > last ? f->pos[s] : last;
+    for (int32_t s = 0; s < f->n_seq; s++)
+        last = f->pos[s] > last ? f->pos[s] : last;
     a.n_chunk = last / MOA_PAGE_TOK / CHUNK_PAGES + 1;
     return attend((moa_cpu *)b, &a, err);
 }

@@ -29,7 +29,9 @@ typedef struct job {
     int32_t panel_rows;
 } job;
 
-static inline int32_t cut(int32_t n, int32_t part, int32_t n_part) { return (int32_t)((int64_t)n * part / n_part); }
+static inline int32_t cut(int32_t n, int32_t part, int32_t n_part) {
+    return (int32_t)((int64_t)n * part / n_part);
+}
 
 /* --- packed ---------------------------------------------------------------------------------------------------------- */
 
@@ -41,7 +43,8 @@ static void quantize_task(void *ctx, int32_t task, int32_t thread) {
     for (int32_t t = task * MOA_TILE_MAX, n; t < end; t += n) {
         n = moa_tile(end - t);
         const size_t at = (size_t)t * (size_t)p->n_block;
-        j->kern->quantize(j->a->x + (int64_t)t * j->n_in, j->n_in, n, p->n_block, p->zero, p->halves, j->x + at * MOA_X_BYTES, j->meta + at);
+        j->kern->quantize(j->a->x + (int64_t)t * j->n_in, j->n_in, n, p->n_block, p->zero, p->halves,
+                          j->x + at * MOA_X_BYTES, j->meta + at);
     }
 }
 
@@ -55,7 +58,8 @@ static void put_tile(const job *j, const float *out, int32_t t0, int32_t n, int3
             memcpy(y, o, sizeof *o * MOA_PACK_ROWS);
             continue;
         }
-        for (int32_t r = 0; r < n_row; r++) y[r] = o[r] + (j->bias ? j->bias[row + r] : 0) + (j->a->accumulate ? y[r] : 0);
+        for (int32_t r = 0; r < n_row; r++)
+            y[r] = o[r] + (j->bias ? j->bias[row + r] : 0) + (j->a->accumulate ? y[r] : 0);
     }
 }
 
@@ -101,7 +105,8 @@ static void dot_task(void *ctx, int32_t task, int32_t thread) {
         for (int32_t t = 0; t < a->n_tok; t += 4) {
             const int32_t n = a->n_tok - t < 4 ? a->n_tok - t : 4;
             float out[4];
-            j->kern->dot(a->w->type->id, moa_weight_row(a->w, o), a->x + (int64_t)t * j->n_in, j->n_in, n, j->n_in, out);
+            j->kern->dot(a->w->type->id, moa_weight_row(a->w, o), a->x + (int64_t)t * j->n_in, j->n_in, n,
+                         j->n_in, out);
             for (int32_t i = 0; i < n; i++) {
                 float *y = a->y + (int64_t)(t + i) * j->n_out + o;
                 *y = out[i] + (j->bias ? j->bias[o] : 0) + (a->accumulate ? *y : 0);
@@ -114,19 +119,24 @@ static void dot_task(void *ctx, int32_t task, int32_t thread) {
 static void panel_task(void *ctx, int32_t task, int32_t thread) {
     const job *j = ctx;
     const moa_args_matmul *a = j->a;
-    const int32_t first = task * j->panel_rows, n = j->n_out - first < j->panel_rows ? j->n_out - first : j->panel_rows;
+    const int32_t first = task * j->panel_rows,
+                  n = j->n_out - first < j->panel_rows ? j->n_out - first : j->panel_rows;
     const float *w = (const float *)moa_weight_row(a->w, first);
     if (a->w->type->id != MOA_F32) {
         float *panel = j->panels + (size_t)thread * (size_t)j->panel_rows * (size_t)j->n_in;
-        for (int32_t r = 0; r < n; r++) a->w->type->decode(moa_weight_row(a->w, first + r), panel + (size_t)r * (size_t)j->n_in, (size_t)j->n_in);
+        for (int32_t r = 0; r < n; r++)
+            a->w->type->decode(moa_weight_row(a->w, first + r), panel + (size_t)r * (size_t)j->n_in,
+                               (size_t)j->n_in);
         w = panel;
     }
     for (int32_t t = 0; j->bias && t < a->n_tok; t++) {
         float *y = a->y + (int64_t)t * j->n_out + first;
-        for (int32_t r = 0; r < n; r++) y[r] = j->bias[first + r] + (a->accumulate ? y[r] : 0);
+        for (int32_t r = 0; r < n; r++)
+            y[r] = j->bias[first + r] + (a->accumulate ? y[r] : 0);
     }
     const float keep = j->bias || a->accumulate ? 1 : 0;
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, a->n_tok, n, j->n_in, 1, a->x, j->n_in, w, j->n_in, keep, a->y + first, j->n_out);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, a->n_tok, n, j->n_in, 1, a->x, j->n_in, w, j->n_in,
+                keep, a->y + first, j->n_out);
 }
 
 static moa_status panel(moa_cpu *cpu, job *j, moa_err *err) {
@@ -134,7 +144,9 @@ static moa_status panel(moa_cpu *cpu, job *j, moa_err *err) {
     j->panel_rows = rows < 16 ? 16 : rows > 256 ? 256 : rows;
     if (j->a->w->type->id != MOA_F32) {
         size_t bytes;
-        if (!moa_size_mul((size_t)cpu->n_threads * (size_t)j->panel_rows * sizeof(float), (size_t)j->n_in, &bytes)) bytes = SIZE_MAX;
+        if (!moa_size_mul((size_t)cpu->n_threads * (size_t)j->panel_rows * sizeof(float), (size_t)j->n_in,
+                          &bytes))
+            bytes = SIZE_MAX;
         j->panels = moa_cpu_room(cpu, bytes, err);
         if (!j->panels) return MOA_E_MEMORY;
     }
@@ -144,7 +156,11 @@ static moa_status panel(moa_cpu *cpu, job *j, moa_err *err) {
 
 moa_status moa_fast_matmul(moa_backend *b, const moa_args_matmul *a, moa_err *err) {
     moa_cpu *cpu = (moa_cpu *)b;
-    job j = {.a = a, .kern = cpu->kern, .bias = a->bias ? a->bias->values : NULL, .n_in = a->w->n_in, .n_out = a->w->n_out};
+    job j = {.a = a,
+             .kern = cpu->kern,
+             .bias = a->bias ? a->bias->values : NULL,
+             .n_in = a->w->n_in,
+             .n_out = a->w->n_out};
     if (a->n_tok <= 0) return MOA_OK;
     if (a->w->pack.memory && a->n_tok <= cpu->kern->qdot_max_tok) return packed(cpu, &j, err);
     const bool floats = a->w->type->id == MOA_F32 || a->w->type->id == MOA_F16 || a->w->type->id == MOA_BF16;

@@ -14,9 +14,9 @@ struct moa_rope_table {
     int32_t n_tok, rope_dim; /* that the table is of; n_tok 0: none */
     float theta, scale;
     const moa_dev_weight *factors; /* only compared */
-    size_t tok_room, pair_room; /* capacity */
-    int32_t *pos;  /* (n_tok) */
-    float *turn;   /* (n_tok, rope_dim/2, 2): cosine, sine */
+    size_t tok_room, pair_room;    /* capacity */
+    int32_t *pos;                  /* (n_tok) */
+    float *turn;                   /* (n_tok, rope_dim/2, 2): cosine, sine */
 };
 
 enum { ROWS = 16 };
@@ -43,7 +43,8 @@ static void table_task(void *ctx, int32_t task, int32_t thread) {
     const moa_args_rope *a = j->a;
     const int32_t half = a->rope_dim / 2;
     for (int32_t i = 0; i < half; i++) {
-        const double frequency = pow(a->theta, -2.0 * i / a->rope_dim) / (a->freq_factors ? a->freq_factors->values[i] : 1.0f);
+        const double frequency =
+            pow(a->theta, -2.0 * i / a->rope_dim) / (a->freq_factors ? a->freq_factors->values[i] : 1.0f);
         for (int32_t t = task * ROWS; t < (task + 1) * ROWS && t < a->n_tok; t++) {
             const double angle = (double)a->pos[t] * a->scale * frequency;
             float *turn = j->table->turn + ((int64_t)t * half + i) * 2;
@@ -54,7 +55,8 @@ static void table_task(void *ctx, int32_t task, int32_t thread) {
 }
 
 static bool same(const struct moa_rope_table *t, const moa_args_rope *a) {
-    return t->n_tok == a->n_tok && t->rope_dim == a->rope_dim && t->theta == a->theta && t->scale == a->scale && t->factors == a->freq_factors &&
+    return t->n_tok == a->n_tok && t->rope_dim == a->rope_dim && t->theta == a->theta &&
+           t->scale == a->scale && t->factors == a->freq_factors &&
            memcmp(t->pos, a->pos, sizeof *a->pos * (size_t)a->n_tok) == 0;
 }
 
@@ -72,7 +74,8 @@ static moa_status table_make(moa_cpu *cpu, const moa_args_rope *a, moa_err *err)
             t->pos = moa_cpu_scratch(n, sizeof *t->pos, err);
             t->turn = moa_cpu_scratch(n_pair, 2 * sizeof *t->turn, err);
         }
-        if (!t || !t->pos || !t->turn) return moa_fail(err, MOA_E_MEMORY, "no memory for the rotations of %d tokens", a->n_tok);
+        if (!t || !t->pos || !t->turn)
+            return moa_fail(err, MOA_E_MEMORY, "no memory for the rotations of %d tokens", a->n_tok);
         t->tok_room = n;
         t->pair_room = n_pair;
     }

@@ -7,7 +7,9 @@
 
 enum { ROWS = 8, STRETCH = 16384 /* elements: some microseconds */ };
 
-static int32_t n_stretch(int64_t n) { return (int32_t)((n + STRETCH - 1) / STRETCH); }
+static int32_t n_stretch(int64_t n) {
+    return (int32_t)((n + STRETCH - 1) / STRETCH);
+}
 
 typedef struct job {
     const moa_cpu *cpu;
@@ -15,7 +17,9 @@ typedef struct job {
     int32_t n_row;
 } job;
 
-static int32_t row_end(const job *j, int32_t task) { return (task + 1) * ROWS < j->n_row ? (task + 1) * ROWS : j->n_row; }
+static int32_t row_end(const job *j, int32_t task) {
+    return (task + 1) * ROWS < j->n_row ? (task + 1) * ROWS : j->n_row;
+}
 
 static void run_rows(moa_cpu *cpu, moa_task_fn fn, const void *args, int32_t n_row) {
     job j = {.cpu = cpu, .args = args, .n_row = n_row};
@@ -29,13 +33,15 @@ static void embed_task(void *ctx, int32_t task, int32_t thread) {
     const job *j = ctx;
     const moa_args_embed *a = j->args;
     for (int32_t t = task * ROWS; t < row_end(j, task); t++)
-        a->w->type->decode(moa_weight_row(a->w, a->ids[t]), a->y + (int64_t)t * a->w->n_in, (size_t)a->w->n_in);
+        a->w->type->decode(moa_weight_row(a->w, a->ids[t]), a->y + (int64_t)t * a->w->n_in,
+                           (size_t)a->w->n_in);
 }
 
 moa_status moa_fast_embed(moa_backend *b, const moa_args_embed *a, moa_err *err) {
     for (int32_t t = 0; t < a->n_tok; t++)
         if (a->ids[t] < 0 || a->ids[t] >= a->w->n_out)
-            return moa_fail(err, MOA_E_INVALID, "token id %d at row %d is outside the vocabulary of %d", a->ids[t], t, a->w->n_out);
+            return moa_fail(err, MOA_E_INVALID, "token id %d at row %d is outside the vocabulary of %d",
+                            a->ids[t], t, a->w->n_out);
     run_rows((moa_cpu *)b, embed_task, a, a->n_tok);
     return MOA_OK;
 }
@@ -56,7 +62,9 @@ moa_status moa_fast_rmsnorm(moa_backend *b, const moa_args_rmsnorm *a, moa_err *
     return MOA_OK;
 }
 
-static int64_t stretch_bytes(int64_t n, int32_t task) { return n - (int64_t)task * STRETCH < STRETCH ? n - (int64_t)task * STRETCH : STRETCH; }
+static int64_t stretch_bytes(int64_t n, int32_t task) {
+    return n - (int64_t)task * STRETCH < STRETCH ? n - (int64_t)task * STRETCH : STRETCH;
+}
 
 static void silu_mul_task(void *ctx, int32_t task, int32_t thread) {
     (void)thread;
@@ -93,8 +101,10 @@ moa_status moa_fast_add(moa_backend *b, const moa_args_add *a, moa_err *err) {
 /* --- kv_store -------------------------------------------------------------------------------------------------------- */
 
 static void put(const moa_kern *kern, void *pool, int64_t at, moa_kv_type type, const float *x, int32_t n) {
-    if (type == MOA_KV_F32) memcpy((float *)pool + at, x, sizeof *x * (size_t)n);
-    else kern->to_half(x, (uint16_t *)pool + at, n);
+    if (type == MOA_KV_F32)
+        memcpy((float *)pool + at, x, sizeof *x * (size_t)n);
+    else
+        kern->to_half(x, (uint16_t *)pool + at, n);
 }
 
 static void kv_store_task(void *ctx, int32_t task, int32_t thread) {
@@ -105,7 +115,8 @@ static void kv_store_task(void *ctx, int32_t task, int32_t thread) {
     for (int32_t t = task * ROWS; t < row_end(j, task); t++) {
         if (a->pos[t] < 0) continue;
         for (int32_t h = 0; h < kv->n_head_kv; h++) {
-            const int64_t to = moa_kv_row(kv, a->seq ? a->seq[t] : 0, h, a->pos[t]), from = ((int64_t)t * kv->n_head_kv + h) * kv->d_head;
+            const int64_t to = moa_kv_row(kv, a->seq ? a->seq[t] : 0, h, a->pos[t]),
+                          from = ((int64_t)t * kv->n_head_kv + h) * kv->d_head;
             put(j->cpu->kern, kv->pool, to, kv->type, a->k + from, kv->d_head);
             put(j->cpu->kern, kv->pool, to + MOA_PAGE_TOK * kv->d_head, kv->type, a->v + from, kv->d_head);
         }
@@ -117,7 +128,8 @@ moa_status moa_fast_kv_store(moa_backend *b, const moa_args_kv_store *a, moa_err
         for (int32_t h = 0; h < a->kv.n_head_kv && a->pos[t] >= 0; h++) {
             const int32_t seq = a->seq ? a->seq[t] : 0;
             if (a->pos[t] / MOA_PAGE_TOK >= a->kv.max_pages || moa_kv_row(&a->kv, seq, h, a->pos[t]) < 0)
-                return moa_fail(err, MOA_E_FAILED, "no KV page for token %d of sequence %d, KV head %d", a->pos[t], seq, h);
+                return moa_fail(err, MOA_E_FAILED, "no KV page for token %d of sequence %d, KV head %d",
+                                a->pos[t], seq, h);
         }
     run_rows((moa_cpu *)b, kv_store_task, a, a->n_tok);
     return MOA_OK;
@@ -134,13 +146,16 @@ static void capture_task(void *ctx, int32_t task, int32_t thread) {
         const int32_t pos = a->pos[t];
         if (pos < 0 || pos >= a->max_tok) continue;
         for (int32_t h = 0; h < a->n_head; h++)
-            memcpy(a->cap_q + ((int64_t)h * a->max_tok + pos) * a->d_head, a->q + ((int64_t)t * a->n_head + h) * a->d_head, row);
+            memcpy(a->cap_q + ((int64_t)h * a->max_tok + pos) * a->d_head,
+                   a->q + ((int64_t)t * a->n_head + h) * a->d_head, row);
         for (int32_t h = 0; h < a->n_head_kv; h++) {
             const float *k = a->k + ((int64_t)t * a->n_head_kv + h) * a->d_head;
             float *to = a->cap_k + ((int64_t)h * a->max_tok + pos) * a->d_head;
-            if (a->type == MOA_KV_F32) memcpy(to, k, row);
+            if (a->type == MOA_KV_F32)
+                memcpy(to, k, row);
             else
-                for (int32_t i = 0; i < a->d_head; i++) to[i] = moa_half_to_float(moa_float_to_half(k[i]));
+                for (int32_t i = 0; i < a->d_head; i++)
+                    to[i] = moa_half_to_float(moa_float_to_half(k[i]));
         }
     }
 }

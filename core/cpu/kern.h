@@ -21,19 +21,24 @@
 enum { MOA_X_MAX = 127 * 256 + 127, MOA_X_BYTES = 64 };
 typedef struct moa_xmeta {
     float scale;
-    float sum;       /* sum of the 32 values: what a block's minimum is multiplied with */
-    int32_t fix[2];  /* -zero * sum of v over each half: takes the codes' zero point off; fix[0] both halves unless Q6_K */
+    float sum; /* sum of the 32 values: what a block's minimum is multiplied with */
+    int32_t fix
+        [2]; /* -zero * sum of v over each half: takes the codes' zero point off; fix[0] both halves unless Q6_K */
 } moa_xmeta;
 
 /* Tokens go through the packed kernels in tiles of 8, 4, 2 or 1; tile k of a list starts at token t0 and its blocks lie
  * [block][token of the tile], from t0 * n_block on. */
 enum { MOA_TILE_MAX = 8, MOA_N_TILE = 4 };
-static inline int32_t moa_tile(int32_t n_left) { return n_left >= 8 ? 8 : n_left >= 4 ? 4 : n_left >= 2 ? 2 : 1; }
+static inline int32_t moa_tile(int32_t n_left) {
+    return n_left >= 8 ? 8 : n_left >= 4 ? 4 : n_left >= 2 ? 2 : 1;
+}
 
 /* 16 rows (a group) times the tokens of a tile: out (n_tok of the tile, 16), overwritten */
-typedef void (*moa_qdot_fn)(const moa_pack_group *g, int32_t n_block, const void *x, const moa_xmeta *meta, float *out);
+typedef void (*moa_qdot_fn)(const moa_pack_group *g, int32_t n_block, const void *x, const moa_xmeta *meta,
+                            float *out);
 
-typedef struct moa_gemm { /* c (m, n) = or += a (m, k) b (k, n); rows apart by lda, ldb, ldc; n a multiple of 16 */
+typedef struct
+    moa_gemm { /* c (m, n) = or += a (m, k) b (k, n); rows apart by lda, ldb, ldc; n a multiple of 16 */
     int32_t m, n, k, lda, ldb, ldc;
     const float *a, *b;
     float *c;
@@ -46,10 +51,12 @@ typedef struct moa_kern {
     /* packed kernels beat dequantising and a float GEMM up to this many tokens */
     int32_t qdot_max_tok;
     /* a tile of tokens: x (n_tok, 32 * n_block) with rows apart by stride -> out, meta as above */
-    void (*quantize)(const float *x, int64_t stride, int32_t n_tok, int32_t n_block, int32_t zero, bool halves, void *out, moa_xmeta *meta);
+    void (*quantize)(const float *x, int64_t stride, int32_t n_tok, int32_t n_block, int32_t zero,
+                     bool halves, void *out, moa_xmeta *meta);
 
     /* dot products of one row of type F32, F16 or BF16 with 1..4 tokens, n elements each, rows of x apart by stride */
-    void (*dot)(moa_dtype type, const void *row, const float *x, int64_t stride, int32_t n_tok, int32_t n, float *out);
+    void (*dot)(moa_dtype type, const void *row, const float *x, int64_t stride, int32_t n_tok, int32_t n,
+                float *out);
     void (*gemm)(const moa_gemm *g);
     void (*rmsnorm)(const float *x, const float *w, float *y, int32_t n, float eps);
     void (*silu_mul)(const float *gate, const float *up, float *y, int64_t n);

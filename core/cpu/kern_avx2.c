@@ -7,11 +7,16 @@
 
 #include <immintrin.h>
 
-static inline vf half_load(const uint16_t *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)); }
-static inline void half_store(uint16_t *p, vf x) {
-    _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+static inline vf half_load(const uint16_t *p) {
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
-static inline vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline void half_store(uint16_t *p, vf x) {
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline vf vmax(vf a, vf b) {
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+}
 static inline void transpose(vf r[V]) {
     __m256 t[8], u[8];
     for (int i = 0; i < 8; i += 2) {

@@ -16,18 +16,28 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE vf load(const float *p) { return *(const vfu *)(const void *)p; }
-INLINE void store(float *p, vf x) { *(vfu *)(void *)p = x; }
-INLINE vf splat(float x) { return x - (vf){0}; }
-INLINE vf pick(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+INLINE vf load(const float *p) {
+    return *(const vfu *)(const void *)p;
+}
+INLINE void store(float *p, vf x) {
+    *(vfu *)(void *)p = x;
+}
+INLINE vf splat(float x) {
+    return x - (vf){0};
+}
+INLINE vf pick(vi mask, vf yes, vf no) {
+    return (vf)(((vi)yes & mask) | ((vi)no & ~mask));
+}
 INLINE float lanes_sum(vf x) {
     float s = 0;
-    for (int i = 0; i < V; i++) s += x[i];
+    for (int i = 0; i < V; i++)
+        s += x[i];
     return s;
 }
 INLINE float lanes_max(vf x) {
     float s = x[0];
-    for (int i = 1; i < V; i++) s = x[i] > s ? x[i] : s;
+    for (int i = 1; i < V; i++)
+        s = x[i] > s ? x[i] : s;
     return s;
 }
 
@@ -47,7 +57,9 @@ INLINE vf vexp(vf x) {
     const vi e = (__builtin_convertvector(n, vi) + 127) << 23;
     return (vf)((vi)(p * (vf)e) & ~tiny);
 }
-static inline float exp_one(float x) { return vexp(splat(x))[0]; }
+static inline float exp_one(float x) {
+    return vexp(splat(x))[0];
+}
 
 /* --- rows of float, half and bfloat16 -------------------------------------------------------------------------------- */
 
@@ -69,7 +81,8 @@ INLINE float load_one(moa_dtype type, const void *row, int32_t i) {
     return f;
 }
 
-INLINE void dot_as(const moa_dtype type, const int n_tok, const void *row, const float *x, int64_t stride, int32_t n, float *out) {
+INLINE void dot_as(const moa_dtype type, const int n_tok, const void *row, const float *x, int64_t stride,
+                   int32_t n, float *out) {
     vf acc[4][2] = {0};
     int32_t i = 0;
     for (; i + 2 * V <= n; i += 2 * V)
@@ -77,24 +90,35 @@ INLINE void dot_as(const moa_dtype type, const int n_tok, const void *row, const
         for (int u = 0; u < 2; u++) {
             const vf w = load_as(type, row, i + u * V);
 #pragma GCC unroll 4
-            for (int t = 0; t < n_tok; t++) acc[t][u] += w * load(x + t * stride + i + u * V);
+            for (int t = 0; t < n_tok; t++)
+                acc[t][u] += w * load(x + t * stride + i + u * V);
         }
     for (int t = 0; t < n_tok; t++) {
         float sum = lanes_sum(acc[t][0] + acc[t][1]);
-        for (int32_t k = i; k < n; k++) sum += load_one(type, row, k) * x[t * stride + k];
+        for (int32_t k = i; k < n; k++)
+            sum += load_one(type, row, k) * x[t * stride + k];
         out[t] = sum;
     }
 }
-INLINE void dot_type(const moa_dtype type, int32_t n_tok, const void *row, const float *x, int64_t stride, int32_t n, float *out) {
-    if (n_tok == 1) dot_as(type, 1, row, x, stride, n, out);
-    else if (n_tok == 2) dot_as(type, 2, row, x, stride, n, out);
-    else if (n_tok == 3) dot_as(type, 3, row, x, stride, n, out);
-    else dot_as(type, 4, row, x, stride, n, out);
+INLINE void dot_type(const moa_dtype type, int32_t n_tok, const void *row, const float *x, int64_t stride,
+                     int32_t n, float *out) {
+    if (n_tok == 1)
+        dot_as(type, 1, row, x, stride, n, out);
+    else if (n_tok == 2)
+        dot_as(type, 2, row, x, stride, n, out);
+    else if (n_tok == 3)
+        dot_as(type, 3, row, x, stride, n, out);
+    else
+        dot_as(type, 4, row, x, stride, n, out);
 }
-static void dot(moa_dtype type, const void *row, const float *x, int64_t stride, int32_t n_tok, int32_t n, float *out) {
-    if (type == MOA_F32) dot_type(MOA_F32, n_tok, row, x, stride, n, out);
-    else if (type == MOA_F16) dot_type(MOA_F16, n_tok, row, x, stride, n, out);
-    else dot_type(MOA_BF16, n_tok, row, x, stride, n, out);
+static void dot(moa_dtype type, const void *row, const float *x, int64_t stride, int32_t n_tok, int32_t n,
+                float *out) {
+    if (type == MOA_F32)
+        dot_type(MOA_F32, n_tok, row, x, stride, n, out);
+    else if (type == MOA_F16)
+        dot_type(MOA_F16, n_tok, row, x, stride, n, out);
+    else
+        dot_type(MOA_BF16, n_tok, row, x, stride, n, out);
 }
 
 /* --- GEMM ------------------------------------------------------------------------------------------------------------ */
@@ -107,27 +131,32 @@ INLINE void gemm_tile(const int mr, const int nv, const moa_gemm *g, int32_t row
 #pragma GCC unroll 8
     for (int i = 0; i < mr; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < nv; j++) acc[i][j] = g->accumulate ? load(c + (int64_t)i * g->ldc + j * V) : splat(0);
+        for (int j = 0; j < nv; j++)
+            acc[i][j] = g->accumulate ? load(c + (int64_t)i * g->ldc + j * V) : splat(0);
     for (int32_t p = 0; p < g->k; p++, b += g->ldb) {
         vf bv[NV];
 #pragma GCC unroll 4
-        for (int j = 0; j < nv; j++) bv[j] = load(b + j * V);
+        for (int j = 0; j < nv; j++)
+            bv[j] = load(b + j * V);
 #pragma GCC unroll 8
         for (int i = 0; i < mr; i++) {
             const vf av = splat(a[(int64_t)i * g->lda + p]);
 #pragma GCC unroll 4
-            for (int j = 0; j < nv; j++) acc[i][j] += av * bv[j];
+            for (int j = 0; j < nv; j++)
+                acc[i][j] += av * bv[j];
         }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < mr; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < nv; j++) store(c + (int64_t)i * g->ldc + j * V, acc[i][j]);
+        for (int j = 0; j < nv; j++)
+            store(c + (int64_t)i * g->ldc + j * V, acc[i][j]);
 }
 
 INLINE void gemm_strip(const int nv, const moa_gemm *g, int32_t col) {
     int32_t row = 0;
-    for (; row + MR <= g->m; row += MR) gemm_tile(MR, nv, g, row, col);
+    for (; row + MR <= g->m; row += MR)
+        gemm_tile(MR, nv, g, row, col);
     switch (g->m - row) {
     case 5: gemm_tile(MR < 5 ? 1 : 5, nv, g, row, col); break;
     case 4: gemm_tile(MR < 5 ? 1 : 4, nv, g, row, col); break;
@@ -137,13 +166,19 @@ INLINE void gemm_strip(const int nv, const moa_gemm *g, int32_t col) {
     default: break;
     }
 }
-static void gemm_strip_full(const moa_gemm *g, int32_t col) { gemm_strip(NV, g, col); }
-static void gemm_strip_one(const moa_gemm *g, int32_t col) { gemm_strip(1, g, col); }
+static void gemm_strip_full(const moa_gemm *g, int32_t col) {
+    gemm_strip(NV, g, col);
+}
+static void gemm_strip_one(const moa_gemm *g, int32_t col) {
+    gemm_strip(1, g, col);
+}
 
 static void gemm(const moa_gemm *g) {
     int32_t col = 0;
-    for (; col + NV * V <= g->n; col += NV * V) gemm_strip_full(g, col);
-    for (; col < g->n; col += V) gemm_strip_one(g, col);
+    for (; col + NV * V <= g->n; col += NV * V)
+        gemm_strip_full(g, col);
+    for (; col < g->n; col += V)
+        gemm_strip_one(g, col);
 }
 
 /* --- vectors --------------------------------------------------------------------------------------------------------- */
@@ -152,36 +187,48 @@ static void rmsnorm(const float *x, const float *w, float *y, int32_t n, float e
     vf acc[2] = {0};
     int32_t i = 0;
     for (; i + 2 * V <= n; i += 2 * V)
-        for (int u = 0; u < 2; u++) acc[u] += load(x + i + u * V) * load(x + i + u * V);
+        for (int u = 0; u < 2; u++)
+            acc[u] += load(x + i + u * V) * load(x + i + u * V);
     float sum = lanes_sum(acc[0] + acc[1]);
-    for (; i < n; i++) sum += x[i] * x[i];
+    for (; i < n; i++)
+        sum += x[i] * x[i];
     const float r = 1 / sqrtf(sum / (float)n + eps);
-    for (i = 0; i + V <= n; i += V) store(y + i, load(x + i) * r * load(w + i));
-    for (; i < n; i++) y[i] = x[i] * r * w[i];
+    for (i = 0; i + V <= n; i += V)
+        store(y + i, load(x + i) * r * load(w + i));
+    for (; i < n; i++)
+        y[i] = x[i] * r * w[i];
 }
 
 static void silu_mul(const float *gate, const float *up, float *y, int64_t n) {
     int64_t i = 0;
-    for (; i + V <= n; i += V) store(y + i, load(gate + i) / (1.0f + vexp(-load(gate + i))) * load(up + i));
-    for (; i < n; i++) y[i] = gate[i] / (1.0f + exp_one(-gate[i])) * up[i];
+    for (; i + V <= n; i += V)
+        store(y + i, load(gate + i) / (1.0f + vexp(-load(gate + i))) * load(up + i));
+    for (; i < n; i++)
+        y[i] = gate[i] / (1.0f + exp_one(-gate[i])) * up[i];
 }
 
 static void add(const float *x, float *y, int64_t n) {
     int64_t i = 0;
-    for (; i + V <= n; i += V) store(y + i, load(y + i) + load(x + i));
-    for (; i < n; i++) y[i] += x[i];
+    for (; i + V <= n; i += V)
+        store(y + i, load(y + i) + load(x + i));
+    for (; i < n; i++)
+        y[i] += x[i];
 }
 
 static void to_half(const float *x, uint16_t *y, int64_t n) {
     int64_t i = 0;
-    for (; i + V <= n; i += V) half_store(y + i, load(x + i));
-    for (; i < n; i++) y[i] = moa_float_to_half(x[i]);
+    for (; i + V <= n; i += V)
+        half_store(y + i, load(x + i));
+    for (; i < n; i++)
+        y[i] = moa_float_to_half(x[i]);
 }
 
 static void from_half(const uint16_t *x, float *y, int64_t n) {
     int64_t i = 0;
-    for (; i + V <= n; i += V) store(y + i, half_load(x + i));
-    for (; i < n; i++) y[i] = moa_half_to_float(x[i]);
+    for (; i + V <= n; i += V)
+        store(y + i, half_load(x + i));
+    for (; i < n; i++)
+        y[i] = moa_half_to_float(x[i]);
 }
 
 /* --- attention ------------------------------------------------------------------------------------------------------- */
@@ -194,44 +241,61 @@ INLINE void page_k_as(const moa_dtype type, const void *k, int32_t n_tok, int32_
             vf r[V];
 #pragma GCC unroll 16
             for (int i = 0; i < V; i++)
-                r[i] = t0 + i < n_tok ? load_as(type, (const char *)k + (size_t)(t0 + i) * (size_t)d_head * elem, d) : splat(0);
+                r[i] = t0 + i < n_tok
+                           ? load_as(type, (const char *)k + (size_t)(t0 + i) * (size_t)d_head * elem, d)
+                           : splat(0);
             transpose(r);
 #pragma GCC unroll 16
-            for (int i = 0; i < V; i++) store(out + (d + i) * MOA_PAGE_TOK + t0, r[i]);
+            for (int i = 0; i < V; i++)
+                store(out + (d + i) * MOA_PAGE_TOK + t0, r[i]);
         }
         for (; d < d_head; d++)
-            for (int i = 0; i < V; i++) out[d * MOA_PAGE_TOK + t0 + i] = t0 + i < n_tok ? load_one(type, k, (t0 + i) * d_head + d) : 0;
+            for (int i = 0; i < V; i++)
+                out[d * MOA_PAGE_TOK + t0 + i] =
+                    t0 + i < n_tok ? load_one(type, k, (t0 + i) * d_head + d) : 0;
     }
 }
 static void page_k(const void *k, moa_kv_type type, int32_t n_tok, int32_t d_head, float *out) {
-    if (type == MOA_KV_F32) page_k_as(MOA_F32, k, n_tok, d_head, out);
-    else page_k_as(MOA_F16, k, n_tok, d_head, out);
+    if (type == MOA_KV_F32)
+        page_k_as(MOA_F32, k, n_tok, d_head, out);
+    else
+        page_k_as(MOA_F16, k, n_tok, d_head, out);
 }
 
-INLINE void page_v_as(const moa_dtype type, const void *v, int32_t n_tok, int32_t d_head, int32_t d_pad, float *out) {
+INLINE void page_v_as(const moa_dtype type, const void *v, int32_t n_tok, int32_t d_head, int32_t d_pad,
+                      float *out) {
     const size_t elem = type == MOA_F32 ? 4 : 2;
     for (int32_t t = 0; t < MOA_PAGE_TOK; t++, out += d_pad) {
         const char *row = (const char *)v + (size_t)t * (size_t)d_head * elem;
         int32_t d = 0;
-        for (; t < n_tok && d + V <= d_head; d += V) store(out + d, load_as(type, row, d));
-        for (; d < d_pad; d++) out[d] = t < n_tok && d < d_head ? load_one(type, row, d) : 0;
+        for (; t < n_tok && d + V <= d_head; d += V)
+            store(out + d, load_as(type, row, d));
+        for (; d < d_pad; d++)
+            out[d] = t < n_tok && d < d_head ? load_one(type, row, d) : 0;
     }
 }
-static void page_v(const void *v, moa_kv_type type, int32_t n_tok, int32_t d_head, int32_t d_pad, float *out) {
-    if (type == MOA_KV_F32) page_v_as(MOA_F32, v, n_tok, d_head, d_pad, out);
-    else page_v_as(MOA_F16, v, n_tok, d_head, d_pad, out);
+static void page_v(const void *v, moa_kv_type type, int32_t n_tok, int32_t d_head, int32_t d_pad,
+                   float *out) {
+    if (type == MOA_KV_F32)
+        page_v_as(MOA_F32, v, n_tok, d_head, d_pad, out);
+    else
+        page_v_as(MOA_F16, v, n_tok, d_head, d_pad, out);
 }
 
 static void softmax_page(float *s, int32_t lo, int32_t hi, float *max, float *sum, float *o, int32_t d_pad) {
     vf m = splat(-INFINITY), total = splat(0);
-    for (int32_t j = 0; j < lo; j++) s[j] = -INFINITY;
-    for (int32_t j = hi; j < MOA_PAGE_TOK; j++) s[j] = -INFINITY;
-    for (int32_t j = 0; j < MOA_PAGE_TOK; j += V) m = vmax(load(s + j), m);
+    for (int32_t j = 0; j < lo; j++)
+        s[j] = -INFINITY;
+    for (int32_t j = hi; j < MOA_PAGE_TOK; j++)
+        s[j] = -INFINITY;
+    for (int32_t j = 0; j < MOA_PAGE_TOK; j += V)
+        m = vmax(load(s + j), m);
     const float page_max = lanes_max(m);
     if (page_max > *max) {
         const float shrink = exp_one(*max - page_max);
         *sum *= shrink;
-        for (int32_t d = 0; d < d_pad; d += V) store(o + d, load(o + d) * shrink);
+        for (int32_t d = 0; d < d_pad; d += V)
+            store(o + d, load(o + d) * shrink);
         *max = page_max;
     }
     for (int32_t j = 0; j < MOA_PAGE_TOK; j += V) {
@@ -244,9 +308,12 @@ static void softmax_page(float *s, int32_t lo, int32_t hi, float *max, float *su
 
 static void stat_page(float *s, int32_t lo, int32_t hi, float lse, float out[3]) {
     vf mass = splat(0), energy = splat(0), place = splat(0), index;
-    for (int i = 0; i < V; i++) index[i] = (float)i;
-    for (int32_t j = 0; j < lo; j++) s[j] = lse - 1000; /* e^-1000 is 0, and 0 times it is too */
-    for (int32_t j = hi; j < MOA_PAGE_TOK; j++) s[j] = lse - 1000;
+    for (int i = 0; i < V; i++)
+        index[i] = (float)i;
+    for (int32_t j = 0; j < lo; j++)
+        s[j] = lse - 1000; /* e^-1000 is 0, and 0 times it is too */
+    for (int32_t j = hi; j < MOA_PAGE_TOK; j++)
+        s[j] = lse - 1000;
     for (int32_t j = 0; j < MOA_PAGE_TOK; j += V) {
         const vf x = load(s + j), p = vexp(x - lse);
         mass += p;
@@ -261,8 +328,10 @@ static void stat_page(float *s, int32_t lo, int32_t hi, float lse, float out[3])
 
 static void exp_shift(float *s, int32_t n, float shift) {
     int32_t i = 0;
-    for (; i + V <= n; i += V) store(s + i, vexp(load(s + i) - shift));
-    for (; i < n; i++) s[i] = exp_one(s[i] - shift);
+    for (; i + V <= n; i += V)
+        store(s + i, vexp(load(s + i) - shift));
+    for (; i < n; i++)
+        s[i] = exp_one(s[i] - shift);
 }
 
 static float max_of(const float *x, int32_t n) {
@@ -270,10 +339,12 @@ static float max_of(const float *x, int32_t n) {
     int32_t i = 0;
     if (n >= V) {
         vf v = load(x);
-        for (i = V; i + V <= n; i += V) v = vmax(load(x + i), v);
+        for (i = V; i + V <= n; i += V)
+            v = vmax(load(x + i), v);
         m = lanes_max(v);
     }
-    for (; i < n; i++) m = x[i] > m ? x[i] : m;
+    for (; i < n; i++)
+        m = x[i] > m ? x[i] : m;
     return m;
 }
 

@@ -59,8 +59,9 @@ typedef struct moa_pack {
     bool halves; /* scales for each half block: Q6_K */
     int32_t n_group, n_block;
     size_t q_bytes, scale_bytes, super_bytes; /* of a group */
-    size_t bytes;          /* of memory */
-    unsigned char *memory; /* the caller's, zero at first: all groups' codes, then all scales, then all super-block scales */
+    size_t bytes;                             /* of memory */
+    unsigned char *
+        memory; /* the caller's, zero at first: all groups' codes, then all scales, then all super-block scales */
 } moa_pack;
 
 /* is there a packed form of this type? */

@@ -16,9 +16,9 @@ typedef struct worker {
 struct moa_pool {
     _Atomic(moa_task_fn) fn; /* of the current job; they change only when all its tasks are done */
     _Atomic(void *) ctx;
-    _Atomic int32_t base; /* added to task numbers */
-    _Alignas(64) _Atomic uint64_t ticket; /* job number << 32 | tasks << 16 | next task */
-    _Alignas(64) _Atomic int32_t n_done;  /* tasks */
+    _Atomic int32_t base;                  /* added to task numbers */
+    _Alignas(64) _Atomic uint64_t ticket;  /* job number << 32 | tasks << 16 | next task */
+    _Alignas(64) _Atomic int32_t n_done;   /* tasks */
     _Alignas(64) _Atomic int32_t sleepers; /* workers in cond_wait or about to be */
     _Atomic bool caller_sleeps, stop;
     pthread_mutex_t lock; /* guards the two conditions' waits, nothing else */
@@ -69,7 +69,8 @@ static void *worker_main(void *arg) {
         if (!fresh) {
             (void)pthread_mutex_lock(&p->lock);
             (void)atomic_fetch_add(&p->sleepers, 1);
-            while (atomic_load(&p->ticket) >> 32 == seen && !atomic_load(&p->stop)) (void)pthread_cond_wait(&p->work, &p->lock);
+            while (atomic_load(&p->ticket) >> 32 == seen && !atomic_load(&p->stop))
+                (void)pthread_cond_wait(&p->work, &p->lock);
             (void)atomic_fetch_sub(&p->sleepers, 1);
             (void)pthread_mutex_unlock(&p->lock);
         }
@@ -92,18 +93,21 @@ static void run_some(moa_pool *p, moa_task_fn fn, void *ctx, int32_t base, int32
         (void)pthread_mutex_unlock(&p->lock);
     }
     take_tasks(p, 0);
-    for (int i = 0; i < SPINS && atomic_load(&p->n_done) < n; i++) relax();
+    for (int i = 0; i < SPINS && atomic_load(&p->n_done) < n; i++)
+        relax();
     if (atomic_load(&p->n_done) == n) return;
     (void)pthread_mutex_lock(&p->lock);
     atomic_store(&p->caller_sleeps, true);
-    while (atomic_load(&p->n_done) < n) (void)pthread_cond_wait(&p->done, &p->lock);
+    while (atomic_load(&p->n_done) < n)
+        (void)pthread_cond_wait(&p->done, &p->lock);
     atomic_store(&p->caller_sleeps, false);
     (void)pthread_mutex_unlock(&p->lock);
 }
 
 void moa_pool_run(moa_pool *p, moa_task_fn fn, void *ctx, int32_t n_task) {
     if (n_task <= 1 || p->n_worker == 0) {
-        for (int32_t i = 0; i < n_task; i++) fn(ctx, i, 0);
+        for (int32_t i = 0; i < n_task; i++)
+            fn(ctx, i, 0);
         return;
     }
     for (int32_t base = 0; base < n_task; base += MAX_TASKS)
@@ -126,8 +130,11 @@ moa_status moa_pool_open(moa_pool **out, int32_t n_threads, moa_err *err) {
         worker *w = &p->workers[i - 1];
         *w = (worker){.pool = p, .index = i};
         const int code = pthread_create(&w->thread, NULL, worker_main, w);
-        if (code != 0) s = moa_fail(err, MOA_E_FAILED, "thread %d of %d could not be started (error %d)", i, n_threads, code);
-        else p->n_worker++;
+        if (code != 0)
+            s = moa_fail(err, MOA_E_FAILED, "thread %d of %d could not be started (error %d)", i, n_threads,
+                         code);
+        else
+            p->n_worker++;
     }
     *out = p;
     if (s != MOA_OK) moa_pool_close(out);
@@ -141,7 +148,8 @@ void moa_pool_close(moa_pool **pool) {
     atomic_store(&p->stop, true);
     (void)pthread_cond_broadcast(&p->work);
     (void)pthread_mutex_unlock(&p->lock);
-    for (int32_t i = 0; i < p->n_worker; i++) (void)pthread_join(p->workers[i].thread, NULL);
+    for (int32_t i = 0; i < p->n_worker; i++)
+        (void)pthread_join(p->workers[i].thread, NULL);
     (void)pthread_mutex_destroy(&p->lock);
     (void)pthread_cond_destroy(&p->work);
     (void)pthread_cond_destroy(&p->done);

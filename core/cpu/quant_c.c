@@ -26,9 +26,11 @@ static inline void chunk(const unsigned char *q, int bits, int c, uint8_t *out) 
     }
 }
 
-static inline void scales(const moa_pack_group *g, moa_pack_scale form, int32_t n, float d[2][16], float m[16]) {
+static inline void scales(const moa_pack_group *g, moa_pack_scale form, int32_t n, float d[2][16],
+                          float m[16]) {
     for (int r = 0; r < 16; r++) {
-        const unsigned char *s = g->scale + (size_t)n * (form == MOA_SCALE_DM ? 64 : 32), *u = g->super + (size_t)(n / 8) * (form == MOA_SCALE_K ? 64 : 32);
+        const unsigned char *s = g->scale + (size_t)n * (form == MOA_SCALE_DM ? 64 : 32),
+                            *u = g->super + (size_t)(n / 8) * (form == MOA_SCALE_K ? 64 : 32);
         switch (form) {
         case MOA_SCALE_DM: m[r] = half_at(s + 32 + 2 * r); /* fall through */
         case MOA_SCALE_D: d[0][r] = d[1][r] = half_at(s + 2 * r); break;
@@ -43,7 +45,8 @@ static inline void scales(const moa_pack_group *g, moa_pack_scale form, int32_t 
     }
 }
 
-static inline void qdot(int bits, moa_pack_scale form, int n_tok, const moa_pack_group *g, int32_t n_block, const int16_t *x, const moa_xmeta *meta, float *out) {
+static inline void qdot(int bits, moa_pack_scale form, int n_tok, const moa_pack_group *g, int32_t n_block,
+                        const int16_t *x, const moa_xmeta *meta, float *out) {
     memset(out, 0, sizeof *out * 16 * (size_t)n_tok);
     for (int32_t n = 0; n < n_block; n++) {
         float d[2][16], m[16] = {0};
@@ -54,7 +57,8 @@ static inline void qdot(int bits, moa_pack_scale form, int n_tok, const moa_pack
             chunk(g->q + (size_t)n * 64 * (size_t)bits, bits, c, q);
             for (int t = 0; t < n_tok; t++)
                 for (int r = 0; r < 16; r++)
-                    for (int i = 0; i < 4; i++) sum[t][c / 4][r] += q[4 * r + i] * x[(n * n_tok + t) * 32 + 4 * c + i];
+                    for (int i = 0; i < 4; i++)
+                        sum[t][c / 4][r] += q[4 * r + i] * x[(n * n_tok + t) * 32 + 4 * c + i];
         }
         for (int t = 0; t < n_tok; t++) {
             const moa_xmeta *e = &meta[n * n_tok + t];
@@ -74,13 +78,15 @@ static inline void qdot(int bits, moa_pack_scale form, int n_tok, const moa_pack
 
 MOA_QDOT_FUNCTIONS(qdot, c, const int16_t *)
 
-void moa_quantize_c(const float *x, int64_t stride, int32_t n_tok, int32_t n_block, int32_t zero, bool halves, void *out, moa_xmeta *meta) {
+void moa_quantize_c(const float *x, int64_t stride, int32_t n_tok, int32_t n_block, int32_t zero, bool halves,
+                    void *out, moa_xmeta *meta) {
     int16_t *v = out;
     for (int32_t n = 0; n < n_block; n++)
         for (int32_t t = 0; t < n_tok; t++) {
             const float *p = x + t * stride + n * MOA_PACK_BLOCK;
             float max = 0;
-            for (int i = 0; i < MOA_PACK_BLOCK; i++) max = fabsf(p[i]) > max ? fabsf(p[i]) : max;
+            for (int i = 0; i < MOA_PACK_BLOCK; i++)
+                max = fabsf(p[i]) > max ? fabsf(p[i]) : max;
             const float scale = max / MOA_X_MAX, inverse = max > 0 ? MOA_X_MAX / max : 0;
             int32_t sum[2] = {0};
             for (int i = 0; i < MOA_PACK_BLOCK; i++) {
@@ -89,7 +95,8 @@ void moa_quantize_c(const float *x, int64_t stride, int32_t n_tok, int32_t n_blo
                 *v++ = (int16_t)k;
                 sum[i / 16] += k;
             }
-            *meta++ = (moa_xmeta){.scale = scale, .sum = scale * (float)(sum[0] + sum[1]),
+            *meta++ = (moa_xmeta){.scale = scale,
+                                  .sum = scale * (float)(sum[0] + sum[1]),
                                   .fix = {-zero * (halves ? sum[0] : sum[0] + sum[1]), -zero * sum[1]}};
         }
 }

@@ -23,7 +23,8 @@ typedef struct query {
 } query;
 
 static double element(const moa_kv_view *kv, int64_t at) {
-    return kv->type == MOA_KV_F32 ? ((const float *)kv->pool)[at] : moa_half_to_float(((const uint16_t *)kv->pool)[at]);
+    return kv->type == MOA_KV_F32 ? ((const float *)kv->pool)[at]
+                                  : moa_half_to_float(((const uint16_t *)kv->pool)[at]);
 }
 
 static moa_status attend(query *s, moa_err *err) {
@@ -34,37 +35,46 @@ static moa_status attend(query *s, moa_err *err) {
         if (!moa_sees(s->span, s->pos, j)) continue;
         const int64_t k = moa_kv_row(s->kv, s->seq, s->head_kv, j);
         if (k < 0)
-            return moa_fail(err, MOA_E_FAILED, "query %d of sequence %d sees key %d of KV head %d, whose page is gone",
-                            s->pos, s->seq, j, s->head_kv);
+            return moa_fail(err, MOA_E_FAILED,
+                            "query %d of sequence %d sees key %d of KV head %d, whose page is gone", s->pos,
+                            s->seq, j, s->head_kv);
         double dot = 0;
-        for (int32_t i = 0; i < d_head; i++) dot += s->q[i] * element(s->kv, k + i);
+        for (int32_t i = 0; i < d_head; i++)
+            dot += s->q[i] * element(s->kv, k + i);
         s->a[j] = dot * s->scale;
         if (s->a[j] > max) max = s->a[j];
     }
-    for (int32_t i = 0; i < d_head; i++) s->acc[i] = 0;
-    for (int32_t j = 0; j <= s->pos; j++) sum += exp(s->a[j] - max);
+    for (int32_t i = 0; i < d_head; i++)
+        s->acc[i] = 0;
+    for (int32_t j = 0; j <= s->pos; j++)
+        sum += exp(s->a[j] - max);
     s->lse = max + log(sum);
     for (int32_t j = 0; j <= s->pos; j++) {
         const bool sees = moa_sees(s->span, s->pos, j);
         s->a[j] = sees ? exp(s->a[j] - s->lse) : 0;
         if (!sees) continue;
         const int64_t v = moa_kv_row(s->kv, s->seq, s->head_kv, j) + MOA_PAGE_TOK * d_head;
-        for (int32_t i = 0; i < d_head; i++) s->acc[i] += s->a[j] * element(s->kv, v + i);
+        for (int32_t i = 0; i < d_head; i++)
+            s->acc[i] += s->a[j] * element(s->kv, v + i);
     }
-    for (int32_t i = 0; i < d_head; i++) s->o[i] = (float)s->acc[i];
+    for (int32_t i = 0; i < d_head; i++)
+        s->o[i] = (float)s->acc[i];
     return MOA_OK;
 }
 
 /* sums (n_head, MOA_HIST_BUCKETS, 1 + n_bin): the histogram in double, added to the probe's when the operation ends */
-static void probe(const moa_probe *p, const query *s, int64_t row, int32_t head, int32_t n_head, double *sums) {
+static void probe(const moa_probe *p, const query *s, int64_t row, int32_t head, int32_t n_head,
+                  double *sums) {
     if (p->stat) {
         const int32_t measure = p->measure_span ? p->measure_span[head] : s->span;
         double entropy = 0, sink = 0, window = 0, distance = 0;
         for (int32_t j = 0; j <= s->pos; j++) {
             const double a = s->a[j];
             if (a > 0) entropy -= a * log(a);
-            if (j < MOA_SINK_TOK) sink += a;
-            else if (s->pos - j < moa_window(measure)) window += a;
+            if (j < MOA_SINK_TOK)
+                sink += a;
+            else if (s->pos - j < moa_window(measure))
+                window += a;
             distance += a * (s->pos - j);
         }
         float *stat = p->stat + (row * n_head + head) * MOA_N_STAT;
@@ -75,28 +85,33 @@ static void probe(const moa_probe *p, const query *s, int64_t row, int32_t head,
         stat[MOA_STAT_LSE] = (float)s->lse;
     }
     if (p->hist) {
-        const int32_t bucket = s->pos / p->bucket_tok < MOA_HIST_BUCKETS ? s->pos / p->bucket_tok : MOA_HIST_BUCKETS - 1;
+        const int32_t bucket =
+            s->pos / p->bucket_tok < MOA_HIST_BUCKETS ? s->pos / p->bucket_tok : MOA_HIST_BUCKETS - 1;
         double *hist = sums + ((int64_t)head * MOA_HIST_BUCKETS + bucket) * (1 + p->n_bin);
         for (int32_t j = 0; j <= s->pos; j++) {
-            const int32_t bin = (s->pos - j) / MOA_PAGE_TOK < p->n_bin ? (s->pos - j) / MOA_PAGE_TOK : p->n_bin - 1;
+            const int32_t bin =
+                (s->pos - j) / MOA_PAGE_TOK < p->n_bin ? (s->pos - j) / MOA_PAGE_TOK : p->n_bin - 1;
             hist[j < MOA_SINK_TOK ? 0 : 1 + bin] += s->a[j];
         }
     }
 }
 
 /* all scratch of an operation; s and sums are NULL or malloc'ed afterwards */
-static moa_status scratch(query *s, double **sums, const moa_probe *p, int32_t n_head, size_t n_key, moa_err *err) {
+static moa_status scratch(query *s, double **sums, const moa_probe *p, int32_t n_head, size_t n_key,
+                          moa_err *err) {
     const size_t n_sum = p->hist ? (size_t)n_head * MOA_HIST_BUCKETS * (size_t)(1 + p->n_bin) : 0;
     s->a = moa_cpu_scratch(n_key, sizeof *s->a, err);
     s->acc = moa_cpu_scratch((size_t)s->kv->d_head, sizeof *s->acc, err);
     *sums = moa_cpu_scratch(n_sum, sizeof **sums, err);
-    for (size_t i = 0; *sums && i < n_sum; i++) (*sums)[i] = 0;
+    for (size_t i = 0; *sums && i < n_sum; i++)
+        (*sums)[i] = 0;
     return s->a && s->acc && *sums ? MOA_OK : MOA_E_MEMORY;
 }
 
 static void finish(query *s, double *sums, const moa_probe *p, int32_t n_head) {
     const size_t n_sum = p->hist ? (size_t)n_head * MOA_HIST_BUCKETS * (size_t)(1 + p->n_bin) : 0;
-    for (size_t i = 0; sums && i < n_sum; i++) p->hist[i] += (float)sums[i];
+    for (size_t i = 0; sums && i < n_sum; i++)
+        p->hist[i] += (float)sums[i];
     free(s->a);
     free(s->acc);
     free(sums);
@@ -125,8 +140,10 @@ moa_status moa_ref_attn_prefill(moa_backend *b, const moa_args_attn_prefill *a, 
 
 static void idle(const moa_args_attn_decode *a, int32_t seq) {
     const int64_t n = (int64_t)a->n_head * a->kv.d_head, n_stat = (int64_t)a->n_head * MOA_N_STAT;
-    for (int64_t i = 0; i < n; i++) a->o[seq * n + i] = 0;
-    for (int64_t i = 0; a->probe.stat && i < n_stat; i++) a->probe.stat[seq * n_stat + i] = 0;
+    for (int64_t i = 0; i < n; i++)
+        a->o[seq * n + i] = 0;
+    for (int64_t i = 0; a->probe.stat && i < n_stat; i++)
+        a->probe.stat[seq * n_stat + i] = 0;
 }
 
 moa_status moa_ref_attn_decode(moa_backend *b, const moa_args_attn_decode *a, moa_err *err) {

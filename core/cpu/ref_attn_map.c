@@ -18,16 +18,20 @@ static double softmax_row(const moa_args_attn_map *m, int32_t i, double *a) {
         a[j] = dot * m->scale;
         if (a[j] > max) max = a[j];
     }
-    for (int32_t j = 0; j <= i; j++) sum += exp(a[j] - max);
-    for (int32_t j = 0; j <= i; j++) a[j] = exp(a[j] - max) / sum;
+    for (int32_t j = 0; j <= i; j++)
+        sum += exp(a[j] - max);
+    for (int32_t j = 0; j <= i; j++)
+        a[j] = exp(a[j] - max) / sum;
     return max + log(sum);
 }
 
 static void add_stat(const moa_args_attn_map *m, int32_t i, const double *a, double lse, double *stat) {
     for (int32_t j = 0; j <= i; j++) {
         if (a[j] > 0) stat[MOA_STAT_ENTROPY] -= a[j] * log(a[j]);
-        if (j < MOA_SINK_TOK) stat[MOA_STAT_SINK] += a[j];
-        else if (i - j < moa_window(m->measure_span)) stat[MOA_STAT_WINDOW] += a[j];
+        if (j < MOA_SINK_TOK)
+            stat[MOA_STAT_SINK] += a[j];
+        else if (i - j < moa_window(m->measure_span))
+            stat[MOA_STAT_WINDOW] += a[j];
         stat[MOA_STAT_DISTANCE] += a[j] * (i - j);
     }
     stat[MOA_STAT_LSE] += lse;
@@ -53,12 +57,15 @@ moa_status moa_ref_attn_map(moa_backend *b, const moa_args_attn_map *m, moa_err 
         for (int32_t i = first; i < end; i++) {
             add_stat(m, i, a, softmax_row(m, i, a), stat);
             for (int32_t c = 0; c < m->cols; c++)
-                for (int32_t j = cut(m->k0, m->k1, c, m->cols); j < cut(m->k0, m->k1, c + 1, m->cols) && j <= i; j++) {
+                for (int32_t j = cut(m->k0, m->k1, c, m->cols);
+                     j < cut(m->k0, m->k1, c + 1, m->cols) && j <= i; j++) {
                     mass[c] += a[j];
-                    if (m->max && a[j] > m->max[(int64_t)r * m->cols + c]) m->max[(int64_t)r * m->cols + c] = (float)a[j];
+                    if (m->max && a[j] > m->max[(int64_t)r * m->cols + c])
+                        m->max[(int64_t)r * m->cols + c] = (float)a[j];
                 }
         }
-        for (int32_t c = 0; c < m->cols; c++) m->mass[(int64_t)r * m->cols + c] = (float)mass[c];
+        for (int32_t c = 0; c < m->cols; c++)
+            m->mass[(int64_t)r * m->cols + c] = (float)mass[c];
         for (int32_t s = 0; m->stat && s < MOA_N_STAT; s++)
             m->stat[(int64_t)r * MOA_N_STAT + s] = end > first ? (float)(stat[s] / (end - first)) : 0;
     }

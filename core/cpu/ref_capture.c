@@ -11,7 +11,8 @@ moa_status moa_ref_capture(moa_backend *b, const moa_args_capture *a, moa_err *e
         if (pos < 0 || pos >= a->max_tok) continue;
         for (int32_t h = 0; h < a->n_head; h++)
             for (int32_t i = 0; i < a->d_head; i++)
-                a->cap_q[((int64_t)h * a->max_tok + pos) * a->d_head + i] = a->q[((int64_t)t * a->n_head + h) * a->d_head + i];
+                a->cap_q[((int64_t)h * a->max_tok + pos) * a->d_head + i] =
+                    a->q[((int64_t)t * a->n_head + h) * a->d_head + i];
         for (int32_t h = 0; h < a->n_head_kv; h++)
             for (int32_t i = 0; i < a->d_head; i++) {
                 const float k = a->k[((int64_t)t * a->n_head_kv + h) * a->d_head + i];

@@ -10,7 +10,8 @@ moa_status moa_ref_matmul(moa_backend *b, const moa_args_matmul *a, moa_err *err
     float *row = moa_cpu_scratch((size_t)n_in, sizeof *row, err);
     float *bias = moa_cpu_scratch((size_t)n_out, sizeof *bias, err);
     if (row && bias) {
-        for (int32_t o = 0; o < n_out; o++) bias[o] = 0;
+        for (int32_t o = 0; o < n_out; o++)
+            bias[o] = 0;
         if (a->bias) a->bias->type->decode(a->bias->data, bias, (size_t)n_out);
         for (int32_t o = 0; o < n_out; o++) {
             a->w->type->decode(moa_weight_row(a->w, o), row, (size_t)n_in);
@@ -18,7 +19,8 @@ moa_status moa_ref_matmul(moa_backend *b, const moa_args_matmul *a, moa_err *err
                 const float *x = a->x + (int64_t)t * n_in;
                 float *y = a->y + (int64_t)t * n_out + o;
                 double sum = bias[o];
-                for (int32_t i = 0; i < n_in; i++) sum += (double)x[i] * row[i];
+                for (int32_t i = 0; i < n_in; i++)
+                    sum += (double)x[i] * row[i];
                 *y = (float)(a->accumulate ? *y + sum : sum);
             }
         }

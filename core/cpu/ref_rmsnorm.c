@@ -14,9 +14,11 @@ moa_status moa_ref_rmsnorm(moa_backend *b, const moa_args_rmsnorm *a, moa_err *e
         const float *x = a->x + (int64_t)t * a->n;
         float *y = a->y + (int64_t)t * a->n;
         double sum = 0;
-        for (int32_t i = 0; i < a->n; i++) sum += (double)x[i] * x[i];
+        for (int32_t i = 0; i < a->n; i++)
+            sum += (double)x[i] * x[i];
         const double r = 1 / sqrt(sum / a->n + a->eps);
-        for (int32_t i = 0; i < a->n; i++) y[i] = (float)(x[i] * r * w[i]);
+        for (int32_t i = 0; i < a->n; i++)
+            y[i] = (float)(x[i] * r * w[i]);
     }
     free(w);
     return MOA_OK;

@@ -10,7 +10,8 @@ moa_status moa_ref_rope(moa_backend *b, const moa_args_rope *a, moa_err *err) {
     const int32_t half = a->rope_dim / 2;
     float *factor = moa_cpu_scratch((size_t)half, sizeof *factor, err);
     if (!factor) return MOA_E_MEMORY;
-    for (int32_t i = 0; i < half; i++) factor[i] = 1;
+    for (int32_t i = 0; i < half; i++)
+        factor[i] = 1;
     if (a->freq_factors) a->freq_factors->type->decode(a->freq_factors->data, factor, (size_t)half);
     for (int32_t t = 0; t < a->n_tok; t++)
         for (int32_t h = 0; h < a->n_head; h++) {

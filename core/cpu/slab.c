@@ -18,7 +18,8 @@ struct moa_slab {
 static moa_slab *slab_new(size_t bytes) {
     moa_slab *s = calloc(1, sizeof *s);
     size_t whole;
-    if (!s || !moa_size_pad(bytes > USUAL_BYTES ? bytes : USUAL_BYTES, HUGE_PAGE, &whole) || !moa_size_add(whole, HUGE_PAGE, &s->map_bytes)) {
+    if (!s || !moa_size_pad(bytes > USUAL_BYTES ? bytes : USUAL_BYTES, HUGE_PAGE, &whole) ||
+        !moa_size_add(whole, HUGE_PAGE, &s->map_bytes)) {
         free(s);
         return NULL;
     }
@@ -53,7 +54,8 @@ void moa_slab_give(moa_slab **list, void *piece) {
     if (!piece) return;
     for (moa_slab **at = list; *at; at = &(*at)->next) {
         moa_slab *s = *at;
-        if ((uintptr_t)piece < (uintptr_t)s->memory || (uintptr_t)piece >= (uintptr_t)s->memory + s->bytes) continue;
+        if ((uintptr_t)piece < (uintptr_t)s->memory || (uintptr_t)piece >= (uintptr_t)s->memory + s->bytes)
+            continue;
         if (--s->n_live == 0) {
             *at = s->next;
             (void)munmap(s->map, s->map_bytes);

@@ -31,7 +31,8 @@ static moa_status driver_check(moa_err *err) {
     *(void **)&init = dlsym(library, "cuInit");
     *(void **)&version = dlsym(library, "cuDriverGetVersion");
     *(void **)&error_text = dlsym(library, "cuGetErrorString");
-    if (!init || !version) return moa_fail(err, MOA_E_DEVICE, "libcuda.so.1 is not an NVIDIA driver: it has no cuInit");
+    if (!init || !version)
+        return moa_fail(err, MOA_E_DEVICE, "libcuda.so.1 is not an NVIDIA driver: it has no cuInit");
     const int code = init(0);
     if (code == 0) return MOA_OK;
     int driver = 0;
@@ -58,7 +59,8 @@ static bool own_folder(char *out, size_t bytes) {
 
 /* The handle of the module, wherever it lies; NULL with the reason. */
 static void *module_load(moa_err *err) {
-    static const char *const places[] = {"/" MODULE_FILE, "/../lib/moascope/" MODULE_FILE, "/../lib64/moascope/" MODULE_FILE,
+    static const char *const places[] = {"/" MODULE_FILE, "/../lib/moascope/" MODULE_FILE,
+                                         "/../lib64/moascope/" MODULE_FILE,
                                          "/../lib/" /* Debian's multiarch folder */
 #ifdef __x86_64__
                                          "x86_64-linux-gnu/moascope/" MODULE_FILE
@@ -74,7 +76,8 @@ static void *module_load(moa_err *err) {
         return handle;
     }
     if (!own_folder(folder, sizeof folder)) {
-        (void)moa_fail(err, MOA_E_DEVICE, "the CUDA module was not looked for: /proc/self/exe cannot be read");
+        (void)moa_fail(err, MOA_E_DEVICE,
+                       "the CUDA module was not looked for: /proc/self/exe cannot be read");
         return NULL;
     }
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
@@ -84,7 +87,8 @@ static void *module_load(moa_err *err) {
         if (!handle) (void)moa_fail(err, MOA_E_DEVICE, "the CUDA module does not load: %s", dlerror());
         return handle;
     }
-    (void)moa_fail(err, MOA_E_DEVICE, "there is a driver but no CUDA module: %s is neither in %s nor in its ../lib/moascope",
+    (void)moa_fail(err, MOA_E_DEVICE,
+                   "there is a driver but no CUDA module: %s is neither in %s nor in its ../lib/moascope",
                    MODULE_FILE, folder);
     return NULL;
 }
@@ -95,9 +99,11 @@ const moa_backend_module *moa_cuda_module(moa_err *err) {
     if (!handle) return NULL;
     const moa_backend_module *module = dlsym(handle, "moa_backend_module");
     if (!module) {
-        (void)moa_fail(err, MOA_E_DEVICE, "the CUDA module has no moa_backend_module: it is not a part of this program");
+        (void)moa_fail(err, MOA_E_DEVICE,
+                       "the CUDA module has no moa_backend_module: it is not a part of this program");
     } else if (module->abi != MOA_BACKEND_ABI) {
-        (void)moa_fail(err, MOA_E_DEVICE, "the CUDA module is of another build: interface %u, this program has %u", module->abi,
+        (void)moa_fail(err, MOA_E_DEVICE,
+                       "the CUDA module is of another build: interface %u, this program has %u", module->abi,
                        MOA_BACKEND_ABI);
         module = NULL;
     }
@@ -107,8 +113,8 @@ const moa_backend_module *moa_cuda_module(moa_err *err) {
 
 /* --- opening --------------------------------------------------------------------------------------------------------- */
 
-static moa_status cuda_open_one(moa_backend **out, const moa_backend_module *module, const moa_backend_config *config,
-                                int32_t device, moa_err *err) {
+static moa_status cuda_open_one(moa_backend **out, const moa_backend_module *module,
+                                const moa_backend_config *config, int32_t device, moa_err *err) {
     moa_backend_config c = *config;
     c.device = device;
     const moa_status s = module->open(out, &c, err);
@@ -120,14 +126,16 @@ static moa_status cuda_open_one(moa_backend **out, const moa_backend_module *mod
 }
 
 /* device < 0: the first that opens */
-static moa_status cuda_open(moa_backend **out, int32_t device, const moa_backend_config *config, int32_t *taken, moa_err *err) {
+static moa_status cuda_open(moa_backend **out, int32_t device, const moa_backend_config *config,
+                            int32_t *taken, moa_err *err) {
     const moa_backend_module *module = moa_cuda_module(err);
     if (!module) return MOA_E_DEVICE;
     moa_err first = {0};
     const int32_t n = module->n_devices(&first);
     if (n <= 0) return moa_fail(err, MOA_E_DEVICE, "%s", first.text[0] ? first.text : "no GPU is visible");
     if (device >= n)
-        return moa_fail(err, MOA_E_DEVICE, "there is no cuda:%d: %d GPU%s here, counted from 0", device, n, n == 1 ? "" : "s");
+        return moa_fail(err, MOA_E_DEVICE, "there is no cuda:%d: %d GPU%s here, counted from 0", device, n,
+                        n == 1 ? "" : "s");
     moa_status s = MOA_E_DEVICE;
     const int32_t begin = device < 0 ? 0 : device, end = device < 0 ? n : device + 1;
     for (int32_t d = begin; d < end; d++) {
@@ -160,12 +168,14 @@ static bool cuda_word(const char *word, int32_t *device) {
 static void tell(moa_backend *b, const char *label, const char *reason, char *why, size_t why_bytes) {
     moa_device_info info = {0};
     if (!why || why_bytes == 0) return;
-    if (b->vt->info(b, &info, NULL) != MOA_OK || !info.name[0]) (void)snprintf(info.name, sizeof info.name, "%s", b->vt->name);
-    (void)snprintf(why, why_bytes, "%s%s%s%s: %s", label, *label ? " (" : "", info.name, *label ? ")" : "", reason);
+    if (b->vt->info(b, &info, NULL) != MOA_OK || !info.name[0])
+        (void)snprintf(info.name, sizeof info.name, "%s", b->vt->name);
+    (void)snprintf(why, why_bytes, "%s%s%s%s: %s", label, *label ? " (" : "", info.name, *label ? ")" : "",
+                   reason);
 }
 
-moa_status moa_backend_open(moa_backend **out, const char *device, const moa_backend_config *config, char *why,
-                            size_t why_bytes, moa_err *err) {
+moa_status moa_backend_open(moa_backend **out, const char *device, const moa_backend_config *config,
+                            char *why, size_t why_bytes, moa_err *err) {
     const moa_backend_config plain = {0};
     char label[32];
     int32_t ordinal = -1, taken = 0;
@@ -190,8 +200,10 @@ moa_status moa_backend_open(moa_backend **out, const char *device, const moa_bac
     }
     const moa_status s = moa_cpu_open(out, config, err);
     if (s != MOA_OK) return s;
-    if (no_gpu.text[0] && why) (void)snprintf(why, why_bytes, "%s: continuing on the CPU", no_gpu.text);
-    else tell(*out, "", is_cpu ? "as asked" : "the reference runs on the CPU", why, why_bytes);
+    if (no_gpu.text[0] && why)
+        (void)snprintf(why, why_bytes, "%s: continuing on the CPU", no_gpu.text);
+    else
+        tell(*out, "", is_cpu ? "as asked" : "the reference runs on the CPU", why, why_bytes);
     return MOA_OK;
 }
 

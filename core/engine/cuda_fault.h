@@ -24,8 +24,8 @@ enum { MOA_CUDA_DRIVER_MIN = 13000 }; /* of drivers 580 and newer: what a module
 
 /* One clause without a full stop. driver: what cuDriverGetVersion or cudaDriverGetVersion gave, 0 without a driver;
  * built_for: the module's architectures, may be NULL; fallback: the API's own text for other codes, may be NULL. */
-static inline void moa_cuda_fault_text(int code, int driver, const char *built_for, const char *fallback, char *out,
-                                       size_t out_bytes) {
+static inline void moa_cuda_fault_text(int code, int driver, const char *built_for, const char *fallback,
+                                       char *out, size_t out_bytes) {
     const char *text = NULL;
     switch (code) {
 #define X(number, words)                                                                                     \
@@ -33,18 +33,20 @@ static inline void moa_cuda_fault_text(int code, int driver, const char *built_f
         MOA_CUDA_FAULT_MAP(X)
 #undef X
     case 35:
-        if (driver == 0) text = "no NVIDIA driver";
+        if (driver == 0)
+            text = "no NVIDIA driver";
         else
-            (void)snprintf(out, out_bytes, "the NVIDIA driver is too old: it offers CUDA %d.%d, %d.%d needs driver 580 or newer",
-                           driver / 1000, driver % 1000 / 10, MOA_CUDA_DRIVER_MIN / 1000,
-                           MOA_CUDA_DRIVER_MIN % 1000 / 10);
+            (void)snprintf(
+                out, out_bytes,
+                "the NVIDIA driver is too old: it offers CUDA %d.%d, %d.%d needs driver 580 or newer",
+                driver / 1000, driver % 1000 / 10, MOA_CUDA_DRIVER_MIN / 1000,
+                MOA_CUDA_DRIVER_MIN % 1000 / 10);
         break;
     case 209:
         (void)snprintf(out, out_bytes, "the CUDA module holds no code for this GPU: it was built for %s only",
                        built_for ? built_for : "others");
         break;
-    default:
-        (void)snprintf(out, out_bytes, "CUDA error %d (%s)", code, fallback ? fallback : "no text");
+    default: (void)snprintf(out, out_bytes, "CUDA error %d (%s)", code, fallback ? fallback : "no text");
     }
     if (text) (void)snprintf(out, out_bytes, "%s", text);
 }
