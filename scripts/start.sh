@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 sh scripts/packages.sh run
-[ -f build/release/build.ninja ] || cmake --preset release
+[ -f build/release/build.ninja ] || cmake --preset release -DMOA_TESTS=OFF
 cmake --build --preset release
 model=$(python3 scripts/fetch_model.py smollm2 | tail -n 1)
 

@@ -12,7 +12,7 @@ python3 scripts/fetch_model.py smollm2 >/dev/null || echo "test.sh: the demo mod
 status=0
 for preset in ${*:-release asan tsan}; do
     echo "--- $preset" >&2
-    cmake --preset "$preset"
+    cmake --preset "$preset" -DMOA_TESTS=ON
     cmake --build --preset "$preset"
     ctest --preset "$preset" || status=$?
 done
