@@ -107,7 +107,13 @@ void tui_say(tui_app *app, tui_tone tone, const char *format, ...) {
     l->text[n] = 0;
     l->tone = tone;
     l->at = app->said_at = clock_s();
+    if (tone >= TUI_WARN) app->n_held = app->n_log;
     tui_dirty(app);
+}
+
+const tui_line *tui_said(const tui_app *app) {
+    const bool held = app->n_held && app->n_log - app->n_held < TUI_LOG_MAX;
+    return &app->log[((held ? app->n_held : app->n_log) - 1) % TUI_LOG_MAX];
 }
 
 void tui_popup_open(tui_app *app, tui_popup kind, const char *title) {
@@ -263,6 +269,7 @@ void tui_key_in(tui_app *app, int key) {
         app->resized = true;
         return;
     }
+    app->n_held = 0;
     if (key == tui_ctrl('l')) {
         term_repaint();
         return;
@@ -504,6 +511,10 @@ static void loop(tui_app *app) {
         if (app->slot_running >= 0 || app->link.state == TUI_LINK_LOADING) tui_dirty(app); /* clocks and rates move */
         if (app->said_at > 0 && app->now - app->said_at > 10) {
             app->said_at = 0;
+            tui_dirty(app);
+        }
+        if (app->n_held && app->now - tui_said(app)->at > TUI_HOLD_S) {
+            app->n_held = 0;
             tui_dirty(app);
         }
         wait_for_something(app, drawn_at + period);

@@ -317,6 +317,7 @@ struct tui_app {
     int pending[4], n_pending, count; /* keys of a sequence typed so far */
     tui_line log[TUI_LOG_MAX]; int n_log; /* newest at (n_log - 1) % TUI_LOG_MAX */
     double said_at;
+    int n_held; /* n_log at the last warning, while the message line keeps it: until a key, or TUI_HOLD_S; 0: none */
     char sync[64];     /* token of `:sync`, shown in the status line when idle */
     bool quit, dirty_screen, resized;
     int exit_code;
@@ -334,6 +335,9 @@ static inline bool tui_plan_marked(const tui_app *app, int32_t layer, int32_t he
 
 /* a line for the user; also kept in the log. The format's text is ours; whatever comes in by %s must be clean already (moa_err.text is) */
 void tui_say(tui_app *app, tui_tone tone, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* what the message line shows while n_log > 0: the newest line, or a warning said just before it that nobody may have read yet */
+#define TUI_HOLD_S 3.0
+const tui_line *tui_said(const tui_app *app);
 void tui_ask(tui_app *app, const char *question, moa_status (*yes)(tui_app *app, moa_err *err));
 void tui_popup_open(tui_app *app, tui_popup kind, const char *title); /* TEXT: fill app->popup_text (clean text) first */
 void tui_popup_close(tui_app *app);

@@ -149,7 +149,7 @@ static void prompt_line(tui_app *app, viz_pane p, viz_pane all, int y) {
         viz_text(p, 0, x, viz_fg(VIZ_DIM), " …");
     } else if (*journal_offer(app)) viz_text_cut(p, 0, 1, p.w - 2, viz_fg(VIZ_ACCENT), journal_offer(app));
     else if (app->n_log > 0 && app->said_at > 0) {
-        const tui_line *l = &app->log[(app->n_log - 1) % TUI_LOG_MAX];
+        const tui_line *l = tui_said(app);
         viz_text_cut(p, 0, 1, p.w - 2, viz_fg(tones[l->tone]), l->text);
     }
 }

@@ -510,7 +510,7 @@ static void look_back(tui_app *app, const journal_start *start) {
     if (s == MOA_OK) s = moa_store_session_claim(j->store, x.id, &mine, &err);
     if (s != MOA_OK) write_failed(app, &err);
     else if (!mine)
-        tui_say(app, TUI_INFO, "The last session (%lld) is open in process %d: this one is fresh", (long long)x.id, x.owner_pid);
+        tui_say(app, TUI_WARN, "The last session (%lld) is open in process %d: this one is fresh", (long long)x.id, x.owner_pid);
     else if (strlen(x.model_path) >= sizeof app->options.model || strlen(x.fingerprint) >= sizeof j->fingerprint)
         (void)moa_store_session_release(j->store, x.id, NULL);
     else restore(app, start, &x);

@@ -87,6 +87,7 @@ static void play_line(tui_app *app, char *line) {
         return;
     }
     moa_err err = {0};
+    app->n_held = 0; /* as a key does */
     if (tui_command_line(app, line + 1, &err) != MOA_OK) {
         tui_say(app, TUI_BAD, "%s", err.text);
         tui_script_failed(app, err.text);
