@@ -3,14 +3,15 @@
 # speaks. $1: the build folder; MOA_KEYS: events (default 6000).
 set -u
 build=$(cd "$1" && pwd) || exit 1
+here=$(cd "$(dirname "$0")" && pwd) || exit 1
 moascope=$build/moascope fake=$build/fake_engine
 [ -x "$moascope" ] && [ -x "$fake" ] || { echo "skipped: moascope or fake_engine is not built"; exit 77; }
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 export XDG_STATE_HOME=$work/state HOME=$work LC_ALL=C.UTF-8 MOA_KEYS=${MOA_KEYS:-6000}
 cd "$work" || exit 1
-# readline keeps a few bytes of its last search when a line is left in the middle of it
-echo "leak:libreadline" > lsan; export LSAN_OPTIONS=suppressions=$work/lsan:print_suppressions=0
+# what readline loses when a line is left in the middle of a search
+export LSAN_OPTIONS=suppressions=$here/sanitizers/lsan.supp:print_suppressions=0
 bad=0
 for seed in 1 2 3 4 5 6; do
   python3 - $seed > script <<'P'
@@ -45,7 +46,7 @@ P
     echo "FAILED: seed $seed: exit code $code"; grep -v '^moascope: script line' err | tail -30; cp script /tmp/moascope-keys-$seed.txt; bad=1
   fi
   grep -q 'not idle after' err && { echo "FAILED: seed $seed: an answer never came"; grep 'not idle' err | head -3; bad=1; }
-  grep -qE 'runtime error|AddressSanitizer|LeakSanitizer' err && { echo "FAILED: seed $seed: a sanitizer"; grep -A12 -E 'runtime error|Sanitizer' err | head -40; bad=1; }
+  grep -qE 'runtime error|AddressSanitizer|LeakSanitizer|ThreadSanitizer' err && { echo "FAILED: seed $seed: a sanitizer"; grep -A12 -E 'runtime error|Sanitizer' err | head -40; bad=1; }
 done
 [ $bad = 0 ] && echo "$MOA_KEYS random events: no crash"
 exit $bad

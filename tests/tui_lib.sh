@@ -35,7 +35,7 @@ if [ -z "${MOA_TEST_SLOW:-}" ]; then
 fi
 sanitized=$(grep -oE '^MOA_SANITIZE:[A-Z]*=.+' "$build/CMakeCache.txt" 2>/dev/null | cut -d= -f2)
 export XDG_STATE_HOME=$work/state XDG_CONFIG_HOME=$work/config ASAN_OPTIONS="detect_leaks=1:handle_segv=0:handle_abort=0:log_path=$work/asan"
-export LSAN_OPTIONS="suppressions=$here/lsan.supp:print_suppressions=0" UBSAN_OPTIONS="print_stacktrace=1:log_path=$work/asan" TSAN_OPTIONS="handle_segv=0:log_path=$work/asan"
+export LSAN_OPTIONS="suppressions=$here/sanitizers/lsan.supp:print_suppressions=0" UBSAN_OPTIONS="print_stacktrace=1:log_path=$work/asan" TSAN_OPTIONS="suppressions=$here/sanitizers/tsan.supp:handle_segv=0:log_path=$work/asan"
 export EDITOR=true VISUAL=true LC_ALL=C.UTF-8
 export TMUX_TMPDIR=$work # its sockets go with the folder
 unset NO_COLOR COLORTERM MOASCOPE_MODEL MOASCOPE_ENGINE LLAMA_ARG_MODEL TMUX LINES COLUMNS
