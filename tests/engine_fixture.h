@@ -28,6 +28,21 @@
         if ((call) != MOA_OK) fail_msg("%s: %s", #call, must_err.text);                                      \
     } while (0)
 
+/* Loops over every call or question try each n-th in sanitized builds, where one turn costs ten times as much: those look at memory
+ * and threads, and the loop bodies repeat; results of every single one are the release build's to check. Prime, to meet all kinds. */
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define MOA_TSAN 1
+#endif
+#endif
+#if defined(MOA_TSAN) || defined(__SANITIZE_THREAD__)
+enum { EVERY = 11 };
+#elif defined(__SANITIZE_ADDRESS__)
+enum { EVERY = 3 };
+#else
+enum { EVERY = 1 };
+#endif
+
 /* --- random -------------------------------------------------------------------------------------------------------------- */
 
 static inline uint32_t random_below(moa_pcg32 *g, uint32_t n) { return (uint32_t)(((uint64_t)moa_pcg32_next(g) * n) >> 32); }

@@ -99,7 +99,8 @@ static void test_chunks_agree(void **state) {
     (void)state;
     for (int m = 0; m < 2; m++)
         for (int what = 0; what < 3; what++)
-            for (int fast = 0; fast < 2; fast++) check_chunks(tiny_models[m], fast, (what + fast) % 2 == 0, what);
+            for (int fast = 0; fast < 2; fast++)
+                if (EVERY == 1 || (m + what + fast) % 2 == 0) check_chunks(tiny_models[m], fast, (what + fast) % 2 == 0, what);
 }
 
 /* --- turns ------------------------------------------------------------------------------------------------------------------- */
@@ -223,7 +224,7 @@ static void test_cancel_leaves_whole_chunks(void **state) {
         random_ids(&g, ids, n, n_vocab);
         random_rules(&g, rules, r.n_span, what);
         float *expected = whole(&r, rules, ids, n, chunk), *last = take((size_t)n_vocab, sizeof *last);
-        for (long questions = 0;; questions++) {
+        for (long questions = 0;; questions += EVERY > 1 ? 2 : 1) {
             long left = questions;
             moa_forward f = {.ids = ids, .n = n, .chunk = chunk, .cancelled = cancel_after, .user = &left};
             moa_seq_reset(r.s);
@@ -258,7 +259,7 @@ static void test_cancel_leaves_whole_chunks(void **state) {
     }
     /* with two layers no question comes after a page was reused: losing keys is test_engine_fail's */
     assert_int_equal(n_lost, 0);
-    assert_true(n_cancelled > 20);
+    assert_true(n_cancelled > (EVERY > 1 ? 10 : 20));
 }
 
 static bool stop_at_70(void *user, int32_t pos, const float *logits) {
