@@ -12,7 +12,7 @@
  *     of the last page hold NaN too, since a recycled page may hold anything;
  *   - the error is NMSE = sum (a-b)^2 / sum a^2 against the limit of the table below; a NaN anywhere fails.
  *
- * --every N leaves out all but each N-th case: the default under ThreadSanitizer, which makes the naive loops
+ * --every N leaves out all but each N-th case: the default under the sanitizers, which make the naive loops
  * 20 times slower.
  * The CPU runs every group a second time with 1 thread against 3: the bits must be the same.
  * To add an operation: a group function, a row in `groups`. --bench OP times it and checks nothing. */
@@ -27,11 +27,11 @@
 #include "core/engine/backend.h"
 
 #if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
+#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
 #define SLOW 1
 #endif
 #endif
-#if defined(SLOW) || defined(__SANITIZE_THREAD__)
+#if defined(SLOW) || defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 enum { EVERY = 7 }; /* prime to the loops' lengths, so that each value still occurs */
 #else
 enum { EVERY = 1 };
