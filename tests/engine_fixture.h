@@ -378,8 +378,14 @@ typedef struct brute {
     float *logits; /* (n, n_vocab) */
 } brute;
 
+/* half precision by its definition: 11 bits, to nearest even, a grain of 2^-24 at least (clang 14 has no _Float16 on x86-64) */
 static inline double brute_round(double x, moa_kv_type type) {
-    return type == MOA_KV_F32 ? (double)(float)x : (double)(float)(_Float16)(float)x;
+    const double f = (double)(float)x;
+    if (type == MOA_KV_F32 || !isfinite(f)) return f;
+    int e;
+    (void)frexp(f, &e);
+    const double grain = ldexp(1, e - 11 > -24 ? e - 11 : -24), y = nearbyint(f / grain) * grain;
+    return fabs(y) > 65504 ? copysign(INFINITY, y) : y;
 }
 
 /* y (n, n_out) = x (n, n_in) W^T + b */
