@@ -90,7 +90,7 @@ static void test_chunks_agree_on_real_activations(void **state) {
     random_rules(&g, rules, n_span, 0);
     must(moa_seq_plan(r.s, rules, NULL, N, 0, NULL, 0, err));
     must(moa_seq_forward(r.s, &(moa_forward){.ids = ids, .n = N, .logits = first}, err));
-    for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
+    for (size_t c = 0; c < (EVERY > 1 ? 1 : sizeof chunks / sizeof *chunks); c++) { /* sanitized: one, as slow as ten */
         moa_seq_reset(r.s);
         must(moa_seq_plan(r.s, rules, NULL, N, 0, NULL, 0, err));
         must(moa_seq_forward(r.s, &(moa_forward){.ids = ids, .n = N, .chunk = chunks[c], .logits = other}, err));
