@@ -101,6 +101,8 @@ other=$socket-b
 tmux -L "$other" -f /dev/null new-session -d -s b -x 100 -y 30 "env TERM=screen-256color $moa Fake --engine '$fake'"
 second() { tmux -L "$other" capture-pane -p -t b 2>/dev/null | grep -qE "$1"; }
 pid=$(ui_pid)
+until_ 15 second 'ready'
+tmux -L "$other" send-keys -t b 7
 until_ 15 second "session \(1\) is open in process $pid" || fail "the second window does not say who has the session"
 tmux -L "$other" kill-server
 until_ 5 eval '! tmux -L "$other" list-sessions 2>/dev/null'
@@ -110,6 +112,7 @@ ui_end
 ui_start -n 60
 see 'Back in session'
 keys n
+keys 7 # the log keeps what the message line shows only until the next one
 see 'fresh session'
 keys 4
 settle
@@ -167,6 +170,7 @@ ui_end
 ls "$store".damaged-* >/dev/null 2>&1 || fail "the damaged store was not kept"
 sh_line "export XDG_STATE_HOME=/dev/null/x"
 ui_start -n 60
+keys 7
 see 'Sessions are not kept'
 settle
 long
