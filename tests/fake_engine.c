@@ -815,6 +815,8 @@ static void run(fake *f, const moa_msg_run *borrowed) {
     int32_t index = 0;
     if (!f->cancelled) send_snapshots(f);
     for (uint32_t at = 0; index < n_gen && !f->cancelled && n_answer > 0; index++) {
+        /* before the pause: who sees N tokens and cancels has a hung engine, not one that listens until the next token is due */
+        if (index == f->s.hang_after && inject(f, index)) return;
         pump(f, f->s.tok_s > 0 ? 1 / f->s.tok_s : 0);
         if (f->cancelled) break;
         if (inject(f, index)) return;
