@@ -28,7 +28,7 @@ for preset in ${*:-release asan tsan}; do
     built=$(date +%s)
     ctest --preset "$preset" -j "$cores" --no-tests=error || status=$?
     log=build/$preset/Testing/Temporary/LastTest.log
-    [ -f "$log" ] && grep -aE '^ *(\[[^]]*\] *)?skipped:' "$log" | sort -u | sed "s/^ */test.sh: $preset: /" >&2 || true
+    [ -f "$log" ] && grep -aE '^ *skipped: |^not tested: |: not run$' "$log" | sort -u | sed "s/^ */test.sh: $preset: /" >&2 || true
     echo "test.sh: $preset: build $((built - start)) s, tests $(($(date +%s) - built)) s, status $status so far" >&2
 done
 exit $status
