@@ -363,7 +363,7 @@ bool tui_busy(const tui_app *app); /* loading or running */
 moa_status tui_link_open(tui_app *app, moa_err *err);
 void tui_link_close(tui_app *app); /* a run under way ends as failed */
 void tui_link_signal(pid_t pid, int sig); /* to the engine and what it started */
-moa_status tui_link_send(tui_app *app, moa_wire_msg *msg, moa_err *err); /* numbers it: msg->job; queued, written when the pipe takes it */
+moa_status tui_link_send(tui_app *app, moa_wire_msg *msg, moa_err *err); /* numbers it: msg->job; queued, written when the pipe takes it; fails when the engine is gone or found gone */
 void tui_link_flush(tui_app *app);
 void tui_link_read(tui_app *app); /* all that is there, as messages to tui_message */
 void tui_message(tui_app *app, const moa_wire_msg *msg);

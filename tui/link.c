@@ -52,7 +52,8 @@ moa_status tui_link_open(tui_app *app, moa_err *err) {
     moa_wire_msg hello = {.type = MOA_WIRE_HELLO};
     hello.u.hello.version = MOA_WIRE_VERSION;
     hello.u.hello.client = (moa_wire_str){"moascope", 8};
-    return tui_link_send(app, &hello, err);
+    const moa_status s = tui_link_send(app, &hello, err);
+    return l->state == TUI_LINK_DEAD ? MOA_OK : s; /* it started and died: said already, like a death at any other time */
 }
 
 /* To all of its process group: what --engine names runs under a shell, and would outlive it. */
@@ -171,8 +172,11 @@ moa_status tui_link_send(tui_app *app, moa_wire_msg *msg, moa_err *err) {
     if (l->fd_out <= 0) return moa_fail(err, MOA_E_FAILED, "there is no engine%s%s", l->state == TUI_LINK_DEAD ? ": it ended; :engine restart" : "", "");
     if (msg->type != MOA_WIRE_CANCEL) msg->job = ++l->job;
     const moa_status s = moa_wire_encode(msg, &l->out, err);
-    if (s == MOA_OK) tui_link_flush(app);
-    return s;
+    if (s != MOA_OK) return s;
+    tui_link_flush(app);
+    /* it may be found dead just here: no answer will come, and nobody may wait for one */
+    if (l->fd_out <= 0) return moa_fail(err, MOA_E_FAILED, "the engine has ended: :engine restart");
+    return MOA_OK;
 }
 
 void tui_link_read(tui_app *app) {
