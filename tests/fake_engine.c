@@ -7,6 +7,7 @@
  *   load_ms N, prefill_tok_s N, tok_s N    0: as fast as possible
  *   load_fail STATUS TEXT | fail_after N STATUS TEXT | die_after N SIGNAL | garbage_after N | hang_after N | exit_after N CODE
  *                    STATUS by name without MOA_ (E_MEMORY). N counts generated tokens; -1: in prefill
+ *   deaf 1           after a run it closes its input but lives: the next request finds no reader
  *   welcome_version N
  *
  * Attention is invented but consistent: query i >= 64 gives the share s of its mass to the 64 sink keys, evenly, and the rest to the
@@ -35,7 +36,7 @@ typedef struct script {
     int32_t n_layer, n_head, n_head_kv, d_head, n_vocab, n_ctx;
     uint64_t memory_total, memory_free;
     double load_ms, prefill_tok_s, tok_s;
-    int32_t end, welcome_version;
+    int32_t end, welcome_version, deaf;
     int32_t fail_after, die_after, garbage_after, hang_after, exit_after;
     int32_t die_signal, exit_code;
     moa_status fail_status, load_status;
@@ -118,7 +119,7 @@ static void script_set(script *s, char *line) {
     }
     NUMBER(load_ms)
     NUMBER(prefill_tok_s) NUMBER(tok_s) NUMBER(end) NUMBER(welcome_version) NUMBER(garbage_after)
-        NUMBER(hang_after)
+        NUMBER(hang_after) NUMBER(deaf)
 #undef NUMBER
             if (strcmp(line, "name") == 0)(void) snprintf(s->name, sizeof s->name, "%.200s", value);
     else if (strcmp(line, "device") == 0)(void) snprintf(s->device, sizeof s->device, "%.200s", value);
@@ -838,7 +839,10 @@ static void run(fake *f, const moa_msg_run *borrowed) {
     if (f->cancelled) stop = "cancelled";
     if (f->closed) return;
     send_snapshots(f);
+    if (f->s.deaf) (void)close(STDIN_FILENO);
     send_done(f, stop, n_prompt, index, prefill_s, now_s() - start - prefill_s);
+    while (f->s.deaf)
+        (void)pause();
 }
 
 static void handle(fake *f, const moa_wire_msg *m) {

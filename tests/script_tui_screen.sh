@@ -116,6 +116,20 @@ r
 :dump again.txt
 S
 has dead.txt "engine ended"; has dead.txt "signal 9"; has dead.txt "hello"; has again.txt "ready"; has again.txt "hello"
+# it lives but reads no more: found while a request is written, by a run and by a map; nothing waits for an answer
+for request in r 3; do
+  rm -f deaf.txt
+  fake="exec $fake" play 80x24 "tok_s=0 deaf=1" -n 20 <<S # the run that cannot start is a failed line of the script
+:sync x
+:prompt hello
+r
+:sync y
+$request
+:sync z
+:dump deaf.txt
+S
+  has deaf.txt "engine ended"; has deaf.txt "it closed its input"; lacks err "not idle"
+done
 play 80x24 "tok_s=0 'fail_after=3 E_MEMORY no memory for 3 pages'" -n 20 <<'S'
 :sync x
 :prompt hello
