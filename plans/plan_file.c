@@ -14,6 +14,7 @@
 
 #include "core/base/file.h"
 #include "core/base/json.h"
+#include "core/base/text.h"
 
 static bool key_is(const moa_json_member *m, const char *key) {
     return m->key_bytes == strlen(key) && memcmp(m->key, key, m->key_bytes) == 0;
@@ -228,14 +229,14 @@ static void print_matrix(const moa_plan *p, const char *key, bool alpha, moa_buf
 
 static void print_model(const moa_plan *p, moa_buf *out) {
     moa_buf_str(out, " \"model\": {\"name\": ");
-    moa_json_string(out, p->model, strlen(p->model));
+    moa_text_json(p->model, strlen(p->model), out);
     moa_buf_str(out, ", \"architecture\": ");
-    moa_json_string(out, p->arch, strlen(p->arch));
+    moa_text_json(p->arch, strlen(p->arch), out);
     moa_buf_printf(out, ", \"n_layer\": %d, \"n_head\": %d", p->n_layer, p->n_head);
     if (p->n_head_kv) moa_buf_printf(out, ", \"n_head_kv\": %d", p->n_head_kv);
     if (p->fingerprint[0]) {
         moa_buf_str(out, ", \"fingerprint\": ");
-        moa_json_string(out, p->fingerprint, strlen(p->fingerprint));
+        moa_text_json(p->fingerprint, strlen(p->fingerprint), out);
     }
     if (p->model_extra) moa_buf_printf(out, ", %s", p->model_extra);
     moa_buf_str(out, "},\n");

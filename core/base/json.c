@@ -252,32 +252,6 @@ moa_status moa_json_members(const char *text, size_t n, moa_json_member *members
     return status;
 }
 
-void moa_json_string(moa_buf *out, const char *text, size_t n) {
-    moa_buf_str(out, "\"");
-    for (size_t i = 0; i < n;) {
-        const unsigned char c = (unsigned char)text[i];
-        if (c < 0x80) {
-            if (c == '"' || c == '\\') moa_buf_printf(out, "\\%c", c);
-            else if (c == '\n') moa_buf_str(out, "\\n");
-            else if (c < 0x20 || c == 0x7f) moa_buf_printf(out, "\\u%04x", c);
-            else moa_buf_append(out, text + i, 1);
-            i++;
-            continue;
-        }
-        utf8proc_int32_t cp;
-        const utf8proc_ssize_t len =
-            utf8proc_iterate((const utf8proc_uint8_t *)text + i, (utf8proc_ssize_t)(n - i), &cp);
-        if (len <= 0) {
-            moa_buf_str(out, "\xEF\xBF\xBD");
-            i++;
-        } else {
-            moa_buf_append(out, text + i, (size_t)len);
-            i += (size_t)len;
-        }
-    }
-    moa_buf_str(out, "\"");
-}
-
 void moa_json_number(moa_buf *out, double x) {
     if (!isfinite(x)) {
         moa_buf_str(out, "null");

@@ -26,9 +26,8 @@ moa_status moa_json_check(const char *text, size_t n, moa_err *err);
 /* The same, and lists the members of the top-level object (which it must be, with at most max members). */
 moa_status moa_json_members(const char *text, size_t n, moa_json_member *members, size_t max, size_t *n_members, moa_err *err);
 
-/* --- writing ------------------------------------------------------------------------------------------------------------- */
+/* --- writing; strings: moa_text_json() of text.h ---------------------------------------------------------------------------------- */
 
-void moa_json_string(moa_buf *out, const char *text, size_t n); /* quoted and escaped; invalid UTF-8 becomes U+FFFD */
 void moa_json_number(moa_buf *out, double x); /* the shortest decimal that reads back as exactly x; null if not finite */
 
 #endif

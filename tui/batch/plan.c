@@ -106,7 +106,7 @@ typedef struct view {
 static void show_json(const view *v, moa_buf *b) {
     const moa_plan *p = v->plan;
     moa_buf_str(b, "{\n  \"plan\": ");
-    moa_json_string(b, v->spec, strlen(v->spec));
+    moa_text_json(v->spec, strlen(v->spec), b);
     moa_buf_printf(b, ",\n  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_head_kv\": ", p->n_layer, p->n_head);
     moa_buf_printf(b, v->n_head_kv ? "%d" : "null", v->n_head_kv);
     moa_buf_printf(b, ",\n  \"distinct_rules\": %d,\n  \"max_rules_per_layer\": %d,\n  \"rules\": [",

@@ -285,7 +285,7 @@ static void field_count(moa_buf *b, const char *name, uint64_t value) {
 
 static void field_text(moa_buf *b, const char *name, const char *text, size_t n) {
     moa_buf_printf(b, "  \"%s\": ", name);
-    moa_json_string(b, text, n);
+    moa_text_json(text, n, b);
     moa_buf_str(b, ",\n");
 }
 

@@ -32,7 +32,7 @@ static void put_cut(moa_buf *b, const char *text, int cells) {
 
 static void put_key(moa_buf *b, const char *lead, const char *key, const char *text) {
     moa_buf_printf(b, "%s\"%s\": ", lead, key);
-    moa_json_string(b, text ? text : "", text ? strlen(text) : 0);
+    moa_text_json(text ? text : "", text ? strlen(text) : 0, b);
 }
 
 static void put_number(moa_buf *b, const char *key, double x) {
