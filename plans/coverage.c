@@ -35,3 +35,17 @@ int32_t moa_coverage_span(const float *hist, int32_t n_bin, double share) {
     }
     return MOA_SPAN_MIN;
 }
+
+int32_t moa_coverage_n_octave(int32_t n_block) { return n_block < 1 ? 1 : 2 + (int32_t)(2 * log2((double)n_block)); }
+
+bool moa_coverage_octaves(const float *hist, int32_t n_bin, float *share, int32_t n) {
+    const double all = total(hist, n_bin);
+    for (int32_t i = 0; i < n; i++) share[i] = 0;
+    if (!(all > 0)) return false;
+    share[0] = (float)((double)hist[0] / all);
+    for (int32_t d = 0; d < n_bin; d++) {
+        const int32_t bin = moa_coverage_n_octave(d + 1) - 1;
+        share[bin < n ? bin : n - 1] += (float)((double)hist[1 + d] / all);
+    }
+    return true;
+}

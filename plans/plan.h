@@ -83,6 +83,12 @@ double moa_coverage(const float *hist, int32_t n_bin, int32_t span);
 /* smallest span that covers at least share (0..1] of the mass; 0 when there is no mass */
 int32_t moa_coverage_span(const float *hist, int32_t n_bin, double share);
 
+/* The same mass on a log scale, for pictures: two bins an octave. share (n): [0] the sink's share, [1 + k] that of distances from
+ * 64 * 2^(k/2) tokens on (blocks 0, 1, 2, 3, 5, ...), the last bin with all that is beyond. False, and zeros, when there is no mass. */
+bool moa_coverage_octaves(const float *hist, int32_t n_bin, float *share, int32_t n);
+/* bins, the sink's counted, that the distances below n_block * 64 tokens fall in */
+int32_t moa_coverage_n_octave(int32_t n_block);
+
 /* --- selectors: L14.H13  L14.*  L10-20.H0,4  *.H3  G3 (a KV group)  *  --------------------------------------------------- */
 
 /* Sets mask[layer*n_head+head] = 1 for what text selects. E_USAGE names the place that does not parse. n_head_kv for L.G */

@@ -247,6 +247,31 @@ static void test_coverage_against_masses(void **state) {
     assert_int_equal(moa_coverage_span(nothing, BINS, .95), 0);
 }
 
+/* each block lands in the octave its distance says, counted with powers instead of logarithms */
+static void test_octaves(void **state) {
+    (void)state;
+    enum { BINS = 300, N = 20 };
+    float share[N], hist[1 + BINS];
+    for (int i = 0; i <= BINS; i++) hist[i] = (float)(1 + i % 7);
+    double all = 0, expected[N] = {0};
+    for (int i = 0; i <= BINS; i++) all += hist[i];
+    expected[0] = hist[0] / all;
+    for (int d = 0; d < BINS; d++) {
+        int bin = 1;
+        while ((double)(d + 1) * (d + 1) >= pow(2, bin)) bin++; /* (d+1)^2 < 2^bin */
+        expected[bin < N ? bin : N - 1] += hist[1 + d] / all;
+        assert_int_equal(moa_coverage_n_octave(d + 1), bin + 1);
+    }
+    assert_true(moa_coverage_octaves(hist, BINS, share, N));
+    for (int i = 0; i < N; i++) assert_float_equal(share[i], expected[i], 1e-6);
+    assert_true(moa_coverage_octaves(hist, BINS, share, 4)); /* the last takes what is beyond */
+    assert_float_equal(share[0] + share[1] + share[2] + share[3], 1, 1e-6);
+    assert_int_equal(moa_coverage_n_octave(0), 1);
+    const float nothing[1 + BINS] = {0};
+    assert_false(moa_coverage_octaves(nothing, BINS, share, N));
+    assert_true(share[0] == 0 && share[N - 1] == 0);
+}
+
 static int count(const char *text, moa_status expected) {
     uint8_t mask[30 * 9] = {0};
     moa_err err = {0};
@@ -296,7 +321,7 @@ int main(void) {
         cmocka_unit_test(test_published_figures),       cmocka_unit_test(test_round_trip_is_exact),
         cmocka_unit_test(test_unknown_keys_survive),    cmocka_unit_test(test_bad_files_are_refused),
         cmocka_unit_test(test_every_truncation_is_refused), cmocka_unit_test(test_specs),
-        cmocka_unit_test(test_density_by_brute_force),  cmocka_unit_test(test_coverage_against_masses),
+        cmocka_unit_test(test_density_by_brute_force),  cmocka_unit_test(test_coverage_against_masses), cmocka_unit_test(test_octaves),
         cmocka_unit_test(test_selectors),               cmocka_unit_test(test_rule_edits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

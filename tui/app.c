@@ -21,6 +21,7 @@
 #include "core/model/model.h"
 #include "tui/batch/batch.h"
 #include "tui/internal.h"
+#include "tui/load.h"
 #include "tui/journal.h"
 #include "tui/term.h"
 
@@ -375,7 +376,7 @@ static moa_status read_options(tui_app *app, const moa_args *a, moa_err *err) {
     copy_option(o->plan, sizeof o->plan, plan);
     copy_option(o->engine, sizeof o->engine, moa_args_text(a, MOA_OPT_OWN + OWN_ENGINE));
     copy_option(o->device, sizeof o->device, moa_args_text(a, MOA_OPT_DEVICE));
-    copy_option(o->kv_type, sizeof o->kv_type, moa_args_text(a, MOA_OPT_KV));
+    copy_option(o->kv_type, sizeof o->kv_type, moa_load_kv_type(a));
     o->n_threads = (int)moa_args_int(a, MOA_OPT_THREADS);
     o->reference = moa_args_has(a, MOA_OPT_REFERENCE);
     o->capture_limit_bytes = (uint64_t)moa_args_int(a, MOA_OPT_CAPTURE_LIMIT) << 20;
@@ -386,7 +387,6 @@ static moa_status read_options(tui_app *app, const moa_args *a, moa_err *err) {
     o->sampling = (moa_sampling){.temp = (float)moa_args_real(a, MOA_OPT_TEMP), .top_k = (int32_t)moa_args_int(a, MOA_OPT_TOP_K),
                                  .top_p = (float)moa_args_real(a, MOA_OPT_TOP_P), .min_p = (float)moa_args_real(a, MOA_OPT_MIN_P),
                                  .seed = seed >= 0 ? (uint64_t)seed : (uint64_t)(clock_s() * 1e6) & 0xffffff};
-    if (o->reference && !moa_args_has(a, MOA_OPT_KV)) copy_option(o->kv_type, sizeof o->kv_type, "f32"); /* as load.c does, and why */
     if (!moa_args_has(a, MOA_OPT_TEMP)) o->sampling.temp = 0; /* comparing runs is the point here: greedy unless asked otherwise */
     app->no_restore = moa_args_has(a, MOA_OPT_OWN + OWN_NO_RESTORE);
     app->run_when_loaded = moa_args_has(a, MOA_OPT_OWN + OWN_RUN);

@@ -53,6 +53,7 @@ typedef struct tui_args {
     int count;   /* typed before the key; 0: none */
     bool from_key;
 } tui_args;
+static inline int tui_times(const tui_args *a) { return a->count > 0 ? a->count : 1; }
 
 enum {
     TUI_CMD_COUNT = 1,  /* 5j is one call with count 5 */

@@ -50,16 +50,20 @@ static moa_status check_options(const moa_args *args, moa_err *err) {
     return MOA_OK;
 }
 
+/* the reference is there to be exact: it does not round keys and values unless asked to */
+const char *moa_load_kv_type(const moa_args *args) {
+    const bool reference = moa_option_row(args->command, MOA_OPT_REFERENCE) && moa_args_has(args, MOA_OPT_REFERENCE);
+    return reference && !moa_args_has(args, MOA_OPT_KV) ? "f32" : text_or(args, MOA_OPT_KV, "f16");
+}
+
 static moa_status open_all(moa_loaded *l, const moa_args *args, const char *name, moa_err *err) {
     moa_backend *backend = NULL;
     moa_status s = MOA_OK;
     const moa_backend_config device = {.n_threads = (int32_t)int_of(args, MOA_OPT_THREADS),
                                        .reference = moa_option_row(args->command, MOA_OPT_REFERENCE) &&
                                                     moa_args_has(args, MOA_OPT_REFERENCE)};
-    /* the reference is there to be exact: it does not round keys and values unless asked to */
-    const char *kv = device.reference && !moa_args_has(args, MOA_OPT_KV) ? "f32" : text_or(args, MOA_OPT_KV, "f16");
     const moa_engine_config config = {
-        .kv_type = strcmp(kv, "f32") == 0 ? MOA_KV_F32 : MOA_KV_F16,
+        .kv_type = strcmp(moa_load_kv_type(args), "f32") == 0 ? MOA_KV_F32 : MOA_KV_F16,
         .chunk = (int32_t)int_of(args, MOA_OPT_CHUNK),
         .capture_limit_bytes = (uint64_t)int_of(args, MOA_OPT_CAPTURE_LIMIT) << 20};
     MOA_TRY(check_options(args, err));

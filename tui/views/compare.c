@@ -173,16 +173,15 @@ static void choose(tui_app *app, int64_t at) {
 }
 
 static bool in_blame(tui_app *app) { return vars(app)->focus == TUI_COMPARE_BLAME; }
-static int times(const tui_args *a) { return a->count > 0 ? a->count : 1; }
 
 static moa_status up(tui_app *app, const tui_args *a, moa_err *err) {
     if (!in_blame(app)) return tui_token_up(app, a, err);
-    choose(app, vars(app)->v[V_BLAME_AT] - times(a));
+    choose(app, vars(app)->v[V_BLAME_AT] - tui_times(a));
     return MOA_OK;
 }
 static moa_status down(tui_app *app, const tui_args *a, moa_err *err) {
     if (!in_blame(app)) return tui_token_down(app, a, err);
-    choose(app, vars(app)->v[V_BLAME_AT] + times(a));
+    choose(app, vars(app)->v[V_BLAME_AT] + tui_times(a));
     return MOA_OK;
 }
 

@@ -333,17 +333,9 @@ static int fact_distance(tui_app *app, viz_pane in, int y, const tui_head_figure
     int32_t n_bin;
     const float *h = tui_run_hist(tui_truth(app), app->cursor.layer, app->cursor.head, &n_bin);
     enum { BINS = 28 };
-    float bins[BINS] = {0};
-    double all = 0;
-    if (!h || y + 1 >= in.h) return fact(in, y, "distance", viz_fg(VIZ_FAINT), "-");
-    for (int32_t i = 0; i <= n_bin; i++) all += (double)h[i];
-    for (int32_t d = 0; d < n_bin && all > 0; d++) {
-        const int b = 1 + (int)(2 * log2((double)d + 1));
-        bins[b < BINS ? b : BINS - 1] += (float)((double)h[1 + d] / all);
-    }
-    bins[0] = all > 0 ? (float)((double)h[0] / all) : 0;
-    const int reach = 2 + (int)(2 * log2((double)moa_window(f->span) / MOA_PAGE_TOK));
-    const int last = 2 + (int)(2 * log2((double)(n_bin > 0 ? n_bin : 1)));
+    float bins[BINS];
+    if (!h || y + 1 >= in.h || !moa_coverage_octaves(h, n_bin, bins, BINS)) return fact(in, y, "distance", viz_fg(VIZ_FAINT), "-");
+    const int reach = moa_coverage_n_octave(moa_window(f->span) / MOA_PAGE_TOK), last = moa_coverage_n_octave(n_bin);
     viz_text_cut(in, y, 0, 9, viz_fg(VIZ_DIM), "distance");
     for (int i = 0; i < last && i < BINS && 9 + 2 * i + 1 < in.w; i++)
         for (int k = 0; k < 2; k++) viz_spark(in, y, 9 + 2 * i + k, 1, viz_fg(i == 0 ? VIZ_CAT1 : i <= reach ? VIZ_BAR : VIZ_FAINT), &bins[i], 1, 0, 0.5f);
@@ -496,7 +488,6 @@ static void draw(tui_app *app, viz_canvas *c, const viz_rect *p) {
 
 /* --- keys ------------------------------------------------------------------------------------------------------------------------- */
 
-static int times(const tui_args *a) { return a->count > 0 ? a->count : 1; }
 
 static moa_status move(tui_app *app, int32_t down, int32_t right, moa_err *err) {
     if (!app->plan.now) return moa_fail(err, MOA_E_FAILED, "there is no model; :load MODEL");
@@ -504,12 +495,12 @@ static moa_status move(tui_app *app, int32_t down, int32_t right, moa_err *err) 
     return MOA_OK;
 }
 
-static moa_status go_left(tui_app *app, const tui_args *a, moa_err *err) { return move(app, 0, -times(a), err); }
-static moa_status go_right(tui_app *app, const tui_args *a, moa_err *err) { return move(app, 0, times(a), err); }
-static moa_status go_up(tui_app *app, const tui_args *a, moa_err *err) { return move(app, -times(a), 0, err); }
-static moa_status go_down(tui_app *app, const tui_args *a, moa_err *err) { return move(app, times(a), 0, err); }
-static moa_status page_up(tui_app *app, const tui_args *a, moa_err *err) { return move(app, -8 * times(a), 0, err); }
-static moa_status page_down(tui_app *app, const tui_args *a, moa_err *err) { return move(app, 8 * times(a), 0, err); }
+static moa_status go_left(tui_app *app, const tui_args *a, moa_err *err) { return move(app, 0, -tui_times(a), err); }
+static moa_status go_right(tui_app *app, const tui_args *a, moa_err *err) { return move(app, 0, tui_times(a), err); }
+static moa_status go_up(tui_app *app, const tui_args *a, moa_err *err) { return move(app, -tui_times(a), 0, err); }
+static moa_status go_down(tui_app *app, const tui_args *a, moa_err *err) { return move(app, tui_times(a), 0, err); }
+static moa_status page_up(tui_app *app, const tui_args *a, moa_err *err) { return move(app, -8 * tui_times(a), 0, err); }
+static moa_status page_down(tui_app *app, const tui_args *a, moa_err *err) { return move(app, 8 * tui_times(a), 0, err); }
 static moa_status go_top(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
     return move(app, -MOA_PLAN_LAYER_MAX, 0, err);

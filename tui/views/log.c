@@ -66,22 +66,21 @@ static moa_status go(tui_app *app, int64_t by) {
     vars(app)->v[V_AT] = at < 0 ? 0 : at;
     return MOA_OK;
 }
-static int times(const tui_args *a) { return a->count > 0 ? a->count : 1; }
 static moa_status up(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    return go(app, times(a));
+    return go(app, tui_times(a));
 }
 static moa_status down(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    return go(app, -times(a));
+    return go(app, -tui_times(a));
 }
 static moa_status page_up(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    return go(app, 15L * times(a));
+    return go(app, 15L * tui_times(a));
 }
 static moa_status page_down(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    return go(app, -15L * times(a));
+    return go(app, -15L * tui_times(a));
 }
 static moa_status oldest(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;

@@ -740,7 +740,6 @@ static void draw(tui_app *app, viz_canvas *c, const viz_rect *p) {
 
 /* --- moving ------------------------------------------------------------------------------------------------------------------------- */
 
-static int times(const tui_args *a) { return a->count > 0 ? a->count : 1; }
 
 static bool in_row_list(tui_app *app) { return vars(app)->focus == TUI_MAP_ROW && !vars(app)->v[V_SIDE]; }
 
@@ -795,12 +794,12 @@ static moa_status move_by(tui_app *app, int dq, int dk, moa_err *err) {
     return MOA_OK;
 }
 
-static moa_status go_left(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, 0, -times(a), err); }
-static moa_status go_right(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, 0, times(a), err); }
-static moa_status go_up(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, -times(a), 0, err); }
-static moa_status go_down(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, times(a), 0, err); }
-static moa_status page_up(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, -10 * times(a), 0, err); }
-static moa_status page_down(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, 10 * times(a), 0, err); }
+static moa_status go_left(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, 0, -tui_times(a), err); }
+static moa_status go_right(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, 0, tui_times(a), err); }
+static moa_status go_up(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, -tui_times(a), 0, err); }
+static moa_status go_down(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, tui_times(a), 0, err); }
+static moa_status page_up(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, -10 * tui_times(a), 0, err); }
+static moa_status page_down(tui_app *app, const tui_args *a, moa_err *err) { return move_by(app, 10 * tui_times(a), 0, err); }
 
 static moa_status go_to(tui_app *app, int32_t query, int32_t key) {
     const int32_t n = tui_map_n(app);
@@ -843,22 +842,22 @@ static moa_status run_at(tui_app *app, const tui_args *a, moa_err *err) {
 static void head_by(tui_app *app, int layers, int heads) { tui_cursor_move(app, app->cursor.layer + layers, app->cursor.head + heads); }
 static moa_status head_left(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    head_by(app, 0, -times(a));
+    head_by(app, 0, -tui_times(a));
     return MOA_OK;
 }
 static moa_status head_right(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    head_by(app, 0, times(a));
+    head_by(app, 0, tui_times(a));
     return MOA_OK;
 }
 static moa_status layer_up(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    head_by(app, -times(a), 0);
+    head_by(app, -tui_times(a), 0);
     return MOA_OK;
 }
 static moa_status layer_down(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    head_by(app, times(a), 0);
+    head_by(app, tui_times(a), 0);
     return MOA_OK;
 }
 
@@ -878,8 +877,8 @@ static moa_status zoom_by(tui_app *app, int by, moa_err *err) {
     refresh(app);
     return MOA_OK;
 }
-static moa_status zoom_in(tui_app *app, const tui_args *a, moa_err *err) { return zoom_by(app, times(a), err); }
-static moa_status zoom_out(tui_app *app, const tui_args *a, moa_err *err) { return zoom_by(app, -times(a), err); }
+static moa_status zoom_in(tui_app *app, const tui_args *a, moa_err *err) { return zoom_by(app, tui_times(a), err); }
+static moa_status zoom_out(tui_app *app, const tui_args *a, moa_err *err) { return zoom_by(app, -tui_times(a), err); }
 static moa_status zoom_whole(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
     return zoom_by(app, -1000, err);

@@ -399,11 +399,10 @@ static moa_status go_by(tui_app *app, int64_t by, moa_err *err) {
     return MOA_OK;
 }
 
-static int times(const tui_args *a) { return a->count > 0 ? a->count : 1; }
-static moa_status go_up(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, -times(a), err); }
-static moa_status go_down(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, times(a), err); }
-static moa_status page_up(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, -8 * times(a), err); }
-static moa_status page_down(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, 8 * times(a), err); }
+static moa_status go_up(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, -tui_times(a), err); }
+static moa_status go_down(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, tui_times(a), err); }
+static moa_status page_up(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, -8 * tui_times(a), err); }
+static moa_status page_down(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, 8 * tui_times(a), err); }
 static moa_status go_first(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
     return go_by(app, -(1 << 28), err);

@@ -128,18 +128,9 @@ static void distance_strip(const tui_app *app, viz_pane p, int y, int32_t layer,
     int32_t n_bin;
     const float *h = tui_run_hist(tui_truth(app), layer, head, &n_bin);
     float bins[DIST_W];
-    double all = 0;
-    if (!h) return;
-    for (int i = 0; i < DIST_W; i++) bins[i] = 0;
-    for (int32_t i = 0; i <= n_bin; i++) all += (double)h[i];
-    if (!(all > 0)) return;
-    for (int32_t d = 0; d < n_bin; d++) { /* two bins an octave: 64 128 .. tokens */
-        const int b = 1 + (int)(2 * log2((double)d + 1));
-        bins[b < DIST_W ? b : DIST_W - 1] += (float)((double)h[1 + d] / all);
-    }
-    bins[0] = (float)((double)h[0] / all);
-    const int reach = 2 + (int)(2 * log2((double)(span - MOA_SINK_TOK) / 64));
-    int last = 2 + (int)(2 * log2((double)(n_bin > 0 ? n_bin : 1)));
+    if (!h || !moa_coverage_octaves(h, n_bin, bins, DIST_W)) return;
+    const int reach = moa_coverage_n_octave(moa_window(span) / MOA_PAGE_TOK);
+    int last = moa_coverage_n_octave(n_bin);
     if (last > DIST_W) last = DIST_W;
     for (int i = 0; i < last; i++)
         viz_spark(p, y, X_DIST + i, 1, viz_fg(i == 0 ? VIZ_CAT1 : i <= reach ? VIZ_BAR : VIZ_FAINT), &bins[i], 1, 0, 0.5f);
@@ -366,12 +357,11 @@ static moa_status go_by(tui_app *app, int32_t by, moa_err *err) {
     return MOA_OK;
 }
 
-static int times(const tui_args *a) { return a->count > 0 ? a->count : 1; }
 static int page(const tui_app *app) { return app->canvas && app->canvas->rows > 16 ? app->canvas->rows / 2 : 8; }
-static moa_status go_up(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, -times(a), err); }
-static moa_status go_down(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, times(a), err); }
-static moa_status page_up(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, -page(app) * times(a), err); }
-static moa_status page_down(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, page(app) * times(a), err); }
+static moa_status go_up(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, -tui_times(a), err); }
+static moa_status go_down(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, tui_times(a), err); }
+static moa_status page_up(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, -page(app) * tui_times(a), err); }
+static moa_status page_down(tui_app *app, const tui_args *a, moa_err *err) { return go_by(app, page(app) * tui_times(a), err); }
 static moa_status go_first(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
     return go_by(app, -(1 << 28), err);
@@ -382,12 +372,12 @@ static moa_status go_last(tui_app *app, const tui_args *a, moa_err *err) {
 }
 static moa_status layer_up(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    tui_cursor_move(app, app->cursor.layer - times(a), app->cursor.head);
+    tui_cursor_move(app, app->cursor.layer - tui_times(a), app->cursor.head);
     return MOA_OK;
 }
 static moa_status layer_down(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    tui_cursor_move(app, app->cursor.layer + times(a), app->cursor.head);
+    tui_cursor_move(app, app->cursor.layer + tui_times(a), app->cursor.head);
     return MOA_OK;
 }
 

@@ -328,15 +328,14 @@ static void select_token(tui_app *app, int32_t at) {
     tui_dirty(app);
 }
 
-static int times(const tui_args *a) { return a->count > 0 ? a->count : 1; }
 moa_status tui_token_left(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    select_token(app, tui_output_selected(app, tui_output_focused(app)) - times(a));
+    select_token(app, tui_output_selected(app, tui_output_focused(app)) - tui_times(a));
     return MOA_OK;
 }
 moa_status tui_token_right(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    select_token(app, tui_output_selected(app, tui_output_focused(app)) + times(a));
+    select_token(app, tui_output_selected(app, tui_output_focused(app)) + tui_times(a));
     return MOA_OK;
 }
 
@@ -360,11 +359,11 @@ static moa_status by_line(tui_app *app, int dir) {
 }
 moa_status tui_token_up(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    return by_line(app, -times(a));
+    return by_line(app, -tui_times(a));
 }
 moa_status tui_token_down(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
-    return by_line(app, times(a));
+    return by_line(app, tui_times(a));
 }
 moa_status tui_token_first(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
