@@ -338,7 +338,7 @@ static int fact_distance(tui_app *app, viz_pane in, int y, const tui_head_figure
     const int reach = moa_coverage_n_octave(moa_window(f->span) / MOA_PAGE_TOK), last = moa_coverage_n_octave(n_bin);
     viz_text_cut(in, y, 0, 9, viz_fg(VIZ_DIM), "distance");
     for (int i = 0; i < last && i < BINS && 9 + 2 * i + 1 < in.w; i++)
-        for (int k = 0; k < 2; k++) viz_spark(in, y, 9 + 2 * i + k, 1, viz_fg(i == 0 ? VIZ_CAT1 : i <= reach ? VIZ_BAR : VIZ_FAINT), &bins[i], 1, 0, 0.5f);
+        for (int k = 0; k < 2; k++) viz_spark(in, y, 9 + 2 * i + k, 1, viz_fg(i == 0 ? VIZ_CAT1 : i < reach ? VIZ_BAR : VIZ_FAINT), &bins[i], 1, 0, 0.5f);
     viz_text(in, y + 1, 9, viz_fg(VIZ_FAINT), "sink");
     for (int i = 3; i < last && 9 + 2 * i + 5 < in.w; i += 4) {
         char t[16];

@@ -133,7 +133,7 @@ static void distance_strip(const tui_app *app, viz_pane p, int y, int32_t layer,
     int last = moa_coverage_n_octave(n_bin);
     if (last > DIST_W) last = DIST_W;
     for (int i = 0; i < last; i++)
-        viz_spark(p, y, X_DIST + i, 1, viz_fg(i == 0 ? VIZ_CAT1 : i <= reach ? VIZ_BAR : VIZ_FAINT), &bins[i], 1, 0, 0.5f);
+        viz_spark(p, y, X_DIST + i, 1, viz_fg(i == 0 ? VIZ_CAT1 : i < reach ? VIZ_BAR : VIZ_FAINT), &bins[i], 1, 0, 0.5f);
 }
 
 static void note_of(const tui_app *app, const tui_head_figures *f, int32_t at, char *out, size_t n) {
