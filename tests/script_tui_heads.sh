@@ -1,21 +1,9 @@
 #!/usr/bin/env bash
 # The heads screen played from scripts against the scripted engine: nothing measured, measured, metrics, marks, search, live edits. $1: the build folder.
 # What an edit does to coverage is checked against the plan screen, which takes its figure on another way to the picture.
-set -u
-build=$(cd "$1" && pwd) || exit 1
-moascope=$build/moascope fake=$build/fake_engine
-[ -x "$moascope" ] && [ -x "$fake" ] || { echo "skipped: moascope or fake_engine is not built"; exit 77; }
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-export XDG_STATE_HOME=$work/state HOME=$work LC_ALL=C.UTF-8
-unset NO_COLOR COLORTERM
-cd "$work" || exit 1
-bad=0
-fail() { echo "FAILED: $*"; bad=1; }
-has() { grep -qE -- "$2" "$1" || fail "$1 lacks: $2"; }
-lacks() { ! grep -qE -- "$2" "$1" || fail "$1 has: $2"; }
+. "$(dirname "$0")/play_lib.sh" "$1"
 
-cat > script <<'S'
+play 120x40 "tok_s=0 'name=Tiny' 'shape=4 4 2 8 1000 4096'" --plan uniform:0.9 -n 900 <<'S' || fail "exit code $?: $(cat err)"
 :sync loaded
 2
 :dump before.txt
@@ -51,24 +39,22 @@ Enter
 :dump plan.txt
 :plan save edited.json
 S
-timeout 60 "$moascope" fake --no-restore --engine "$fake tok_s=0 'name=Tiny' 'shape=4 4 2 8 1000 4096'" --size 120x40 --script script \
-    --plan uniform:0.9 -n 900 2> err || fail "exit code $?: $(cat err)"
 
-has before.txt "Nothing measured yet: R runs"
-has before.txt "not measured: R runs dense"
-lacks before.txt "covers +[0-9]"
-has need.txt "span that keeps 95 %, tokens"
-has need.txt "smallest span: 95% at [0-9,]+  99% at [0-9,]+"
-has lost0.txt "mass cut by the plan"
-has lost0.txt "\[ *[0-9]+ *\]"
-has moved.txt "L01 H02  KV group 1 \(H2-3\)"
-has marked.txt "\* 4 marked"
-has narrow.txt "128 \+ 0 N = 128"
-has entropy.txt "entropy, nats"
-has rule.txt "a 0\+0.9N +b 128\+0N"
-has found.txt "L0[12] H0[23]"
-has none.txt "[Nn]o match|[Nn]othing|not found"
-has map.txt "L00 H00"
+has_re before.txt "Nothing measured yet: R runs"
+has_re before.txt "not measured: R runs dense"
+lacks_re before.txt "covers +[0-9]"
+has_re need.txt "span that keeps 95 %, tokens"
+has_re need.txt "smallest span: 95% at [0-9,]+  99% at [0-9,]+"
+has_re lost0.txt "mass cut by the plan"
+has_re lost0.txt "\[ *[0-9]+ *\]"
+has_re moved.txt "L01 H02  KV group 1 \(H2-3\)"
+has_re marked.txt "\* 4 marked"
+has_re narrow.txt "128 \+ 0 N = 128"
+has_re entropy.txt "entropy, nats"
+has_re rule.txt "a 0\+0.9N +b 128\+0N"
+has_re found.txt "L0[12] H0[23]"
+has_re none.txt "[Nn]o match|[Nn]othing|not found"
+has_re map.txt "L00 H00"
 # the four marked heads of the rectangle, and nobody else, have the rule
 python3 - <<'P' || fail "the saved plan"
 import json
@@ -82,9 +68,9 @@ a=$(sed -nE 's/.*covers +([0-9.]+%) of the mass.*/\1/p' narrow.txt) b=$(sed -nE 
 
 for mode in 24bit 256 8 never; do
     for size in 60x16 80x24 120x40 200x50; do
-        printf ':sync l\n:prompt hello there\nR\n:sync r\n2\n:dump m.txt\n' > script
-        timeout 60 "$moascope" fake --no-restore --engine "$fake tok_s=0 'shape=32 32 8 16 1000 4096'" --size $size --color $mode --script script 2> err || fail "$size $mode: exit code $?"
-        has m.txt "L00" && has m.txt "128"
+        printf ':sync l\n:prompt hello there\nR\n:sync r\n2\n:dump m.txt\n' |
+            play $size "tok_s=0 'shape=32 32 8 16 1000 4096'" --color $mode || fail "$size $mode: exit code $?"
+        has_re m.txt "L00" && has_re m.txt "128"
         [ "$(wc -L < m.txt)" -le "${size%x*}" ] || fail "$size $mode: wider than the screen"
     done
 done

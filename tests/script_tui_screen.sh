@@ -1,21 +1,7 @@
 #!/usr/bin/env bash
 # The workbench played from scripts against the scripted engine: no terminal, every size and colour mode, failures of the engine,
 # plans on disk, hostile names. $1: the build folder.
-set -u
-build=$(cd "$1" && pwd) || exit 1
-moascope=$build/moascope fake=$build/fake_engine
-[ -x "$moascope" ] && [ -x "$fake" ] || { echo "skipped: moascope or fake_engine is not built"; exit 77; }
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-export XDG_STATE_HOME=$work/state HOME=$work LC_ALL=C.UTF-8
-unset NO_COLOR COLORTERM
-cd "$work" || exit 1
-bad=0
-fail() { echo "FAILED: $*"; bad=1; }
-# play SIZE "engine script" "arguments" < script; stdout and stderr in out, err
-play() { local size=$1 engine=$2; shift 2; cat > script; timeout 60 "$moascope" fake --no-restore --engine "$fake $engine" --size "$size" --script script "$@" > out 2> err; }
-has() { grep -qF -- "$2" "$1" || fail "$1 lacks: $2"; }
-lacks() { ! grep -qF -- "$2" "$1" || fail "$1 has: $2"; }
+. "$(dirname "$0")/play_lib.sh" "$1"
 
 # --- a session: load, run, compare, edit, save ------------------------------------------------------------------------------
 play 120x40 "tok_s=0 'name=Tiny' 'shape=4 4 2 8 1000 4096'" --plan uniform:0.5 -n 40 <<'S' || fail "session: exit code $?"
