@@ -536,6 +536,7 @@ static void close_all(tui_app *app) {
     moa_buf_free(&app->prompt);
     moa_buf_free(&app->popup_text);
     viz_canvas_close(&app->canvas);
+    tui_picker_free(app);
     tui_script_close(app);
 }
 
@@ -562,7 +563,7 @@ static void first_picture(tui_app *app, const moa_args *a) {
     tui_draw(app);
     (void)term_draw(app->canvas);
     journal_open(app, &start);
-    if (!*app->options.model && !*app->options.engine) tui_say(app, TUI_INFO, "No model: type :load and a name (Tab completes), or start as moascope MODEL");
+    if (!*app->options.model && !*app->options.engine && tui_picker_open(app, &err) != MOA_OK) tui_say(app, TUI_BAD, "%s", err.text);
     if (*app->options.plan && strcmp(app->options.plan, "full") != 0 && strncmp(app->options.plan, "uniform:", 8) != 0 && strcmp(app->options.plan, "sink") != 0 &&
         tui_plan_open(app, app->options.plan, &err) != MOA_OK)
         tui_say(app, TUI_BAD, "%s", err.text);

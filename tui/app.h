@@ -259,7 +259,8 @@ uint64_t tui_kv_page_bytes(const tui_app *app);
 typedef enum tui_tone { TUI_INFO, TUI_GOOD, TUI_WARN, TUI_BAD } tui_tone;
 typedef struct tui_line { double at; tui_tone tone; char text[256]; } tui_line;
 
-typedef enum tui_popup { TUI_POPUP_NONE, TUI_POPUP_HELP, TUI_POPUP_PALETTE, TUI_POPUP_UNDO, TUI_POPUP_TEXT, TUI_POPUP_ASK } tui_popup;
+typedef enum tui_popup { TUI_POPUP_NONE, TUI_POPUP_HELP, TUI_POPUP_PALETTE, TUI_POPUP_UNDO, TUI_POPUP_TEXT, TUI_POPUP_ASK, TUI_POPUP_MODELS } tui_popup;
+typedef struct tui_picker tui_picker; /* picker.c */
 
 typedef struct tui_options {
     char model[4096], engine[4096], device[64], kv_type[16];
@@ -324,6 +325,7 @@ struct tui_app {
     double now, started_at; /* monotonic seconds: of this turn of the loop, of the start */
     double interrupt_at; int n_interrupt;
     struct tui_script *script;
+    tui_picker *picker; /* the models found, from its first opening on; NULL before */
     struct tui_journal *journal; /* NULL: nothing is kept (journal.h) */
     bool no_restore;
     bool run_when_loaded; /* --run, until it has been done */

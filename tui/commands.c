@@ -215,7 +215,7 @@ static moa_status run_back(tui_app *app, const tui_args *a, moa_err *err) {
 /* --- model and runs ---------------------------------------------------------------------------------------------------------------- */
 
 static moa_status run_load(tui_app *app, const tui_args *a, moa_err *err) {
-    if (a->argc < 1) return moa_fail(err, MOA_E_USAGE, "usage: load MODEL (a file, or a name in the usual folders)");
+    if (a->argc < 1) return tui_picker_open(app, err);
     char path[4096];
     expand(a->rest, path, sizeof path);
     const moa_status s = tui_load(app, path, err);
@@ -223,18 +223,22 @@ static moa_status run_load(tui_app *app, const tui_args *a, moa_err *err) {
     return s;
 }
 
+typedef struct model_offer {
+    moa_buf *out;
+    const char *prefix;
+} model_offer;
+
+static bool offer_model(void *user, const char *path) {
+    const model_offer *o = user;
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    if (strncmp(name, o->prefix, strlen(o->prefix)) == 0) moa_buf_printf(o->out, "%s\n", name);
+    return true;
+}
+
 static void complete_model(tui_app *app, const char *prefix, moa_buf *out) {
     (void)app;
     offer_files(out, prefix, ".gguf");
-    char folder[4096];
-    if (strchr(prefix, '/') || moa_path_place(MOA_PLACE_CACHE, "models/", folder, sizeof folder, NULL) != MOA_OK) return;
-    DIR *d = opendir(folder);
-    if (!d) return;
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        const char *dot = strrchr(e->d_name, '.');
-        if (dot && strcmp(dot, ".gguf") == 0 && strncmp(e->d_name, prefix, strlen(prefix)) == 0) moa_buf_printf(out, "%s\n", e->d_name);
-    }
-    (void)closedir(d);
+    if (!strchr(prefix, '/')) moa_model_each_file(offer_model, &(model_offer){out, prefix});
 }
 
 static moa_status run_engine(tui_app *app, const tui_args *a, moa_err *err) {
@@ -689,7 +693,7 @@ const tui_command tui_commands[] = {
     {"view", NULL, "NAME", "go to a screen (also its digit, or F1 to F7)", NULL, NULL, 0, run_view, complete_view},
     {"go", NULL, "L14.H13", "put the cursor on a head", NULL, NULL, 0, run_go, NULL},
     {"describe", "\"", NULL, "the head under the cursor in one sentence", NULL, NULL, 0, run_describe, NULL},
-    {"load", NULL, "MODEL", "load a model: a file, or a name in the usual folders", NULL, NULL, 0, run_load, complete_model},
+    {"load", NULL, "[MODEL]", "load a model: a file, or a name in the usual folders; alone: choose from a list", NULL, NULL, 0, run_load, complete_model},
     {"engine", NULL, "restart [DEVICE]|stop|devices", "the engine process", NULL, NULL, 0, run_engine, complete_engine},
     {"prompt", NULL, "TEXT", "set the prompt", NULL, NULL, 0, run_prompt, NULL},
     {"prompt open", NULL, "FILE", "read the prompt from a file", NULL, NULL, 0, run_prompt_open, complete_file},

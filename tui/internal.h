@@ -35,6 +35,12 @@ tui_run_fn tui_token_left, tui_token_right, tui_token_up, tui_token_down, tui_to
 /* popup.c */
 void tui_popup_key(tui_app *app, int key);
 void tui_popup_draw(tui_app *app, viz_pane p);
+/* picker.c: the popup of model files */
+moa_status tui_picker_open(tui_app *app, moa_err *err);
+moa_status tui_picker_take(tui_app *app, moa_err *err); /* loads the row under the cursor */
+int tui_picker_count(const tui_app *app);               /* rows that the typed filter leaves */
+void tui_picker_draw(tui_app *app, viz_pane in, int first, int y);
+void tui_picker_free(tui_app *app);
 /* plan_edit.c */
 void tui_plan_free(tui_app *app);
 

@@ -534,6 +534,7 @@ bool journal_key(tui_app *app, int key) {
     tui_plan_forget(app);
     j->deaf = false;
     tui_say(app, TUI_INFO, "A fresh session; the other stays in the store (moascope sessions list)");
+    app->n_held = app->n_log; /* what the engine says next must not wipe it away */
     return true;
 }
 

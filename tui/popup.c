@@ -1,4 +1,4 @@
-/* popup.c -- what lies over a view: help and palette (both from the command tables; Enter runs the row), the undo list, texts, questions. */
+/* popup.c -- what lies over a view: help and palette (both from the command tables; Enter runs the row), the undo list, models, texts, questions. */
 #include <stdio.h>
 #include <string.h>
 
@@ -16,6 +16,7 @@ static int count(const tui_app *app) {
     int n = 1;
     if (app->popup == TUI_POPUP_HELP || app->popup == TUI_POPUP_PALETTE) return rows_of(app, rows);
     if (app->popup == TUI_POPUP_UNDO) return app->plan.n_change + 1;
+    if (app->popup == TUI_POPUP_MODELS) return tui_picker_count(app);
     for (size_t i = 0; i < app->popup_text.size; i++) n += app->popup_text.data[i] == '\n';
     return n;
 }
@@ -41,6 +42,11 @@ static void go_to_step(tui_app *app) {
     while (app->plan.n_done < to && tui_plan_redo(app)) {}
 }
 
+static void take_model(tui_app *app) {
+    moa_err err = {0};
+    if (tui_picker_take(app, &err) != MOA_OK) tui_say(app, TUI_BAD, "%s", err.text);
+}
+
 static void ask_key(tui_app *app, int key) {
     if (key != 'y' && key != 'Y' && key != 'n' && key != 'N' && key != TUI_KEY_ESC && key != 'q' && key != tui_ctrl('c')) return;
     moa_status (*yes)(tui_app *, moa_err *) = app->ask_yes;
@@ -52,7 +58,7 @@ static void ask_key(tui_app *app, int key) {
 
 static bool type_query(tui_app *app, int key) {
     const size_t n = strlen(app->popup_query);
-    if (app->popup != TUI_POPUP_PALETTE) return false;
+    if (app->popup != TUI_POPUP_PALETTE && app->popup != TUI_POPUP_MODELS) return false;
     if (key == TUI_KEY_BACKSPACE && n > 0) app->popup_query[n - 1] = 0;
     else if (key == TUI_KEY_SPACE && n + 2 < sizeof app->popup_query) memcpy(app->popup_query + n, " ", 2);
     else if (key > 32 && key < 127 && n + 2 < sizeof app->popup_query) {
@@ -91,6 +97,7 @@ void tui_popup_key(tui_app *app, int key) {
     case TUI_KEY_ENTER:
         if (app->popup == TUI_POPUP_UNDO) go_to_step(app);
         else if (app->popup == TUI_POPUP_TEXT) tui_popup_close(app);
+        else if (app->popup == TUI_POPUP_MODELS) take_model(app);
         else run_row(app);
         return;
     default: break;
@@ -124,6 +131,22 @@ static int scroll_to(tui_app *app, int rows) {
     return app->popup_scroll;
 }
 
+static int draw_query(const tui_app *app, viz_pane in) {
+    const int x = viz_text(in, 0, 1, (viz_style){VIZ_ACCENT, VIZ_BG_POPUP, VIZ_A_BOLD}, "> ");
+    viz_cursor(in, 0, 1 + x + viz_text(in, 0, 1 + x, viz_on(VIZ_TEXT, VIZ_BG_POPUP), app->popup_query));
+    return 2; /* the row that the list begins at */
+}
+
+static void draw_models(tui_app *app, viz_pane p) {
+    const int n = count(app);
+    char note[48];
+    (void)snprintf(note, sizeof note, "%d file%s", n, n == 1 ? "" : "s");
+    viz_pane in = window(p, n + 6 > 14 ? n + 6 : 14, 96, app->popup_title, note);
+    const int y = draw_query(app, in);
+    tui_picker_draw(app, in, scroll_to(app, in.h - y - 1), y);
+    viz_text(in, in.h - 1, 1, viz_on(VIZ_DIM, VIZ_BG_POPUP), "type to narrow · Enter loads · Esc closes");
+}
+
 static void draw_rows(tui_app *app, viz_pane p) {
     const tui_command *rows[ROWS_MAX];
     const int n = rows_of(app, rows);
@@ -132,11 +155,7 @@ static void draw_rows(tui_app *app, viz_pane p) {
     (void)snprintf(note, sizeof note, "%d command%s", n, n == 1 ? "" : "s");
     viz_pane in = window(p, n + 4 > 14 ? n + 4 : 14, 96, app->popup_title, note);
     int y = 0;
-    if (palette) {
-        const int x = viz_text(in, 0, 1, (viz_style){VIZ_ACCENT, VIZ_BG_POPUP, VIZ_A_BOLD}, "> ");
-        viz_cursor(in, 0, 1 + x + viz_text(in, 0, 1 + x, viz_on(VIZ_TEXT, VIZ_BG_POPUP), app->popup_query));
-        y = 2;
-    }
+    if (palette) y = draw_query(app, in);
     const int first = scroll_to(app, in.h - y - 1), name_w = in.w > 80 ? 24 : 18;
     for (int i = first; i < n && y < in.h - 1; i++, y++) {
         const viz_color bg = i == app->popup_at ? (viz_color)VIZ_BG_SELECT : (viz_color)VIZ_BG_POPUP;
@@ -190,6 +209,7 @@ void tui_popup_draw(tui_app *app, viz_pane p) {
     case TUI_POPUP_HELP:
     case TUI_POPUP_PALETTE: draw_rows(app, p); break;
     case TUI_POPUP_UNDO: draw_undo(app, p); break;
+    case TUI_POPUP_MODELS: draw_models(app, p); break;
     case TUI_POPUP_TEXT: draw_text(app, p); break;
     default: break;
     }

@@ -334,7 +334,7 @@ moa_status term_open(const term_config *c, moa_err *err) {
         return MOA_OK;
     }
     if (!isatty(STDIN_FILENO) || !isatty(STDOUT_FILENO))
-        return moa_fail(err, MOA_E_UNSUPPORTED, "standard %s is not a terminal: the workbench needs one (`moascope run` does the same work without)",
+        return moa_fail(err, MOA_E_USAGE, "standard %s is not a terminal: the workbench needs one (`moascope run` does the same work without)",
                         isatty(STDIN_FILENO) ? "output" : "input");
     T.saved_ok = tcgetattr(STDIN_FILENO, &T.saved) == 0;
     const moa_status s = start_curses(c, err);
