@@ -213,7 +213,7 @@ for args in "--size 0x5 --script script" "--size 80x24" "--color pink --size 80x
   # shellcheck disable=SC2086
   timeout 20 "$moascope" $args > out 2> err; [ $? = 2 ] || fail "$args: exit code"
 done
-timeout 20 "$moascope" fake < /dev/null > out 2> err; [ $? = 3 ] || fail "no terminal: exit code"
+timeout 20 "$moascope" fake < /dev/null > out 2> err; [ $? = 2 ] || fail "no terminal: exit code"
 has err "not a terminal"
 [ $bad = 0 ] && echo "all screens as they should be"
 exit $bad
