@@ -97,7 +97,7 @@ moa_status moa_file_save(const char *path, const void *bytes, size_t n, int mode
     }
     if (keep_backup) {
         (void)unlink(backup);
-        (void)link(path, backup); /* absent before: nothing to keep */
+        if (link(path, backup) != 0) {} /* absent before: nothing to keep */
     }
     if (rename(temp, path) != 0) {
         s = moa_fail(err, MOA_E_IO, "%s: cannot put the new file in place: %s", path, strerror(errno));
