@@ -885,6 +885,48 @@ static void group_attn_map(rig *r) {
         }
 }
 
+/* --- argmax: exact on every backend ---------------------------------------------------------------------------------- */
+
+static void group_argmax(rig *r) {
+    static const int32_t vocabs[] = {1, 2, 31, 1000, 8192, 8193, 32000, 128256};
+    enum { N_SEQ_MAX = 9, LOG = 5, N_END = 3 };
+    for (int k = 0; k < 8 * 4; k++) {
+        const int32_t n_vocab = vocabs[k / 4], n_seq = (int32_t[]){1, 2, 9, 4}[k % 4];
+        if (!case_begin(r, (uint64_t)k, "argmax n_vocab %d n_seq %d", n_vocab, n_seq)) continue;
+        const size_t count = (size_t)n_seq * (size_t)n_vocab;
+        float *x = floats(r, count, k % 4 == 3 ? ONE_HOT : NORMAL);
+        int32_t pos[N_SEQ_MAX], limit[N_SEQ_MAX], id[N_SEQ_MAX], log[N_SEQ_MAX * LOG], end[N_END];
+        for (int32_t s = 0; s < n_seq; s++) {
+            float *row = x + (size_t)s * (size_t)n_vocab;
+            pos[s] = s % 4 == 3 ? -1 : 100 + s;
+            limit[s] = s % 4 == 1 ? pos[s] + 1 : 1000;
+            id[s] = 7 + s;
+            /* the largest twice, at the ends of the vocabulary; NaN beside it; a row of nothing; a row whose choice is an end */
+            if (s % 3 == 0) row[0] = row[n_vocab - 1] = 9;
+            if (s == 2 || s == 5) row[n_vocab / 2] = NAN;
+            for (int32_t i = 0; s == 4 && i < n_vocab; i++)
+                row[i] = i % 2 ? -INFINITY : NAN;
+            if (s == 6) row[n_vocab / 3] = 100;
+        }
+        for (int i = 0; i < N_SEQ_MAX * LOG; i++)
+            log[i] = -5;
+        for (int i = 0; i < N_END; i++)
+            end[i] = i == 1 ? n_vocab / 3 : n_vocab + i;
+        const mem *l = mem_floats(r, x, count), *m = mem_new(r, limit, sizeof *limit * (size_t)n_seq),
+                  *e = mem_new(r, end, sizeof end), *i_ = mem_new(r, id, sizeof *id * (size_t)n_seq),
+                  *p = mem_new(r, pos, sizeof *pos * (size_t)n_seq),
+                  *g = mem_new(r, log, sizeof *log * (size_t)n_seq * LOG);
+        for (int i = 0; i < 2; i++)
+            CALL(argmax, i, .logits = F(l, i), .id = (int32_t *)(void *)i_->dev[i],
+                 .pos = (int32_t *)(void *)p->dev[i], .limit = I(m, i), .log = (int32_t *)(void *)g->dev[i],
+                 .end = I(e, i), .n_seq = n_seq, .n_vocab = n_vocab, .log_stride = LOG, .n_end = N_END);
+        compare_bytes(r, i_, "id");
+        compare_bytes(r, p, "pos");
+        compare_bytes(r, g, "log");
+        case_end(r);
+    }
+}
+
 /* --- the reference itself -------------------------------------------------------------------------------------------- */
 
 static void close_to(rig *r, const char *what, size_t i, double got, double expected, double scale) {
@@ -1380,6 +1422,7 @@ static const struct group {
     {"add", group_add, false, bench_rest},
     {"capture", group_capture, false, NULL},
     {"attn_map", group_attn_map, false, NULL},
+    {"argmax", group_argmax, false, NULL},
 };
 enum { N_GROUP = sizeof groups / sizeof *groups };
 

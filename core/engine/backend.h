@@ -73,7 +73,8 @@ typedef struct moa_probe {
     X(silu_mul, "y = silu(gate) * up")                                                                       \
     X(add, "y += x")                                                                                         \
     X(capture, "copy q and k rows of a layer to the capture buffers, for maps")                              \
-    X(attn_map, "attention of one head over a region, summed into cells")
+    X(attn_map, "attention of one head over a region, summed into cells")                                    \
+    X(argmax, "the likeliest token of each row becomes the next id, and its position moves on")
 
 typedef struct moa_args_embed {
     const moa_dev_weight *w; /* (n_vocab, d_model) */
@@ -174,6 +175,18 @@ typedef struct moa_args_attn_map {
     float *stat; /* (rows, MOA_N_STAT): means over the row's queries (WINDOW by measure_span); or NULL */
     int32_t measure_span;
 } moa_args_attn_map;
+
+/* The end of a greedy step of several sequences: chooses on the device, so that the next step can follow without the host. A row
+ * whose token is an end, or which has reached its limit, goes idle. */
+typedef struct moa_args_argmax {
+    const float *logits; /* (n_seq, n_vocab): row s is of the token at pos[s] */
+    int32_t *id;         /* device (n_seq): the smallest id of the largest logit (NaN counts as none); idle rows keep theirs */
+    int32_t *pos;        /* device (n_seq): < 0: an idle row; else + 1, or -1 when the row is done */
+    const int32_t *limit; /* device (n_seq): tokens the sequence may hold: pos + 1 == limit ends it */
+    int32_t *log;        /* device (n_seq, log_stride): the id chosen at pos goes to column pos % log_stride */
+    const int32_t *end;  /* device (n_end): ids that end a sequence */
+    int32_t n_seq, n_vocab, log_stride, n_end;
+} moa_args_argmax;
 
 /* --- the driver part ------------------------------------------------------------------------------------------------- */
 
