@@ -42,9 +42,12 @@ void moa_engine_free(moa_engine *e, moa_dev_mem *m) {
 static void pool_moved(moa_engine *e) {
     for (moa_seq *s = e->seqs; s; s = s->next)
         moa_seq_forget_recordings(s);
+    for (moa_lanes *l = e->lanes; l; l = moa_lanes_next(l))
+        moa_lanes_forget_recordings(l);
 }
 
 moa_status moa_engine_reserve(moa_engine *e, int64_t n_pages, bool fit, moa_err *err) {
+    if (n_pages < e->held_pages) n_pages = e->held_pages;
     const bool refit = fit && e->pages.used == 0 && e->pages.capacity != n_pages;
     if (e->pages.capacity >= n_pages && !refit) return MOA_OK;
     size_t bytes;
@@ -74,6 +77,25 @@ out:
     moa_kv_pages_close(&fresh);
     moa_engine_free(e, &pool);
     return s;
+}
+
+moa_status moa_engine_hold(moa_engine *e, moa_seq *const *seqs, int32_t n_seq, moa_err *err) {
+    int64_t n_pages = 0, extra = 0;
+    for (int32_t i = 0; i < n_seq; i++) {
+        const moa_seq *s = seqs[i];
+        if (s->n_reserved == 0)
+            return moa_fail(err, MOA_E_INVALID, "sequence %d of %d has no plan yet", i, n_seq);
+        const moa_kv_course prefill = {.shape = &e->model->shape,
+                                       .widest = s->widest,
+                                       .n = s->n_reserved,
+                                       .chunk = e->chunk,
+                                       .n_reserved = s->n_reserved};
+        const int64_t most = moa_lanes_pages_most(s), peak = moa_kv_pages_peak(&prefill);
+        n_pages += most;
+        if (peak - most > extra) extra = peak - most;
+    }
+    e->held_pages = n_seq > 0 ? n_pages + extra : 0;
+    return n_seq > 0 ? moa_engine_reserve(e, e->held_pages, true, err) : MOA_OK;
 }
 
 /* --- workspace ------------------------------------------------------------------------------------------------------------ */
@@ -263,7 +285,7 @@ out:
 void moa_engine_close(moa_engine **pe) {
     moa_engine *e = *pe;
     if (!e) return;
-    assert(!e->seqs);
+    assert(!e->seqs && !e->lanes);
     moa_engine_free(e, &e->pool);
     moa_engine_free(e, &e->workspace_mem);
     moa_kv_pages_close(&e->pages);

@@ -19,6 +19,7 @@
 
 typedef struct moa_engine moa_engine;
 typedef struct moa_seq moa_seq;
+typedef struct moa_lanes moa_lanes;
 
 typedef struct moa_engine_config {
     moa_kv_type kv_type;          /* default MOA_KV_F16 */
@@ -44,6 +45,10 @@ typedef struct moa_memory_need {
 } moa_memory_need;
 moa_status moa_engine_need(const moa_engine *e, const moa_rule *rules, int32_t n_reserved, int32_t n_prompt, bool capture,
                            moa_memory_need *out, moa_err *err);
+
+/* Makes the pool large enough for all these sequences (planned, n_reserved each) to be filled and decoded in lanes, at once: it then
+ * need not grow, which would copy it. It stays that large until called with n_seq 0. */
+moa_status moa_engine_hold(moa_engine *e, moa_seq *const *seqs, int32_t n_seq, moa_err *err);
 
 /* --- KV memory by formula: the same figures for the screen, the batch output and the tests ------------------------------ */
 
@@ -101,6 +106,43 @@ const int32_t *moa_seq_spans(const moa_seq *s);         /* (n_layer, n_head) tok
 int64_t moa_seq_lost(const moa_seq *s);                 /* tokens x KV heads inside the current spans whose keys are gone */
 double moa_seq_kv_density(const moa_seq *s); /* mean over KV heads of keys the newest token could see / tokens; NAN: no tokens */
 moa_engine *moa_seq_engine(const moa_seq *s);
+
+/* --- lanes: several sequences decoded in step, one token each --------------------------------------------------------------
+ *
+ *   seq 0  ...........t            one pass through the layers takes the newest token of each;
+ *   seq 1  .....t                  own positions, spans and pages. A lane without a token to feed
+ *   seq 2  ........t               is idle and costs its rows only
+ *
+ * Greedy steps follow one another on the device: ids, positions and what ends a lane stay there; the host looks after
+ * MOA_LANES_LOOK steps. Prompts are prefilled before, one sequence at a time (moa_seq_forward). */
+enum { MOA_LANES_LOOK = 64 };
+typedef struct moa_lanes_config {
+    moa_seq *const *seqs; /* (n_seq), each once, of this engine; borrowed. Planned, without lost keys, not watched (E_INVALID) */
+    int32_t n_seq;        /* at most the engine's chunk */
+    const int32_t *end;   /* (n_end) ids that end a lane's greedy decoding, copied */
+    int32_t n_end;
+} moa_lanes_config;
+moa_status moa_lanes_open(moa_lanes **out, moa_engine *e, const moa_lanes_config *config, moa_err *err);
+void moa_lanes_close(moa_lanes **l); /* before its sequences */
+
+/* The token lane i feeds in the next step; id < 0: it goes idle. All lanes begin idle. E_INVALID: no such id, or no room. */
+moa_status moa_lanes_feed(moa_lanes *l, int32_t i, int32_t id, moa_err *err);
+bool moa_lanes_active(const moa_lanes *l, int32_t i);
+
+/* Up to n_step greedy steps: lane i makes n_ids[i] ids, into ids (n_seq, n_step). After each its choice is what it feeds next; an end
+ * token or a full sequence makes it idle. cancelled, or NULL: asked between looks; true: E_CANCELLED, with what was made. */
+moa_status moa_lanes_greedy(moa_lanes *l, int32_t n_step, int32_t *ids, int32_t *n_ids, bool (*cancelled)(void *user), void *user,
+                            moa_err *err);
+/* One step that gives logits instead: logits host (n_seq, n_vocab), rows of idle lanes undefined. All lanes are idle after it. */
+moa_status moa_lanes_step(moa_lanes *l, float *logits, moa_err *err);
+
+/* `from`'s tokens become `to`'s as well: whole pages are shared (counted), the last, unfinished one is copied. Both are of one
+ * engine and have the same rules and n_reserved; to is empty and unwatched. E_INVALID otherwise. */
+moa_status moa_seq_fork(moa_seq *to, const moa_seq *from, moa_err *err);
+
+/* For measuring: the empty, planned sequence is given n tokens as a prefill would leave it, with random K and V (normal-like, never
+ * zero) and random ids, without computing anything. */
+moa_status moa_seq_fill_random(moa_seq *s, int32_t n, uint64_t seed, moa_err *err);
 
 /* --- pages -------------------------------------------------------------------------------------------------------------- */
 

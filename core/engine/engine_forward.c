@@ -21,7 +21,9 @@
 #include "core/engine/engine_impl.h"
 
 typedef struct pass {
-    moa_seq *s;
+    moa_engine *e;
+    moa_seq *s;                  /* or NULL: several, then */
+    const moa_lanes_rows *lanes; /* one token of each of n sequences */
     const moa_forward *f;
     int32_t n, pos0;
     const int32_t *ids, *pos; /* device */
@@ -31,28 +33,28 @@ typedef struct pass {
 } pass;
 
 static const moa_shape *shape_of(const pass *p) {
-    return &p->s->engine->model->shape;
+    return &p->e->model->shape;
 }
 
 /* --- one layer ------------------------------------------------------------------------------------------------------------ */
 
 static moa_status multiply(const pass *p, const float *x, const moa_dev_weight *w, const moa_dev_weight *bias,
                            float *y, moa_err *err) {
-    moa_engine *e = p->s->engine;
+    moa_engine *e = p->e;
     return e->vt->matmul(e->backend, &(moa_args_matmul){.x = x, .w = w, .bias = bias, .y = y, .n_tok = p->n},
                          err);
 }
 
 /* x += y W^T: back onto the residual stream */
 static moa_status add_back(const pass *p, const float *y, const moa_dev_weight *w, moa_err *err) {
-    moa_engine *e = p->s->engine;
+    moa_engine *e = p->e;
     return e->vt->matmul(
         e->backend, &(moa_args_matmul){.x = y, .w = w, .y = e->ws.x, .n_tok = p->n, .accumulate = true}, err);
 }
 
 static moa_status normalise(const pass *p, const float *x, const moa_dev_weight *w, float *y, int32_t n,
                             moa_err *err) {
-    moa_engine *e = p->s->engine;
+    moa_engine *e = p->e;
     const moa_shape *shape = shape_of(p);
     return e->vt->rmsnorm(
         e->backend,
@@ -61,7 +63,7 @@ static moa_status normalise(const pass *p, const float *x, const moa_dev_weight 
 }
 
 static moa_status rotate(const pass *p, float *x, int32_t n_head, moa_err *err) {
-    moa_engine *e = p->s->engine;
+    moa_engine *e = p->e;
     const moa_shape *shape = shape_of(p);
     return e->vt->rope(e->backend,
                        &(moa_args_rope){.x = x,
@@ -78,21 +80,23 @@ static moa_status rotate(const pass *p, float *x, int32_t n_head, moa_err *err) 
 }
 
 static moa_kv_view view(const pass *p, int32_t layer) {
-    const moa_seq *s = p->s;
     const moa_shape *shape = shape_of(p);
-    return (moa_kv_view){.pool = s->engine->pool.data,
-                         .table = s->d_table + moa_seq_at(s, layer, 0),
-                         .table_seq_stride = (int64_t)shape->n_head_kv * s->max_pages,
+    const moa_lanes_rows *y = p->lanes;
+    const int32_t max_pages = y ? y->max_pages : p->s->max_pages;
+    const int64_t row = (int64_t)shape->n_head_kv * max_pages;
+    return (moa_kv_view){.pool = p->e->pool.data,
+                         .table = (y ? y->table : p->s->d_table) + layer * row,
+                         .table_seq_stride = y ? y->stride : row,
                          .n_head_kv = shape->n_head_kv,
                          .d_head = shape->d_head,
-                         .max_pages = s->max_pages,
-                         .type = s->engine->kv_type};
+                         .max_pages = max_pages,
+                         .type = p->e->kv_type};
 }
 
 /* n queries of one sequence, each under its own spans */
 static moa_status attend_one_by_one(const pass *p, int32_t layer, moa_err *err) {
     moa_seq *s = p->s;
-    moa_engine *e = s->engine;
+    moa_engine *e = p->e;
     const moa_shape *shape = shape_of(p);
     const size_t n = (size_t)p->n * (size_t)shape->n_head;
     moa_kv_view kv = view(p, layer);
@@ -116,24 +120,32 @@ static moa_status attend_one_by_one(const pass *p, int32_t layer, moa_err *err) 
                               err);
 }
 
+/* one query each of n sequences */
+static moa_status attend_rows(const pass *p, int32_t layer, moa_err *err) {
+    const moa_shape *shape = shape_of(p);
+    const moa_lanes_rows *y = p->lanes;
+    const int32_t *span = y ? y->span : p->s->d_shown;
+    return p->e->vt->attn_decode(
+        p->e->backend,
+        &(moa_args_attn_decode){.q = p->e->ws.q,
+                                .o = p->e->ws.o,
+                                .kv = view(p, layer),
+                                .pos = p->pos,
+                                .span = span + (int64_t)layer * shape->n_head,
+                                .span_seq_stride = y ? y->stride : shape->n_head,
+                                .n_seq = p->n,
+                                .n_head = shape->n_head,
+                                .scale = moa_attn_scale(shape),
+                                .probe = y ? (moa_probe){0} : moa_probe_args(p->s, layer, 1)},
+        err);
+}
+
 static moa_status attend(const pass *p, int32_t layer, moa_err *err) {
     moa_seq *s = p->s;
-    moa_engine *e = s->engine;
+    moa_engine *e = p->e;
     const moa_shape *shape = shape_of(p);
     const int64_t at = (int64_t)layer * shape->n_head;
-    if (p->n == 1)
-        return e->vt->attn_decode(e->backend,
-                                  &(moa_args_attn_decode){.q = e->ws.q,
-                                                          .o = e->ws.o,
-                                                          .kv = view(p, layer),
-                                                          .pos = p->pos,
-                                                          .span = s->d_shown + at,
-                                                          .span_seq_stride = shape->n_head,
-                                                          .n_seq = 1,
-                                                          .n_head = shape->n_head,
-                                                          .scale = moa_attn_scale(shape),
-                                                          .probe = moa_probe_args(s, layer, 1)},
-                                  err);
+    if (p->lanes || p->n == 1) return attend_rows(p, layer, err);
     if (s->has_gaps) return attend_one_by_one(p, layer, err);
     return e->vt->attn_prefill(e->backend,
                                &(moa_args_attn_prefill){.q = e->ws.q,
@@ -150,7 +162,7 @@ static moa_status attend(const pass *p, int32_t layer, moa_err *err) {
 }
 
 static moa_status attention_half(const pass *p, int32_t layer, moa_err *err) {
-    moa_engine *e = p->s->engine;
+    moa_engine *e = p->e;
     const moa_shape *shape = shape_of(p);
     const moa_engine_layer *w = &e->layers[layer];
     moa_workspace *ws = &e->ws;
@@ -161,11 +173,15 @@ static moa_status attention_half(const pass *p, int32_t layer, moa_err *err) {
     MOA_TRY(multiply(p, ws->h, w->wv, w->bv, ws->v, err));
     MOA_TRY(rotate(p, ws->q, shape->n_head, err));
     MOA_TRY(rotate(p, ws->k, shape->n_head_kv, err));
-    MOA_TRY(e->vt->kv_store(
-        e->backend,
-        &(moa_args_kv_store){.k = ws->k, .v = ws->v, .kv = view(p, layer), .pos = p->pos, .n_tok = p->n},
-        err));
-    MOA_TRY(moa_capture_rows(p->s, layer, ws->q, ws->k, p->pos, p->n, err));
+    MOA_TRY(e->vt->kv_store(e->backend,
+                            &(moa_args_kv_store){.k = ws->k,
+                                                 .v = ws->v,
+                                                 .kv = view(p, layer),
+                                                 .seq = p->lanes ? p->lanes->seq : NULL,
+                                                 .pos = p->pos,
+                                                 .n_tok = p->n},
+                            err));
+    if (p->s) MOA_TRY(moa_capture_rows(p->s, layer, ws->q, ws->k, p->pos, p->n, err));
     MOA_TRY(attend(p, layer, err));
     MOA_TRY(add_back(p, ws->o, w->wo, err));
 out:
@@ -173,7 +189,7 @@ out:
 }
 
 static moa_status feed_forward_half(const pass *p, int32_t layer, moa_err *err) {
-    moa_engine *e = p->s->engine;
+    moa_engine *e = p->e;
     const moa_engine_layer *w = &e->layers[layer];
     moa_workspace *ws = &e->ws;
     moa_status s = MOA_OK;
@@ -196,23 +212,24 @@ static moa_status run_layer(const pass *p, int32_t layer, moa_err *err) {
 }
 
 static moa_status embed(const pass *p, moa_err *err) {
-    moa_engine *e = p->s->engine;
+    moa_engine *e = p->e;
     return e->vt->embed(e->backend,
                         &(moa_args_embed){.w = e->embed, .ids = p->ids, .y = e->ws.x, .n_tok = p->n}, err);
 }
 
 /* logits of n tokens of the chunk from row `first` on, into ws.logits */
 static moa_status project(const pass *p, int32_t first, int32_t n, moa_err *err) {
-    moa_engine *e = p->s->engine;
+    moa_engine *e = p->e;
     const int32_t d_model = shape_of(p)->d_model;
+    float *y = p->lanes ? p->lanes->logits : e->ws.logits;
     const moa_status s = normalise(p, e->ws.x + (int64_t)first * d_model, e->out_norm, e->ws.h, n, err);
     if (s != MOA_OK) return s;
-    return e->vt->matmul(
-        e->backend, &(moa_args_matmul){.x = e->ws.h, .w = e->output, .y = e->ws.logits, .n_tok = n}, err);
+    return e->vt->matmul(e->backend, &(moa_args_matmul){.x = e->ws.h, .w = e->output, .y = y, .n_tok = n},
+                         err);
 }
 
 static moa_status download_logits(const pass *p, float *host, int32_t n, moa_err *err) {
-    moa_engine *e = p->s->engine;
+    moa_engine *e = p->e;
     return e->vt->download(e->backend, host, e->ws.logits,
                            (size_t)n * (size_t)shape_of(p)->n_vocab * sizeof *host, err);
 }
@@ -226,9 +243,17 @@ static moa_status step_operations(const pass *p, bool logits, moa_err *err) {
     return s == MOA_OK && logits ? project(p, 0, 1, err) : s;
 }
 
+moa_status moa_lanes_operations(moa_engine *e, const moa_lanes_rows *rows, moa_err *err) {
+    const pass p = {.e = e, .lanes = rows, .n = rows->n, .ids = rows->ids, .pos = rows->pos};
+    moa_status s = embed(&p, err);
+    for (int32_t l = 0; l < shape_of(&p)->n_layer && s == MOA_OK; l++)
+        s = run_layer(&p, l, err);
+    return s == MOA_OK ? project(&p, 0, p.n, err) : s;
+}
+
 /* A recording that cannot be made is no error: the operations are then called one by one. */
 static void *record_step(const pass *p, bool logits) {
-    moa_engine *e = p->s->engine;
+    moa_engine *e = p->e;
     void *recording = NULL;
     if (e->vt->record_begin(e->backend, NULL) != MOA_OK) return NULL;
     const moa_status operations = step_operations(p, logits, NULL);
@@ -321,7 +346,7 @@ out:
 /* --- a call ----------------------------------------------------------------------------------------------------------------- */
 
 static moa_status upload_input(pass *p, const int32_t *ids, moa_err *err) {
-    moa_engine *e = p->s->engine;
+    moa_engine *e = p->e;
     for (int32_t i = 0; i < p->n; i++) {
         e->in[i] = ids[i];
         e->in[p->n + i] = p->pos0 + i;
@@ -390,7 +415,7 @@ moa_status moa_seq_forward(moa_seq *s, const moa_forward *f, moa_err *err) {
     moa_status status = check(s, f, err);
     if (status != MOA_OK) return status;
     const int32_t chunk = f->chunk > 0 && f->chunk < e->chunk ? f->chunk : e->chunk;
-    pass p = {.s = s, .f = f};
+    pass p = {.e = e, .s = s, .f = f};
     if ((status = reserve(s, f->n, chunk, true, err)) != MOA_OK) return status;
     if (f->each_logits) {
         p.rows = malloc((size_t)e->n_logits * (size_t)e->model->shape.n_vocab * sizeof *p.rows);

@@ -3,7 +3,7 @@
  *   engine.c          opening: weights, workspace; the memory need
  *   seq.c             a sequence: plan, pages by its spans, lost keys
  *   kv_pages.c        the pool's bookkeeping         kv_formula.c  the same by formula
- *   engine_forward.c  tokens through the layers
+ *   engine_forward.c  tokens through the layers      lanes.c  several sequences in step
  *   probe.c map.c     what the attention told        run.c sampler.c  a whole run
  *
  * All device memory goes through moa_engine_alloc(), so that its sum is known at any time. */
@@ -56,7 +56,9 @@ struct moa_engine {
     moa_kv_pages pages;
     moa_dev_mem pool;
     size_t page_bytes;
-    moa_seq *seqs; /* open sequences, a list */
+    int64_t held_pages; /* the pool is not made smaller than this: moa_engine_hold() */
+    moa_seq *seqs;      /* open sequences, a list */
+    moa_lanes *lanes;   /* open lanes, a list */
 
     uint64_t weight_bytes, device_bytes, device_peak; /* device_*: with the weights */
 };
@@ -95,6 +97,7 @@ struct moa_seq {
     int32_t *d_table, *d_shown, *d_measure;
 
     int64_t n_held, peak_held; /* pages; peak since the plan was set */
+    uint64_t n_plan, n_change; /* plans, resets; entries of the table changed: how lanes see that theirs is old */
     int32_t *
         from; /* (n_layer, n_head_kv): keys [from, n_past) and the sink are held; MOA_SINK_TOK: all of them */
     int32_t *from_before;       /* the same before the chunk under way */
@@ -160,6 +163,21 @@ void moa_seq_spans_at(const moa_seq *s, int32_t layer, int32_t pos, int32_t *spa
 void moa_seq_forget_recordings(moa_seq *s);
 size_t moa_seq_state_bytes(const moa_shape *shape, int32_t n_reserved);
 moa_status moa_seq_state_upload(moa_seq *s, moa_err *err); /* what is dirty */
+
+/* --- lanes: one token of each of n sequences. All device; a row's table and spans stand in blocks `stride` elements apart */
+typedef struct moa_lanes_rows {
+    int32_t n, max_pages;
+    int64_t stride;
+    const int32_t *table; /* (n_layer, n_head_kv, max_pages) of row 0 */
+    const int32_t *span;  /* (n_layer, n_head) of row 0 */
+    const int32_t *ids, *pos, *seq; /* (n); seq: 0, 1, 2, ... */
+    float *logits;                  /* (n, n_vocab) */
+} moa_lanes_rows;
+/* engine_forward.c: all layers, to the logits */
+moa_status moa_lanes_operations(moa_engine *e, const moa_lanes_rows *rows, moa_err *err);
+void moa_lanes_forget_recordings(moa_lanes *l);          /* lanes.c */
+moa_lanes *moa_lanes_next(const moa_lanes *l);           /* of the engine's list */
+int64_t moa_lanes_pages_most(const moa_seq *s);          /* pages the sequence may hold at any time while it is decoded in lanes */
 
 /* --- probe.c */
 size_t moa_probe_bytes(const moa_shape *shape, int32_t n_reserved, int32_t chunk);

@@ -65,6 +65,7 @@ void moa_seq_forget_recordings(moa_seq *s) {
 void moa_seq_reset(moa_seq *s) {
     drop_pages(s);
     s->n_past = 0;
+    s->n_plan++;
     s->peak_held = 0;
     s->has_gaps = false;
     if (s->span) moa_seq_show_spans(s);
@@ -224,6 +225,7 @@ moa_status moa_seq_plan(moa_seq *s, const moa_rule *rules, const moa_rule *measu
         status = moa_capture_plan(s, (watch & MOA_WATCH_CAPTURE) != 0, n_reserved, note, note_bytes, err);
     if (status == MOA_OK) {
         take_parts(s, &parts, n_reserved);
+        s->n_plan++;
         set_spans(s, rules, measure);
         for (int32_t l = 0; l < shape->n_layer; l++)
             moa_seq_trim(s, l, s->n_past, false);
@@ -251,6 +253,7 @@ static void set_page(moa_seq *s, int64_t at, int32_t page) {
     s->n_held += (page >= 0) - (s->table[at] >= 0);
     if (s->n_held > s->peak_held) s->peak_held = s->n_held;
     s->table[at] = page;
+    s->n_change++;
     mark(s, at);
 }
 
