@@ -62,20 +62,49 @@ void moa_remark(const moa_args *args, const char *format, ...) {
     moa_buf_free(&line);
 }
 
+static double between(const struct timespec *a, const struct timespec *b) {
+    return (double)(b->tv_sec - a->tv_sec) + 1e-9 * (double)(b->tv_nsec - a->tv_nsec);
+}
+
+/* "" until there is something to go by */
+static void time_left(double spent, double made, double left, char *out, size_t out_bytes) {
+    const double s = made > 0 ? spent / made * left : 0;
+    out[0] = 0;
+    if (spent < 3 || made <= 0) return;
+    if (s < 90)
+        (void)snprintf(out, out_bytes, ", %.0f s left", s);
+    else if (s < 5400)
+        (void)snprintf(out, out_bytes, ", %.0f min left", s / 60);
+    else
+        (void)snprintf(out, out_bytes, ", %.1f h left", s / 3600);
+}
+
 void moa_progress_show(const moa_args *args, const char *label, double done, double total, const char *unit) {
     static struct timespec last; /* one progress line a program: there is one stderr */
+    static struct {              /* when the work under way was first heard of, and how far it was */
+        char label[32];
+        struct timespec at;
+        double done, total;
+    } first;
     if (!isatty(STDERR_FILENO) || total <= 0) return;
     if (moa_option_row(args->command, MOA_OPT_QUIET) && moa_args_has(args, MOA_OPT_QUIET)) return;
     struct timespec now;
     (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    const double since = (double)(now.tv_sec - last.tv_sec) + 1e-9 * (double)(now.tv_nsec - last.tv_nsec);
-    if (done < total && since < 0.1) return;
+    if (done < total && between(&last, &now) < 0.1) return;
     last = now;
-    if (done >= total)
+    if (strncmp(first.label, label, sizeof first.label - 1) != 0 || first.total != total || done < first.done) {
+        (void)snprintf(first.label, sizeof first.label, "%s", label);
+        first.at = now, first.done = done, first.total = total;
+    }
+    if (done >= total) {
         (void)fputs("\r\033[K", stderr);
-    else
-        (void)fprintf(stderr, "\r%s %3.0f%%  %.0f/%.0f %s\033[K", label, 100 * done / total, done, total,
-                      unit);
+        first.label[0] = 0;
+    } else {
+        char left[40];
+        time_left(between(&first.at, &now), done - first.done, total - done, left, sizeof left);
+        (void)fprintf(stderr, "\r%s %3.0f%%  %.0f/%.0f %s%s\033[K", label, 100 * done / total, done, total, unit,
+                      left);
+    }
     (void)fflush(stderr);
 }
 

@@ -45,7 +45,8 @@ void moa_interrupt_clear(void);
 
 /* Remarks on stderr: one line "moascope NAME: ...", cleaned; nothing with --quiet. */
 void moa_remark(const moa_args *args, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* Progress on stderr when it is a terminal: "label 45% 230/512", overwritten in place; done >= total ends it; a no-op otherwise. */
+/* Progress on stderr when it is a terminal: "label 45%  230/512 unit, 3 min left", overwritten in place; done >= total
+ * ends it; a no-op otherwise. */
 void moa_progress_show(const moa_args *args, const char *label, double done, double total, const char *unit);
 
 /* Writes text to FILE, or to stdout for "-". */
