@@ -265,13 +265,13 @@ static void cpu_close(moa_backend *b) {
 
 static const moa_backend_vtable reference_table = {DRIVER,
 #define X(name, text) .name = moa_ref_##name,
-                                                   MOA_OP_MAP(X)
+                                                   MOA_OP_MAP(X) MOA_BWD_MAP(X)
 #undef X
 };
 
 static const moa_backend_vtable fast_table = {DRIVER,
 #define X(name, text) .name = moa_fast_##name,
-                                              MOA_OP_MAP(X)
+                                              MOA_OP_MAP(X) MOA_BWD_MAP(X)
 #undef X
 };
 

@@ -64,6 +64,7 @@ void *moa_cpu_scratch(size_t count, size_t elem_bytes, moa_err *err);
     moa_status moa_ref_##name(moa_backend *b, const struct moa_args_##name *a, moa_err *err);                \
     moa_status moa_fast_##name(moa_backend *b, const struct moa_args_##name *a, moa_err *err);
 MOA_OP_MAP(X)
+MOA_BWD_MAP(X)
 #undef X
 
 /* fast_rope.c: the angles of the last positions; forget: these factors go, and others may come to lie where they lay */

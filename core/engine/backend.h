@@ -76,6 +76,18 @@ typedef struct moa_probe {
     X(attn_map, "attention of one head over a region, summed into cells")                                    \
     X(argmax, "the likeliest token of each row becomes the next id, and its position moves on")
 
+/* Operations of the influence profile alone: gradients of activations (never of weights) over one whole sequence under full
+ * causal attention. A backend may lack them: the vtable's members are then NULL, and the profile says so. What has no row of its
+ * own: the gradient of rope is rope with the sign of its scale turned; that of add is the same gradient on both sides. */
+#define MOA_BWD_MAP(X)                                                                                       \
+    X(matmul_t, "dx = dy W (+ dx)")                                                                          \
+    X(rmsnorm_bwd, "gradient of rmsnorm with regard to x (+ dx)")                                            \
+    X(silu_mul_bwd, "gradients of silu(gate) * up with regard to both")                                      \
+    X(attn_full, "dense causal attention of a whole sequence, and its log-sum-exp")                          \
+    X(attn_bwd, "its gradients with regard to q, k and v")                                                   \
+    X(attn_influence, "what masking keys would change of the loss, by blocks and by windows")                \
+    X(cross_entropy, "loss of each row, and its gradient in place of the logits")
+
 typedef struct moa_args_embed {
     const moa_dev_weight *w; /* (n_vocab, d_model) */
     const int32_t *ids;      /* device (n_tok), in range */
@@ -188,6 +200,76 @@ typedef struct moa_args_argmax {
     int32_t n_seq, n_vocab, log_stride, n_end;
 } moa_args_argmax;
 
+/* --- operations of the influence profile ------------------------------------------------------------------------------- */
+
+typedef struct moa_args_matmul_t {
+    const float *dy;         /* (n_tok, n_out) */
+    const moa_dev_weight *w; /* (n_out, n_in) */
+    float *dx;               /* (n_tok, n_in) */
+    int32_t n_tok;
+    bool accumulate; /* add to dx */
+} moa_args_matmul_t;
+
+typedef struct moa_args_rmsnorm_bwd {
+    const float *x;          /* (n_tok, n): what was normalised */
+    const moa_dev_weight *w; /* (n) */
+    const float *dy;         /* (n_tok, n) */
+    float *dx;               /* (n_tok, n), neither x nor dy */
+    int32_t n_tok, n;
+    float eps;
+    bool accumulate; /* add to dx: the residual's own gradient is there */
+} moa_args_rmsnorm_bwd;
+
+typedef struct moa_args_silu_mul_bwd {
+    const float *gate, *up, *dy; /* (n) */
+    float *d_gate, *d_up;        /* (n), may be gate and up */
+    int64_t n;
+} moa_args_silu_mul_bwd;
+
+/* One sequence, queries and keys 0 .. n_tok - 1 after RoPE, no pages: every query sees all keys up to itself. */
+typedef struct moa_full {
+    const float *q;     /* (n_tok, n_head, d_head) */
+    const float *k, *v; /* (n_tok, n_head_kv, d_head) */
+    int32_t n_tok, n_head, n_head_kv, d_head;
+    float scale; /* of q.k */
+} moa_full;
+
+typedef struct moa_args_attn_full {
+    moa_full in;
+    float *o;   /* (n_tok, n_head, d_head) */
+    float *lse; /* (n_tok, n_head): log of the sum of exp(scale q.k), nats */
+} moa_args_attn_full;
+
+typedef struct moa_args_attn_bwd {
+    moa_full in;
+    const float *o, *lse; /* as attn_full wrote them */
+    const float *d_o;     /* (n_tok, n_head, d_head) */
+    float *dq;            /* (n_tok, n_head, d_head) */
+    float *dk, *dv;       /* (n_tok, n_head_kv, d_head): summed over the heads of the group */
+} moa_args_attn_bwd;
+
+#define MOA_INFLUENCE_TINY 1e-20 /* masses below this are not divided by */
+/* With A the attention, G_ij = d_o_i . v_j, delta_i = sum_j A_ij G_ij, to first order in the loss:
+ *   masking key j and renormalising     E_ij = A_ij / (1 - A_ij) (delta_i - G_ij)        E_00 = -G_00 A_00
+ *   keeping the keys K of row i only    E_i(K) = (sum_K A G) / (sum_K A) - delta_i */
+typedef struct moa_args_attn_influence {
+    moa_full in;
+    const float *o, *lse, *d_o; /* as attn_bwd */
+    float *abs, *sum; /* (n_head, nb, nb): sums of |E_ij| and of E_ij over blocks of 64 queries x 64 keys, nb = ceil(n_tok/64);
+                       * 0 above the diagonal */
+    float *joint;     /* (n_head, nb + 1): entry w = sum over all rows of E_i(block 0 and the newest w blocks, the row's own
+                       * counted); entry 0 is 0 */
+    int32_t *clamped; /* (1), ADDED to: rows of some head where a mass below MOA_INFLUENCE_TINY was to be divided by */
+} moa_args_attn_influence;
+
+typedef struct moa_args_cross_entropy {
+    float *logits;         /* (n_row, n_vocab); becomes scale * d loss / d logits */
+    const int32_t *target; /* device (n_row), in range */
+    float *loss;           /* (n_row), nats */
+    int32_t n_row, n_vocab;
+    float scale;
+} moa_args_cross_entropy;
+
 /* --- the driver part ------------------------------------------------------------------------------------------------- */
 
 typedef struct moa_device_info {
@@ -231,6 +313,7 @@ typedef struct moa_backend_vtable {
 
 #define X(name, text) moa_status (*name)(moa_backend * b, const struct moa_args_##name *args, moa_err *err);
     MOA_OP_MAP(X)
+    MOA_BWD_MAP(X) /* all or none */
 #undef X
 } moa_backend_vtable;
 
@@ -239,7 +322,7 @@ struct moa_backend {
     const moa_backend_vtable *vt;
 };
 
-enum { MOA_BACKEND_ABI = 1 };
+enum { MOA_BACKEND_ABI = 2 };
 
 /* What a loadable backend module (libmoascope-cuda.so) exports under the name "moa_backend_module". */
 typedef struct moa_backend_module {

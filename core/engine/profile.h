@@ -1,0 +1,52 @@
+/* profile.h -- the influence profile: what the loss would gain or lose, to first order, if heads saw less.
+ *
+ *   ids -> forward, each layer's input kept -> loss of the supervised tokens -> backward, layer by layer
+ *                                                                                 recompute the layer from its input
+ *                                                                                 d_o of its attention -> influence of every head
+ *
+ * Gradients of activations only, never of weights. Full causal attention, in float32, without pages; nothing of n_tok x n_tok and
+ * nothing of n_tok x n_vocab is ever held. Per head and length, with A the attention and G = dL/dA (method of the paper, arXiv 2406.14909):
+ *
+ *   abs, sum    (nb, nb)   sums over blocks of 64 queries x 64 keys of |E_ij| and E_ij, E_ij = A_ij/(1-A_ij) (sum_n A_in G_in - G_ij)
+ *   joint       (nb + 1)   entry w: change of the loss when every row keeps block 0 and the newest w blocks, its own counted
+ *
+ * L is the mean cross-entropy of the supervised tokens. Everything here is backend-independent (backend.h, MOA_BWD_MAP). */
+#ifndef MOA_ENGINE_PROFILE_H
+#define MOA_ENGINE_PROFILE_H
+
+#include "core/engine/engine.h"
+
+/* Sums over the items of one length. Zero-initialise; moa_influence_free. */
+typedef struct moa_influence {
+    int32_t n_tok, nb; /* N, ceil(N/64) */
+    int32_t n_layer, n_head;
+    double *abs, *sum; /* (n_layer, n_head, nb, nb), owned */
+    double *joint;     /* (n_layer, n_head, nb + 1), owned */
+    int32_t n_item;
+    int64_t n_supervised, n_clamped; /* tokens; rows of heads whose masses were too small to divide by */
+    double loss;                     /* sum of the items' mean losses, nats */
+} moa_influence;
+moa_status moa_influence_open(moa_influence *f, const moa_shape *shape, int32_t n_tok, moa_err *err);
+void moa_influence_free(moa_influence *f);
+
+typedef struct moa_profile moa_profile;
+/* e is borrowed; device memory for items of up to n_tok_max tokens is taken here. E_UNSUPPORTED when the backend has no gradients. */
+moa_status moa_profile_open(moa_profile **out, moa_engine *e, int32_t n_tok_max, moa_err *err);
+void moa_profile_close(moa_profile **p); /* accepts NULL and half-built; before the engine is closed */
+/* device memory that would be taken, bytes; 0: does not fit a size */
+uint64_t moa_profile_need(const moa_engine *e, int32_t n_tok_max);
+
+typedef struct moa_profile_item {
+    const int32_t *ids;     /* (n) */
+    int32_t n;              /* 2 .. n_tok_max */
+    int32_t supervise_from; /* K, 1 .. n - 1: the loss is the mean over the targets ids[K..n) */
+    bool (*cancelled)(void *user);                               /* asked between layers, or NULL */
+    void (*progress)(void *user, int32_t done, int32_t total); /* passes through layers, or NULL */
+    void *user;
+} moa_profile_item;
+
+/* Adds the item to `to`, whose n_tok it must not exceed; all of it or, on failure, nothing. loss: of this item, or NULL. */
+moa_status moa_profile_add(moa_profile *p, const moa_profile_item *item, moa_influence *to, double *loss,
+                           moa_err *err);
+
+#endif
