@@ -162,15 +162,37 @@ typedef struct loader {
     moa_progress_fn progress;
     void *user;
     uint64_t done, total;
+    void *made; /* room for the tensor under way of a model whose weights are made, not read */
+    size_t made_bytes;
 } loader;
+
+/* the weight with data, made in ld->made */
+static moa_status make(loader *ld, const moa_weight *w, moa_weight *out, moa_err *err) {
+    const moa_model *m = ld->e->model;
+    if (w->bytes > ld->made_bytes) {
+        free(ld->made);
+        ld->made_bytes = 0;
+        ld->made = aligned_alloc(64, (w->bytes + 63) & ~(size_t)63);
+        if (!ld->made)
+            return moa_fail(err, MOA_E_MEMORY, "no memory for the %zu bytes of weight %s", w->bytes, w->name);
+        ld->made_bytes = w->bytes;
+    }
+    m->make(m, w, ld->made);
+    *out = *w;
+    out->data = ld->made;
+    return MOA_OK;
+}
 
 static moa_status load(loader *ld, const moa_weight *w, moa_dev_weight **out, moa_err *err) {
     moa_engine *e = ld->e;
     if (!w->data && w->bytes == 0) return MOA_OK; /* the model has none */
-    if (!w->data)
+    moa_weight made;
+    const bool read = !e->model->make;
+    if (read && !w->data)
         return moa_fail(err, MOA_E_INVALID, "%s: only the header was read, there are no weights to load",
                         w->name);
-    const moa_status s = e->vt->weight_load(e->backend, w, true, out, err);
+    moa_status s = read ? MOA_OK : make(ld, w, &made, err);
+    if (s == MOA_OK) s = e->vt->weight_load(e->backend, read ? w : &made, read, out, err);
     if (s != MOA_OK) return s;
     e->weight_bytes += w->bytes;
     ld->done += w->bytes;
@@ -275,9 +297,11 @@ moa_status moa_engine_open(moa_engine **out, const moa_model *model, moa_backend
     MOA_TRY(load_weights(&ld, err));
     MOA_TRY(open_workspace(e, err));
     MOA_TRY(e->vt->sync(e->backend, err));
+    free(ld.made);
     *out = e;
     return MOA_OK;
 out:
+    free(ld.made);
     moa_engine_close(&e);
     return s;
 }

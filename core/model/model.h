@@ -75,6 +75,9 @@ typedef struct moa_model {
     char *chat_template;   /* Jinja text of the file or NULL; owned; untrusted */
     moa_tokenizer *tokenizer; /* owned */
     void *store;           /* owned: the memory the weights lie in */
+    /* weights that are made when they are loaded instead of read (their data is NULL): writes w->bytes to out. NULL: a file's */
+    void (*make)(const struct moa_model *m, const moa_weight *w, void *out);
+    uint64_t make_seed;
 } moa_model;
 
 /* Called during long loading; return false to cancel. done and total in bytes. */
@@ -86,6 +89,12 @@ moa_status moa_model_open(moa_model **out, const char *path, bool header_only, m
                           moa_err *err);
 /* The same from a whole file in memory (tests, fuzzing); bytes may go when it returns. */
 moa_status moa_model_open_memory(moa_model **out, const void *bytes, size_t n, bool header_only, moa_err *err);
+/* For measuring: a model of a known shape ("llama3-8b", moa_model_random_shapes() lists them) with random weights of one type
+ * ("q4_0", "q4_k", "q8_0", "q4_1", "bf16", "f16"), made tensor by tensor while an engine loads them, never zero, scaled so that activations
+ * stay of size 1. No tokenizer. E_USAGE: no such shape or type; E_UNSUPPORTED: rows that do not divide into the type's blocks. */
+moa_status moa_model_random(moa_model **out, const char *shape, const char *type, uint64_t seed, moa_err *err);
+const char *moa_model_random_shapes(void); /* "llama3-8b, vicuna-7b, ..." */
+
 void moa_model_close(moa_model **model); /* accepts NULL and half-built; nulls the pointer */
 
 /* Calls fn with every model file in the usual folders, in the order they are searched, until it returns false. */
