@@ -28,7 +28,10 @@
  *                                                            SmolLM2 9/3 x 64       1 x 4k dense 14.2 us 8 %            <- best
  *   (tried, slower: merging the parts one after the other in each thread: 33.0 us at 8B 1 x 4k)
  *   measured 2026-11-24 with  test_ops_cuda --bench attn_decode  (docs/measurements/2026-11-24-h100-cuda-v1.md)            */
-#include "cuda/cuda_common.cuh"
+#include <cstdlib>
+#include <cstring>
+
+#include "cuda/attn_decode.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * 32, MAX_GROUP = 8, U = 4, MAX_BLOCK = 1024;
 static constexpr int PART_STATE = 8; /* floats beside o in a slot: m, l, and moa_soft_stat */
@@ -514,6 +517,27 @@ template <int DP, typename T> static void launch_by_group(moa_cuda *c, const dec
         launch<DP, 8>(c, j, probe);
 }
 
+template <typename T>
+static moa_status add_hist(moa_cuda *c, const moa_args_attn_decode *a, const float *lse, moa_err *err) {
+    decode_job<T> j = {};
+    j.q = a->q;
+    j.kv = moa_kv_of<T>(&a->kv);
+    j.pos = a->pos, j.span = a->span, j.span_stride = a->span_seq_stride;
+    j.n_seq = a->n_seq, j.n_head = a->n_head;
+    j.group = a->n_head / a->kv.n_head_kv;
+    j.scale = a->scale;
+    j.probe = a->probe;
+    j.lse = const_cast<float *>(lse); /* read only here */
+    const dim3 bins((unsigned)a->probe.n_bin + 1, (unsigned)a->n_head);
+    hist_v1<<<bins, 64, 0, c->stream>>>(j);
+    MOA_LAUNCHED(c, "attn_decode's histogram");
+    return MOA_OK;
+}
+
+moa_status moa_cuda_decode_hist(moa_cuda *c, const moa_args_attn_decode *a, const float *lse, moa_err *err) {
+    return a->kv.type == MOA_KV_F32 ? add_hist<float>(c, a, lse, err) : add_hist<__half>(c, a, lse, err);
+}
+
 /* Scratch for n_block + n_item partial results; n_block so that every multiprocessor is filled, but no block without a page. */
 template <typename T> static moa_status attend(moa_cuda *c, const moa_args_attn_decode *a, moa_err *err) {
     const int group = a->n_head / a->kv.n_head_kv, d_head = a->kv.d_head;
@@ -562,10 +586,15 @@ template <typename T> static moa_status attend(moa_cuda *c, const moa_args_attn_
     else
         merge_v1<T, false><<<heads, THREADS, 0, c->stream>>>(j);
     MOA_LAUNCHED(c, "attn_decode's merge");
-    if (!a->probe.hist) return MOA_OK;
-    const dim3 bins((unsigned)a->probe.n_bin + 1, (unsigned)a->n_head);
-    hist_v1<<<bins, 64, 0, c->stream>>>(j);
-    MOA_LAUNCHED(c, "attn_decode's histogram");
+    return a->probe.hist ? moa_cuda_decode_hist(c, a, j.lse, err) : MOA_OK;
+}
+
+/* $MOASCOPE_CUDA_DECODE: v1 or v2; asked each time, so that one process can compare them */
+static moa_status choose_version(bool *v2, moa_err *err) {
+    const char *name = getenv("MOASCOPE_CUDA_DECODE");
+    *v2 = name && strcmp(name, "v2") == 0;
+    if (name && *name && !*v2 && strcmp(name, "v1") != 0)
+        return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_DECODE is \"%s\": v1 or v2", name);
     return MOA_OK;
 }
 
@@ -577,5 +606,9 @@ moa_status moa_cuda_attn_decode(moa_backend *b, const moa_args_attn_decode *a, m
         return moa_fail(err, MOA_E_UNSUPPORTED,
                         "heads of %d elements: the CUDA backend takes multiples of 8 up to 256",
                         a->kv.d_head);
+    bool v2 = false;
+    MOA_RETURN(choose_version(&v2, err));
+    if (v2) MOA_RETURN(moa_cuda_decode_v2(c, a, &v2, err));
+    if (v2) return MOA_OK;
     return a->kv.type == MOA_KV_F32 ? attend<float>(c, a, err) : attend<__half>(c, a, err);
 }

@@ -34,6 +34,7 @@ struct moa_dev_weight {
 enum moa_cuda_gemm { MOA_GEMM_F32, MOA_GEMM_TF32, MOA_GEMM_BF16 };
 
 enum { MOA_STAGE_SLOTS = 16, MOA_STAGE_BYTES = 64 << 10 };
+enum { MOA_N_TICKET = 16384 };
 
 typedef struct moa_cuda {
     moa_backend base;
@@ -47,6 +48,7 @@ typedef struct moa_cuda {
     moa_dev_weight *weights;
     void *scratch;
     size_t scratch_bytes;
+    int *ticket; /* device (MOA_N_TICKET): counters of kernels that find out which block comes last; 0 between launches */
     char *stage; /* pinned host memory: small uploads go through it, so that they need not wait */
     cudaEvent_t stage_free[MOA_STAGE_SLOTS];
     int stage_next;

@@ -527,6 +527,9 @@ static moa_status start(moa_cuda *c, moa_err *err) {
     void *unused = nullptr;
     MOA_RETURN(moa_cuda_scratch(c, SCRATCH_BYTES, &unused, err));
     MOA_RETURN(allocate(c, BLAS_BYTES, "cuBLAS's workspace", &c->blas_space, err));
+    MOA_RETURN(
+        allocate(c, MOA_N_TICKET * sizeof *c->ticket, "counters", reinterpret_cast<void **>(&c->ticket), err));
+    MOA_CU(c, cudaMemsetAsync(c->ticket, 0, MOA_N_TICKET * sizeof *c->ticket, c->stream));
     cublasStatus_t s = cublasCreate(&c->blas);
     if (s == CUBLAS_STATUS_SUCCESS) s = cublasSetStream(c->blas, c->stream);
     if (s == CUBLAS_STATUS_SUCCESS) s = cublasSetWorkspace(c->blas, c->blas_space, BLAS_BYTES);

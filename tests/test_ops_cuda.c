@@ -8,7 +8,8 @@
  *   memory      an impossible request names need and free and leaves the device usable; opening and closing returns the memory
  *   recording   a recorded step, replayed with other positions and spans, gives the bits of direct calls; refuses what has no place in it
  *   shapes      decode and prefill attention at head sizes and group sizes that no demo model has, against the CPU reference
- *   repeat      the same step twice gives the same bits */
+ *   decode      every version of decode attention: edges of the work's division, pages that are gone, poisoned outputs fully written,
+ *               the same step twice gives the same bits */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -251,7 +252,9 @@ static void problem_open(problem *p, const shape *s, moa_backend *reference, moa
     if (!p->pos || !p->span || !table || !pool) abort();
     for (int32_t i = 0; i < n_pages; i++)
         table[i] = n_pages - 1 - i;
-    for (size_t i = 0; i < elems; i++) {
+    const size_t n_drawn =
+        elems < 3999991 ? elems : 3999991; /* large caches repeat, not in step with their pages */
+    for (size_t i = 0; i < n_drawn; i++) {
         const uint32_t r = random_u32();
         if (s->type == MOA_KV_F32)
             ((float *)pool)[i] = random_float();
@@ -259,6 +262,9 @@ static void problem_open(problem *p, const shape *s, moa_backend *reference, moa
             ((uint16_t *)pool)[i] =
                 (uint16_t)((r & 0x83ffu) | (13u + (r >> 20) % 3u) << 10); /* a half of size 1/4 to 2 */
     }
+    const size_t elem = moa_kv_elem_bytes(s->type);
+    for (size_t i = n_drawn; i < elems; i += n_drawn)
+        memcpy((char *)pool + i * elem, pool, (elems - i < n_drawn ? elems - i : n_drawn) * elem);
     choose(p, 0);
     for (int i = 0; i < 2; i++) {
         side *d = &p->side[i];
@@ -389,6 +395,65 @@ static void check_shapes(moa_backend *reference, moa_backend *cuda) {
         check_shape(&shapes[i], reference, cuda);
 }
 
+/* decode attention by version: shapes where the line, the ring of stages and the merging have their edges; pages that are gone */
+static void check_decode(moa_backend *reference, moa_backend *cuda) {
+    static const shape shapes[] = {
+        {64, 3, 3, 1, 1, MOA_KV_F16},      {64, 3, 3, 1, 17, MOA_KV_F16},
+        {64, 7, 2, 1, 4096, MOA_KV_F16},   {80, 4, 2, 3, 1000, MOA_KV_F16},
+        {96, 9, 2, 2, 3000, MOA_KV_F16},   {128, 1, 4, 1, 20000, MOA_KV_F16},
+        {128, 8, 1, 1, 30000, MOA_KV_F16}, {256, 2, 2, 2, 2500, MOA_KV_F16},
+        {256, 16, 1, 1, 5000, MOA_KV_F16}, {64, 1, 20, 37, 300, MOA_KV_F16},
+        {128, 2, 8, 40, 700, MOA_KV_F16},  {128, 5, 3, 2, 63, MOA_KV_F16},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int round = 0; round < 4; round++) {
+            problem p;
+            problem_open(&p, &shapes[i], reference, cuda);
+            if (round) choose(&p, shapes[i].n_tok > 8 ? round : 0);
+            const int32_t n_pages = p.s.n_seq * p.s.n_head_kv * p.max_pages;
+            int32_t *table = calloc((size_t)n_pages, sizeof *table);
+            if (!table) abort();
+            for (int32_t k = 0; k < n_pages; k++) /* round 2: a fifth is gone; round 3: all but the sink */
+                table[k] = round == 2 && random_u32() % 5 == 0  ? -1
+                           : round == 3 && k % p.max_pages != 0 ? -1
+                                                                : n_pages - 1 - k;
+            for (int i2 = 0; i2 < 2; i2++) {
+                update(p.side[i2].b, p.side[i2].pos, p.pos, (size_t)p.s.n_seq * 4);
+                update(p.side[i2].b, p.side[i2].span, p.span, (size_t)p.s.n_seq * (size_t)p.n_head * 4);
+                update(p.side[i2].b, p.side[i2].table, table, (size_t)n_pages * 4);
+            }
+            free(table);
+            decode(&p, 0, true);
+            size_t n[2];
+            float *want[2] = {results(&p, 0, false, &n[0]), results(&p, 0, true, &n[1])}, *got[3][2];
+            for (int probe = 0; probe < 3; probe++) { /* without statistics, with, and again */
+                float *poison = malloc(n[0] * 4);
+                if (!poison) abort();
+                memset(poison, 0xff, n[0] * 4); /* NaN */
+                update(cuda, p.side[1].o, poison, n[0] * 4);
+                free(poison);
+                decode(&p, 1, probe > 0);
+                for (int k = 0; k < 2; k++)
+                    got[probe][k] = results(&p, 1, k, &n[k]);
+            }
+            const double plain = nmse(want[0], got[0][0], n[0]), o = nmse(want[0], got[1][0], n[0]),
+                         stat = nmse(want[1], got[1][1], n[1]);
+            CHECK(plain <= 1e-8 && o <= 1e-8 && stat <= 1e-8,
+                  "d_head %d group %d heads %d seqs %d tokens %d round %d: NMSE %.2e, with statistics %.2e, "
+                  "statistics %.2e",
+                  p.s.d_head, p.s.group, p.s.n_head_kv, p.s.n_seq, p.s.n_tok, round, plain, o, stat);
+            CHECK(memcmp(got[1][0], got[2][0], n[0] * 4) == 0 && memcmp(got[1][1], got[2][1], n[1] * 4) == 0,
+                  "d_head %d group %d heads %d seqs %d tokens %d round %d: not the same bits again",
+                  p.s.d_head, p.s.group, p.s.n_head_kv, p.s.n_seq, p.s.n_tok, round);
+            for (int k = 0; k < 2; k++) {
+                free(want[k]);
+                for (int probe = 0; probe < 3; probe++)
+                    free(got[probe][k]);
+            }
+            problem_close(&p);
+        }
+}
+
 static void check_recording(moa_backend *b) {
     const shape s = {64, 3, 3, 4, 2000, MOA_KV_F16};
     problem p;
@@ -493,48 +558,62 @@ static double bench_ceiling(moa_backend *b) {
     return (double)n * 12 / us * 1e-3;
 }
 
-/* decode attention of one layer; copies: caches to rotate through, so that none is found in the L2 */
-static void bench_decode(moa_backend *b, const char *name, const shape *s, double density, bool probe,
-                         double ceiling) {
-    enum { MAX_COPY = 24 };
-    problem p[MAX_COPY];
-    moa_err err = {0};
-    void *recording = NULL;
+/* spans of a layer with two rules, whole groups, around the density: bytes of K and V that have to be read */
+static double set_spans(problem *p, double density) {
+    const shape *s = &p->s;
     const double page = 2.0 * s->d_head * MOA_PAGE_TOK * (double)moa_kv_elem_bytes(s->type);
-    const double whole = page * s->n_seq * s->n_head_kv * ((s->n_tok + 63) / 64);
-    int copies = whole > 200e6 ? 1 : (int)(200e6 / whole) + 2;
-    if (copies > MAX_COPY) copies = MAX_COPY;
     double bytes = 0;
+    for (int32_t q = 0; q < s->n_seq; q++) {
+        p->pos[q] = s->n_tok - 1;
+        for (int32_t h = 0; h < p->n_head; h++) {
+            const bool wide = h / s->group % 2;
+            const double part = density >= 1 ? 1 : wide ? density * 1.6 : density * 0.4;
+            const int32_t span = moa_roundup64((int32_t)(part * s->n_tok));
+            p->span[q * p->n_head + h] = span < MOA_SPAN_MIN ? MOA_SPAN_MIN : span;
+            if (h % s->group == 0)
+                bytes += page * (moa_n_seen(p->span[q * p->n_head + h], s->n_tok - 1) / (double)MOA_PAGE_TOK);
+        }
+    }
+    update(p->side[1].b, p->side[1].pos, p->pos, (size_t)s->n_seq * 4);
+    update(p->side[1].b, p->side[1].span, p->span, (size_t)s->n_seq * (size_t)p->n_head * 4);
+    return bytes;
+}
+
+/* decode attention of one layer, both versions, without and with statistics; caches are rotated so that none is found in the L2 */
+static void bench_decode(moa_backend *b, const char *name, const shape *s, double density, double ceiling) {
+    enum { MAX_COPY = 64 };
+    static const char *const versions[] = {"v1", "v2"};
+    static problem p[MAX_COPY];
+    moa_err err = {0};
+    const double whole = 2.0 * s->d_head * MOA_PAGE_TOK * (double)moa_kv_elem_bytes(s->type) * s->n_seq *
+                         s->n_head_kv * ((s->n_tok + 63) / 64);
+    double bytes = 0, us[2][2];
+    int copies = whole > 200e6 ? 1 : (int)(200e6 / (whole * (density < 1 ? density : 1))) + 2;
+    if (copies > MAX_COPY) copies = MAX_COPY;
     for (int c = 0; c < copies; c++) {
         problem_open(&p[c], s, NULL, b);
-        for (int32_t q = 0; q < s->n_seq; q++) {
-            p[c].pos[q] = s->n_tok - 1;
-            for (int32_t h = 0; h < p[c].n_head;
-                 h++) { /* two rules a layer, whole groups, around the density */
-                const bool wide = h / s->group % 2;
-                const double part = density >= 1 ? 1 : wide ? density * 1.6 : density * 0.4;
-                const int32_t span = moa_roundup64((int32_t)(part * s->n_tok));
-                p[c].span[q * p[c].n_head + h] = span < MOA_SPAN_MIN ? MOA_SPAN_MIN : span;
-                if (c == 0 && h % s->group == 0)
-                    bytes += page * (moa_n_seen(p[0].span[q * p[0].n_head + h], s->n_tok - 1) /
-                                     (double)MOA_PAGE_TOK);
-            }
-        }
-        update(b, p[c].side[1].pos, p[c].pos, (size_t)s->n_seq * 4);
-        update(b, p[c].side[1].span, p[c].span, (size_t)s->n_seq * (size_t)p[c].n_head * 4);
+        bytes = set_spans(&p[c], density);
     }
-    const int n_inside = copies * (whole > 200e6 ? 4 : 8);
-    must(b->vt->record_begin(b, &err), &err, "record_begin");
-    for (int i = 0; i < n_inside; i++)
-        decode(&p[i % copies], 1, probe);
-    must(b->vt->record_end(b, &recording, &err), &err, "record_end");
-    const double us = time_recording(b, recording, n_inside), rate = bytes / us * 1e-3;
-    (void)printf(
-        "attn_decode\t%s %d/%d x %d\tB %d\tN %d\tdensity %.2f%s\t%.1f MB\t%.1f us\t%.0f GB/s\t%.0f %%\n",
-        name, s->group * s->n_head_kv, s->n_head_kv, s->d_head, s->n_seq, s->n_tok, density,
-        probe ? " probe" : "", bytes * 1e-6, us, rate, 100 * rate / ceiling);
+    const int n_inside = copies * (whole > 200e6 ? 4 : 2);
+    for (int v = 0; v < 2; v++)
+        for (int probe = 0; probe < 2; probe++) {
+            void *recording = NULL;
+            (void)setenv("MOASCOPE_CUDA_DECODE", versions[v], 1);
+            must(b->vt->record_begin(b, &err), &err, "record_begin");
+            for (int i = 0; i < n_inside; i++)
+                decode(&p[i % copies], 1, probe);
+            must(b->vt->record_end(b, &recording, &err), &err, "record_end");
+            us[v][probe] = time_recording(b, recording, n_inside);
+            b->vt->recording_free(b, recording);
+        }
+    (void)unsetenv("MOASCOPE_CUDA_DECODE");
+    (void)printf("attn_decode\t%s %d/%d x %d\tB %d\tN %d\tdensity %.2f\t%.1f MB", name,
+                 s->group * s->n_head_kv, s->n_head_kv, s->d_head, s->n_seq, s->n_tok, density, bytes * 1e-6);
+    for (int v = 0; v < 2; v++)
+        (void)printf("\t%s %.1f us %.0f %%\tprobe %.1f us", versions[v], us[v][0],
+                     100 * bytes / us[v][0] * 1e-3 / ceiling, us[v][1]);
+    (void)printf("\n");
     (void)fflush(stdout);
-    b->vt->recording_free(b, recording);
     for (int c = 0; c < copies; c++)
         problem_close(&p[c]);
 }
@@ -617,25 +696,41 @@ static void bench_prefill(moa_backend *b, const char *name, const shape *s, int3
     problem_close(&p);
 }
 
+/* the layers that other libraries' decode kernels were timed on, then those of the models at hand */
+static void bench_decodes(moa_backend *b, double ceiling) {
+    static const struct {
+        const char *name;
+        shape s;
+        bool dense, half;
+    } rows[] = {
+        {"SmolLM2-135M", {64, 3, 3, 1, 4096, MOA_KV_F16}, true, true},
+        {"Qwen2.5-0.5B", {64, 7, 2, 1, 4096, MOA_KV_F16}, true, true},
+        {"Qwen2.5-0.5B", {64, 7, 2, 1, 32768, MOA_KV_F16}, true, true},
+        {"Qwen2.5-1.5B", {128, 6, 2, 1, 4096, MOA_KV_F16}, true, true},
+        {"Qwen2.5-1.5B", {128, 6, 2, 1, 16384, MOA_KV_F16}, true, true},
+        {"Llama-3-8B", {128, 4, 8, 1, 4096, MOA_KV_F16}, true, true},
+        {"Llama-3-8B", {128, 4, 8, 1, 16384, MOA_KV_F16}, true, true},
+        {"Llama-3-8B", {128, 4, 8, 1, 131072, MOA_KV_F16}, true, true},
+        {"Llama-3-8B", {128, 4, 8, 8, 16384, MOA_KV_F16}, false, true},
+        {"Llama-3-8B", {128, 4, 8, 32, 8192, MOA_KV_F16}, false, true},
+        {"Vicuna-7B", {128, 1, 32, 1, 4096, MOA_KV_F16}, true, true},
+        {"Vicuna-7B", {128, 1, 32, 1, 16384, MOA_KV_F16}, true, true},
+        {"Vicuna-7B", {128, 1, 32, 1, 131072, MOA_KV_F16}, false, true},
+        {"Vicuna-7B", {128, 1, 32, 8, 16384, MOA_KV_F16}, false, true},
+        {"Vicuna-7B", {128, 1, 32, 32, 8192, MOA_KV_F16}, false, true},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (rows[i].dense) bench_decode(b, rows[i].name, &rows[i].s, 1, ceiling);
+        if (rows[i].half) bench_decode(b, rows[i].name, &rows[i].s, 0.5, ceiling);
+    }
+}
+
 static void bench(moa_backend *b, const char *only) {
     const bool attn_decode = !only || strcmp(only, "attn_decode") == 0,
                matmul = !only || strcmp(only, "matmul") == 0,
                attn_prefill = !only || strcmp(only, "attn_prefill") == 0;
     const double ceiling = bench_ceiling(b);
-    static const struct {
-        const char *name;
-        shape s;
-    } rows[] = {
-        {"SmolLM2-135M", {64, 3, 3, 1, 4096, MOA_KV_F16}},
-        {"Llama-3-8B", {128, 4, 8, 1, 4096, MOA_KV_F16}},
-        {"Llama-3-8B", {128, 4, 8, 1, 16384, MOA_KV_F16}},
-        {"Llama-3-8B", {128, 4, 8, 8, 16384, MOA_KV_F16}},
-        {"Vicuna-7B", {128, 1, 32, 1, 16384, MOA_KV_F16}},
-        {"Qwen2.5-1.5B", {128, 6, 2, 1, 16384, MOA_KV_F16}},
-    };
-    for (size_t i = 0; attn_decode && i < sizeof rows / sizeof *rows; i++)
-        for (int k = 0; k < 3; k++)
-            bench_decode(b, rows[i].name, &rows[i].s, k == 1 ? 0.5 : 1, k == 2, ceiling);
+    if (attn_decode) bench_decodes(b, ceiling);
     static const moa_dtype types[] = {MOA_BF16, MOA_Q4_0, MOA_Q4_1, MOA_Q8_0, MOA_Q4_K, MOA_Q6_K};
     for (size_t i = 0; matmul && i < sizeof types / sizeof *types; i++)
         for (int n_tok = 1; n_tok <= 8; n_tok *= 8)
@@ -676,8 +771,15 @@ int main(int argc, char **argv) {
         if (!reference) must(MOA_E_FAILED, &err, "opening the CPU");
         check_upload(cuda);
         check_memory(cuda);
-        check_shapes(reference, cuda);
-        check_recording(cuda);
+        for (int v = 0; v < 2; v++) {
+            (void)setenv("MOASCOPE_CUDA_DECODE", v ? "v2" : "v1", 1);
+            const int before = n_failed;
+            check_decode(reference, cuda);
+            check_shapes(reference, cuda);
+            check_recording(cuda);
+            (void)printf("decode attention %s: %d failed\n", v ? "v2" : "v1", n_failed - before);
+        }
+        (void)unsetenv("MOASCOPE_CUDA_DECODE");
         moa_backend_close(&reference);
         (void)printf("test_ops_cuda: %d checks, %d failed\n", n_check, n_failed);
     }
