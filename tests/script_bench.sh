@@ -1,0 +1,81 @@
+#!/bin/bash
+# moascope bench on the CPU: rows, figures against each other and against the formulas, JSON, refusals.
+set -u
+build=$1
+moascope=$build/moascope
+[ -x "$moascope" ] || { echo "skipped: $moascope is not built"; exit 77; }
+command -v python3 > /dev/null || { echo "skipped: no python3 to read the results with"; exit 77; }
+source=$(cd "$(dirname "$0")/.." && pwd)
+temp=$(mktemp -d) || exit 1
+trap 'rm -r "$temp"' EXIT
+unset MOASCOPE_MODEL MOASCOPE_DEVICE MOASCOPE_THREADS LLAMA_ARG_MODEL LLAMA_ARG_DEVICE LLAMA_ARG_THREADS
+export XDG_STATE_HOME=$temp/state
+failed=0
+complain() { echo "FAILED: $*"; failed=1; }
+expect() {
+    local want=$1 code; shift
+    "$@" > "$temp/out" 2> "$temp/err" < /dev/null
+    code=$?
+    [ $code -eq "$want" ] || { complain "exit code $code, expected $want: $*"; cat "$temp/err"; }
+}
+says() { grep -qF -- "$1" "$temp/err" || { complain "stderr does not say '$1':"; cat "$temp/err"; }; }
+llama=$source/tests/data/tiny_llama.gguf
+few="--device cpu --reps 1 --big 8"
+
+expect 2 "$moascope" bench; says "which model"
+expect 2 "$moascope" bench "$llama" --shape smollm2; says "not both"
+expect 2 "$moascope" bench --shape gpt2; says "vicuna-7b"
+expect 2 "$moascope" bench --shape smollm2 --type q3; says "q4_0"
+expect 3 "$moascope" bench --shape smollm2 --type q4_k; says "576"
+expect 2 "$moascope" bench "$llama" --what decode; says "decode-attn"
+expect 2 "$moascope" bench "$llama" $few --plan groups:2; says "groups:2"
+expect 2 "$moascope" bench "$llama" $few --plan groups:.1,.2,.3,.4,.5,.6,.7,.8,.9; says "KV heads"
+expect 2 "$moascope" bench "$llama" --kv f8; says "f16 or f32"
+expect 2 "$moascope" bench "$llama" --replay all; says "paper"
+expect 2 "$moascope" bench "$llama" $few --what step --depth 16777216; says "context"
+
+# every kind of row, of a file and of a shape without its weights
+expect 0 "$moascope" bench "$llama" $few --what decode-attn,prefill-attn,step,load,probe --plan full uniform:0.5 --batch 1,3 \
+    --depth 0,200 --json "$temp/a.json"
+grep -q "^ceiling: read" "$temp/out" || complain "no ceiling in the text"
+grep -q "^step " "$temp/out" || complain "no step row in the text"
+expect 0 "$moascope" bench --shape llama3-8b $few --what decode-attn,prefill-attn --plan groups:0.75,0.25 full --batch 2 --depth 512 --json "$temp/b.json"
+python3 - "$temp/a.json" "$temp/b.json" << 'EOF' || failed=1
+import json, sys
+bad = []
+def need(what, *facts):
+    if not what: bad.append(facts)
+a, b = (json.load(open(f)) for f in sys.argv[1:3])
+for j in (a, b):
+    c = j["ceiling"]
+    need(c["best"] == max(c["read"], c["add"], c["copy"]) and min(c["read"], c["add"], c["copy"]) > 1e7, c)
+    for r in j["rows"]:
+        need(0 < r["p10_us"] <= r["median_us"] <= r["p90_us"], r)
+        if r["bytes_s"] is not None:
+            total = r["weight_bytes"] + r["kv_bytes"]
+            need(abs(r["bytes_s"] / (total / r["median_us"] * 1e6) - 1) < 1e-9, r)
+            need(abs(r["share"] * c["best"] / r["bytes_s"] - 1) < 1e-9, r)
+kinds = {}
+for r in a["rows"]: kinds.setdefault(r["what"], []).append(r)
+need({k: len(v) for k, v in kinds.items()} == {"load": 1, "decode-attn": 4, "prefill-attn": 2, "step": 8, "probe off": 4, "probe on": 4}, {k: len(v) for k, v in kinds.items()})
+for r in kinds["step"]:
+    need(abs(r["tok_s"] / (r["batch"] / r["median_us"] * 1e6) - 1) < 1e-9, r)
+    need(r["weight_bytes"] > 0 and r["kv_bytes"] > 0, r)
+three = {(r["plan"], r["depth"], r["batch"]): r for r in kinds["step"]}
+for (plan, depth, batch), r in three.items():
+    if depth < 200: continue # how many steps a sample takes depends on the clock, and the tokens that are there with it
+    need(abs(r["kv_bytes"] / batch / three[plan, depth, 1]["kv_bytes"] - 1) < 0.2, plan, depth, batch)
+    need(three["uniform:0.5", depth, batch]["kv_bytes"] < three["full", depth, batch]["kv_bytes"], plan, depth, batch)
+# 8 KV heads x 128 x 2 x 2 bytes, 512 tokens, 2 sequences; spans of 384 and 128 (0.25 * 512) for halves of the heads
+full = next(r for r in b["rows"] if r["what"] == "decode-attn" and r["plan"] == "full")
+half = next(r for r in b["rows"] if r["what"] == "decode-attn" and r["plan"] != "full")
+need(full["kv_bytes"] == 8 * 128 * 2 * 2 * 512 * 2 and full["kept"] == 1, full)
+need(half["kv_bytes"] == 128 * 2 * 2 * 2 * (4 * 384 + 4 * 128) and half["kept"] == 0.5, half)
+# 4 d of every visible pair
+pre = next(r for r in b["rows"] if r["what"] == "prefill-attn" and r["plan"] != "full")
+pairs = sum(16 * min(i + 1, 384) + 16 * min(i + 1, 128) for i in range(512))
+need(abs(pre["flop_s"] * pre["median_us"] / 1e6 / (4 * 128 * pairs) - 1) < 1e-9, pre["flop_s"])
+for facts in bad: print("FAILED:", *facts)
+sys.exit(1 if bad else 0)
+EOF
+exit $failed
