@@ -63,7 +63,7 @@ static moa_synth_kind kind_of(moa_task t) {
 static int32_t default_n_gen(moa_task t, moa_form form) {
     if (t == MOA_TASK_PPL) return 0;
     if (t == MOA_TASK_JSONL) return 128;
-    return form == MOA_FORM_CONTINUE ? 12 : 48;
+    return form == MOA_FORM_CONTINUE ? 12 : 32;
 }
 
 static moa_status open_items(moa_cases *x, moa_err *err) {
