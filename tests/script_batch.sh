@@ -41,7 +41,8 @@ expect 2 "$moascope" run; says "usage: moascope run MODEL"
 expect 2 "$moascope" run "$llama" -p a --ids b; says "one of --prompt"
 expect 2 "$moascope" run "$llama" -p a -n -3
 expect 2 "$moascope" run "$llama" -p a -ngl 99; says "--device"
-expect 2 "$moascope" run "$llama" -p a --batch 4; says "one sequence at a time"
+expect 2 "$moascope" run "$llama" -p a --batch 4 --maps "$temp/m.npz"; says "not with --batch"
+expect 2 "$moascope" run "$llama" -p a --batch 4097; says "4097"
 expect 2 "$moascope" run "$llama" -p a --device gpu
 expect 2 "$moascope" run "$llama" -p a --top-p 0
 expect 2 "$moascope" run "$llama" -p a -ctk f16 -ctv f32; says "one type"
@@ -87,6 +88,20 @@ done
 printf 'one\n\ntwo\r\nthree' > "$temp/lines.txt"
 expect 0 "$moascope" run "$llama" --prompts "$temp/lines.txt" -n 2 --temp 0 --json "$temp/a.json"
 check "$temp/a.json" "[r['prompt_tokens'] for r in j['runs']]==[2,3,3]"
+# several in step give what each gives alone: greedy (across the 64 steps between two looks) and sampled, copies and lines
+for how in "--temp 0 --ignore-eos -n 150 --plan uniform:0.5" "--temp 1 --seed 7 -n 20" "--temp 0 -n 0" "--temp 0 -n 1" "--temp 0 -n 300"; do
+    expect 0 "$moascope" run "$llama" -p "$text" $how --device cpu --reference --batch 3 --json "$temp/a.json"
+    for i in 0 1 2; do
+        alone=$how; case $how in *seed*) alone="--temp 1 --seed $((7 + i)) -n 20";; esac
+        expect 0 "$moascope" run "$llama" -p "$text" $alone --device cpu --reference --json "$temp/b.json"
+        check "$temp/b.json" "[(r['tokens'],r['text'],r['stop_reason']) for r in json.load(open('$temp/a.json'))['runs']][$i]==(j['tokens'],j['text'],j['stop_reason'])"
+    done
+    check "$temp/a.json" "j['prefilled_tokens']*3==j['prompt_tokens'] and j['generated_tokens']==sum(len(r['tokens']) for r in j['runs']) and j['batch']==3"
+done
+expect 0 "$moascope" run "$llama" --prompts "$temp/lines.txt" -n 40 --temp 0 --reference --batch 2 --json "$temp/a.json"
+expect 0 "$moascope" run "$llama" --prompts "$temp/lines.txt" -n 40 --temp 0 --reference --json "$temp/b.json"
+check "$temp/b.json" "[r['tokens'] for g in json.load(open('$temp/a.json'))['batches'] for r in g['runs']]==[r['tokens'] for r in j['runs']]"
+check "$temp/a.json" "[g['batch'] for g in j['batches']]==[2,1]"
 expect 0 "$moascope" run "$llama" -p hello --chat --system "Be brief." -n 3 --json "$temp/a.json"
 check "$temp/a.json" "j['prompt_tokens']>20"
 # a plan: less memory, and the formula is what was measured

@@ -17,6 +17,7 @@
 #include "tui/batch/batch.h"
 #include "tui/load.h"
 #include "tui/record.h"
+#include "tui/together.h"
 #include "version.h"
 
 enum { PROMPT_MAX = 64 << 20, BLOCK = 64 };
@@ -411,11 +412,11 @@ static moa_status check_usage(const moa_args *args, moa_err *err) {
     if (n == 0 && isatty(STDIN_FILENO))
         return moa_fail(err, MOA_E_USAGE,
                         "no input: give --prompt, --prompt-file, --ids or --prompts, or pipe the text in");
-    if (moa_args_int(args, MOA_OPT_BATCH) > 1)
-        return moa_fail(
-            err, MOA_E_USAGE,
-            "--batch %lld: run takes one sequence at a time; --prompts FILE runs several one after another",
-            (long long)moa_args_int(args, MOA_OPT_BATCH));
+    if (moa_args_int(args, MOA_OPT_BATCH) > 1 &&
+        (moa_args_has(args, MOA_OPT_LOGITS) || moa_args_has(args, MOA_OPT_MAPS) ||
+         moa_args_has(args, MOA_OPT_STATS)))
+        return moa_fail(err, MOA_E_USAGE,
+                        "--logits, --maps and --stats are of one sequence: not with --batch");
     if (moa_args_has(args, MOA_OPT_IDS) &&
         (moa_args_has(args, MOA_OPT_CHAT) || moa_args_has(args, MOA_OPT_SYSTEM)))
         return moa_fail(err, MOA_E_USAGE, "--ids is used as it is: no --chat, no --system");
@@ -427,12 +428,125 @@ static moa_status check_usage(const moa_args *args, moa_err *err) {
     return MOA_OK;
 }
 
+/* --- several in step ------------------------------------------------------------------------------------------------------------------ */
+
+static void show_together(job *j, const moa_together *t, const moa_together_result *r) {
+    for (int32_t i = 0; i < r->n; i++) {
+        moa_buf text = {0};
+        moa_together_text(t, &r->seqs[i], &text);
+        j->stream = (moa_text_stream){0};
+        show(j, text.data ? text.data : "", text.size, true);
+        if (j->show_text) (void)fputs("\n", stdout);
+        moa_buf_free(&text);
+    }
+    moa_remark(j->args,
+               "%d sequences in step: prefill %lld tokens, %.1f tok/s; decode %lld tokens, %.1f tok/s in "
+               "all; KV %.2f MiB, "
+               "dense %.2f MiB; seed %llu",
+               r->n, (long long)r->n_prefilled, r->prefill_s > 0 ? (double)r->n_prefilled / r->prefill_s : 0,
+               (long long)r->n_gen, r->decode_s > 0 ? (double)r->n_gen / r->decode_s : 0,
+               (double)r->kv_bytes / 1048576, (double)r->kv_bytes_dense / 1048576,
+               (unsigned long long)j->sampling.seed);
+}
+
+static moa_status run_together(job *j, const moa_id_list *prompts, int32_t n, moa_buf *json, moa_err *err) {
+    const int64_t limit = moa_args_int(j->args, MOA_OPT_CTX);
+    const moa_together t = {.args = j->args,
+                            .loaded = &j->loaded,
+                            .sampling = j->sampling,
+                            .n_gen = (int32_t)moa_args_int(j->args, MOA_OPT_N),
+                            .ignore_end = moa_args_has(j->args, MOA_OPT_IGNORE_EOS),
+                            .prompts = prompts,
+                            .n = n};
+    moa_together_result r;
+    for (int32_t i = 0; i < n && limit > 0; i++)
+        if ((int64_t)prompts[i].n + t.n_gen > limit)
+            return moa_fail(err, MOA_E_INVALID, "%zu tokens and %d to generate are more than -c %lld",
+                            prompts[i].n, t.n_gen, (long long)limit);
+    moa_status s = moa_together_run(&t, &r, err);
+    if (s == MOA_OK) {
+        bool stopped = false;
+        show_together(j, &t, &r);
+        moa_together_json(&t, &r, moa_args_text(j->args, MOA_OPT_PLAN), json);
+        for (int32_t i = 0; i < n; i++)
+            stopped = stopped || r.seqs[i].stop == MOA_STOP_CANCELLED;
+        if (stopped)
+            s = moa_fail(err, MOA_E_CANCELLED, "interrupted after %lld tokens of %d sequences",
+                         (long long)r.n_gen, n);
+    }
+    moa_together_free(&r);
+    return s;
+}
+
+/* B copies of the prompt */
+static moa_status run_copies(job *j, const moa_id_list *prompt, moa_buf *json, moa_err *err) {
+    const int32_t n = (int32_t)moa_args_int(j->args, MOA_OPT_BATCH);
+    moa_id_list *copies = malloc((size_t)n * sizeof *copies);
+    if (!copies) return moa_fail(err, MOA_E_MEMORY, "no memory for %d prompts", n);
+    for (int32_t i = 0; i < n; i++)
+        copies[i] = *prompt;
+    const moa_status s = run_together(j, copies, n, json, err);
+    free(copies);
+    return s;
+}
+
+/* one prompt, alone or in copies */
+static moa_status run_ids(job *j, const moa_id_list *prompt, moa_buf *json, moa_err *err) {
+    return moa_args_int(j->args, MOA_OPT_BATCH) > 1 ? run_copies(j, prompt, json, err)
+                                                    : one_run(j, prompt, json, err);
+}
+
+/* the next line of text that is not empty, without its end; false: there is none */
+static bool next_line(const moa_buf *text, size_t *at, const char **line, size_t *len) {
+    while (*at < text->size) {
+        const char *start = text->data + *at, *end = memchr(start, '\n', text->size - *at);
+        *len = end ? (size_t)(end - start) : text->size - *at;
+        *at += *len + 1;
+        if (*len > 0 && start[*len - 1] == '\r') --*len;
+        *line = start;
+        if (*len > 0) return true;
+    }
+    return false;
+}
+
+/* lines in groups of B, each in step */
+static moa_status run_groups(job *j, const moa_buf *text, moa_buf *json, moa_err *err) {
+    const int32_t most = (int32_t)moa_args_int(j->args, MOA_OPT_BATCH);
+    moa_id_list *prompts = calloc((size_t)most, sizeof *prompts);
+    moa_status s = prompts ? MOA_OK : moa_fail(err, MOA_E_MEMORY, "no memory for %d prompts", most);
+    const char *line;
+    size_t at = 0, len;
+    int n_group = 0;
+    moa_buf_str(json, "{\"batches\": [");
+    while (s == MOA_OK) {
+        int32_t n = 0;
+        while (s == MOA_OK && n < most && next_line(text, &at, &line, &len)) {
+            s = moa_load_text(j->args, j->loaded.model, line, len, &prompts[n], err);
+            n += s == MOA_OK;
+        }
+        if (n > 0 && s == MOA_OK) {
+            moa_buf_str(json, n_group++ ? ",\n" : "\n");
+            s = run_together(j, prompts, n, json, err);
+        }
+        for (int32_t i = 0; i < n; i++)
+            free(prompts[i].data);
+        if (n < most) break;
+    }
+    moa_buf_str(json, "\n]}");
+    free(prompts);
+    if (s == MOA_OK && n_group == 0)
+        return moa_fail(err, MOA_E_USAGE, "there is no prompt in it: every line is empty");
+    return s;
+}
+
+/* --- lines, text, ids ----------------------------------------------------------------------------------------------------------------- */
+
 static moa_status run_text(job *j, const char *text, size_t n, moa_buf *json, moa_err *err) {
     moa_id_list prompt;
     moa_status s = moa_load_text(j->args, j->loaded.model, text, n, &prompt, err);
     j->prompt = text;
     j->n_prompt_bytes = n;
-    if (s == MOA_OK) s = one_run(j, &prompt, json, err);
+    if (s == MOA_OK) s = run_ids(j, &prompt, json, err);
     free(prompt.data);
     return s;
 }
@@ -440,14 +554,12 @@ static moa_status run_text(job *j, const char *text, size_t n, moa_buf *json, mo
 /* one prompt a line; empty lines are skipped */
 static moa_status run_lines(job *j, const moa_buf *text, moa_buf *json, moa_err *err) {
     moa_status s = MOA_OK;
+    const char *line;
+    size_t at = 0, len;
     int n = 0;
+    if (moa_args_int(j->args, MOA_OPT_BATCH) > 1) return run_groups(j, text, json, err);
     moa_buf_str(json, "{\"runs\": [");
-    for (size_t at = 0; at < text->size && s == MOA_OK;) {
-        const char *line = text->data + at, *end = memchr(line, '\n', text->size - at);
-        size_t len = end ? (size_t)(end - line) : text->size - at;
-        at += len + 1;
-        if (len > 0 && line[len - 1] == '\r') len--;
-        if (len == 0) continue;
+    while (s == MOA_OK && next_line(text, &at, &line, &len)) {
         moa_buf_str(json, n++ ? ",\n" : "\n");
         s = run_text(j, line, len, json, err);
     }
@@ -467,7 +579,7 @@ static moa_status run_input(job *j, moa_buf *json, moa_err *err) {
     if (ids) {
         moa_id_list list;
         s = moa_load_ids(ids, j->loaded.model, &list, err);
-        if (s == MOA_OK) s = one_run(j, &list, json, err);
+        if (s == MOA_OK) s = run_ids(j, &list, json, err);
         free(list.data);
         return s;
     }
@@ -492,7 +604,7 @@ static moa_status run(const moa_args *args, moa_err *err) {
     MOA_TRY(moa_load_sampling(args, &j.sampling, err));
     MOA_TRY(moa_load(&j.loaded, args, 0, err));
     MOA_TRY(moa_seq_open(&j.seq, j.loaded.engine, err));
-    j.record = moa_record_open(args, &j.loaded, "run");
+    if (moa_args_int(args, MOA_OPT_BATCH) == 1) j.record = moa_record_open(args, &j.loaded, "run");
     s = run_input(&j, &json, err);
     if (json_path && (s == MOA_OK || (s == MOA_E_CANCELLED && json.size > 0))) {
         moa_buf_str(&json, "\n");
@@ -527,8 +639,11 @@ const moa_batch moa_batch_run = {
     .options = options,
     .min_words = 1,
     .max_words = 1,
-    .more = "The generated text goes to stdout, everything else to stderr or the files named. Without an "
-            "input option the text is\n"
-            "read from stdin. ^C ends the run and keeps what was made (exit code 130).",
+    .more =
+        "The generated text goes to stdout, everything else to stderr or the files named. Without an "
+        "input option the text is\n"
+        "read from stdin. --batch B: B copies in step, the i-th with seed + i; with --prompts, the lines in "
+        "groups of B. A\n"
+        "batch is not kept in the session store. ^C ends the run and keeps what was made (exit code 130).",
     .run = run,
 };
