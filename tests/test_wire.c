@@ -166,7 +166,7 @@ static void test_bad_headers(void **state) {
         uint32_t payload;
         uint16_t type, zero16;
         uint32_t zero32;
-    } rows[] = {{8, 0, 0, 0},          {8, 8, 0, 0}, {8, 999, 0, 0},
+    } rows[] = {{8, 0, 0, 0},          {8, 9, 0, 0}, {8, 999, 0, 0},
                 {8, 5, 1, 0},          {8, 5, 0, 1}, {MOA_WIRE_MAX + 8, 5, 0, 0},
                 {UINT32_MAX, 5, 0, 0}, {7, 5, 0, 0}, {4, 5, 0, 0}};
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {

@@ -274,6 +274,7 @@ static void take(moa_serve_state *sv, const moa_wire_msg *m) {
     switch (m->type) {
     case MOA_WIRE_HELLO: hello(sv, m->job, &m->u.hello); break;
     case MOA_WIRE_LOAD:
+    case MOA_WIRE_TASK:
     case MOA_WIRE_RUN: enqueue(sv, m); break;
     case MOA_WIRE_CANCEL: cancel(sv, m->job); break;
     case MOA_WIRE_QUIT:
@@ -331,6 +332,7 @@ void moa_serve_drain(moa_serve_state *sv, size_t bytes) {
 
 static void unload(moa_serve_state *sv) {
     moa_serve_forget(sv);
+    moa_serve_items_close(&sv->items);
     moa_seq_close(&sv->seq);
     moa_engine_close(&sv->engine);
     moa_model_close(&sv->model);
@@ -452,6 +454,8 @@ static void work(moa_serve_state *sv) {
         load(sv, &m.u.load);
     else if (!sv->seq)
         fail_text(sv, m.job, MOA_E_USAGE, "no model is loaded");
+    else if (m.type == MOA_WIRE_TASK)
+        moa_serve_task(sv, &m.u.task);
     else
         moa_serve_run(sv, &m.u.run);
     sv->busy = false;

@@ -1,7 +1,8 @@
 /* serve_impl.h -- what the files of the engine process share; nobody else includes it.
  *
  *   serve.c       the loop: descriptors, queue of jobs, devices, loading
- *   serve_run.c   a run and what is told about it: tokens, statistics, maps, pages */
+ *   serve_run.c   a run and what is told about it: tokens, statistics, maps, pages
+ *   serve_task.c  the search's work: calibration items, influence, plans compared */
 #ifndef MOA_ENGINE_SERVE_IMPL_H
 #define MOA_ENGINE_SERVE_IMPL_H
 
@@ -17,6 +18,8 @@ typedef struct moa_ids {
     int32_t *data; /* owned */
     int32_t n, capacity;
 } moa_ids;
+
+typedef struct moa_serve_items moa_serve_items; /* serve_task.c */
 
 typedef struct moa_serve_state {
     moa_serve_config config;
@@ -53,6 +56,8 @@ typedef struct moa_serve_state {
     bool stale,
         reply_open; /* reply_open: the conversation ends inside an assistant's turn of the chat template */
     moa_run_reference reference;
+
+    moa_serve_items *items; /* calibrated, of this model; NULL: none */
 
     /* of the last run */
     int watch;
@@ -91,5 +96,9 @@ bool moa_serve_map_ready(
     const moa_serve_state *sv); /* a map is asked for, there is something captured, the pipe is empty */
 void moa_serve_map(moa_serve_state *sv);    /* answers it */
 void moa_serve_forget(moa_serve_state *sv); /* frees the conversation and what belongs to the last run */
+
+/* --- serve_task.c */
+void moa_serve_task(moa_serve_state *sv, const moa_msg_task *ask);
+void moa_serve_items_close(moa_serve_items **items);
 
 #endif

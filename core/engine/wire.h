@@ -52,11 +52,21 @@ typedef struct moa_wire_u8s { const uint8_t *data; uint32_t n; } moa_wire_u8s;
     F(i32, layer) F(i32, head) F(i32, span) F(i32, measure_span) F(i32, q0) F(i32, q1) F(i32, k0) F(i32, k1)         \
     F(i32, rows) F(i32, cols) F(u32, follow)
 #define MOA_MSG_QUIT(F) F(u32, reserved)
+/* Work on the loaded model beside the conversation, which it leaves alone; answered with RESULT after each item. kind: moa_wire_task.
+ *   calibrate  n_item synthetic items a length, answered by the dense model; they stay with the engine for profile (fresh: from none)
+ *   profile    influence of every head on the calibrated items of each length: INFLUENCE, one or more a layer
+ *   validate   cross-entropy under n_plan plans of n_item items a length, made and answered as by calibrate but with this seed
+ *   eval       accuracy under n_plan plans on n_item cases a length
+ * item_kinds: calibrate, validate: bits of moa_calib_kind; eval: one moa_task. docs: files and folders, one a line, or "".
+ * alphas, betas: (n_plan, n_layer, n_head). */
+#define MOA_MSG_TASK(F)                                                                                      \
+    F(u32, kind) F(i32s, lengths) F(i32, n_item) F(u64, seed) F(u32, item_kinds) F(i32, n_gen) F(str, docs)          \
+    F(i32, n_plan) F(f64s, alphas) F(f64s, betas) F(u32, fresh)
 
 /* --- engine to screen --- */
 /* one device a line: "cuda:0\tNVIDIA H100 ...\t<total bytes>\t<free bytes>\n", last "cpu\t..."; why: why there is no GPU, "" if there is */
 #define MOA_MSG_WELCOME(F) F(u32, version) F(str, program) F(str, devices) F(str, why)
-/* phase: 0 load (bytes), 1 prefill (tokens), 2 decode (tokens) */
+/* phase: 0 load (bytes), 1 prefill (tokens), 2 decode (tokens), 2 + moa_wire_task: a task (tokens of its items times plans) */
 #define MOA_MSG_PROGRESS(F) F(u32, phase) F(u64, done) F(u64, total) F(f64, seconds)
 #define MOA_MSG_LOADED(F)                                                                                    \
     F(str, path) F(str, name) F(str, arch) F(str, quant) F(str, fingerprint) F(str, chat_template) F(str, device)   \
@@ -94,6 +104,20 @@ typedef struct moa_wire_u8s { const uint8_t *data; uint32_t n; } moa_wire_u8s;
     F(i32, span_min) F(f64, span_mean) F(i32, span_max) F(u64, device_bytes)
 #define MOA_MSG_FAILED(F) F(i32, status) F(str, text)
 #define MOA_MSG_NOTE(F) F(str, text)
+/* Means over n_item items of one length (profile.h): heads [head0, head0 + n_head) of one layer. abs, sum (n_head, nb, nb) or empty
+ * (too large for a message), joint (n_head, nb + 1). n_supervised: tokens; loss: of the dense model, nats a token */
+#define MOA_MSG_INFLUENCE(F)                                                                                 \
+    F(i32, n_tok) F(i32, nb) F(i32, layer) F(i32, head0) F(i32, n_head) F(i32, n_item) F(u64, n_supervised)          \
+    F(u64, n_clamped) F(f64, loss) F(f32s, abs) F(f32s, sum) F(f32s, joint)
+/* Where a task stands. state: moa_wire_result. n, right, loss: (n_plan, n_length), n_plan at least 1: items done, items right, mean
+ * cross-entropy in nats (NAN: not of this kind). n_want: items of a length. A cancelled or failed task keeps what is done. */
+#define MOA_MSG_RESULT(F)                                                                                    \
+    F(u32, kind) F(u32, state) F(i32s, lengths) F(i32, n_plan) F(i32, n_want) F(i32s, n) F(i32s, right) F(f64s, loss) \
+    F(f64, seconds) F(str, note)
+
+typedef enum moa_wire_task { MOA_WIRE_CALIBRATE = 1, MOA_WIRE_PROFILE, MOA_WIRE_VALIDATE, MOA_WIRE_EVAL } moa_wire_task;
+typedef enum moa_wire_result { MOA_WIRE_GOES_ON, MOA_WIRE_FINISHED, MOA_WIRE_CANCELLED } moa_wire_result;
+enum { MOA_WIRE_LENGTHS_MAX = 16, MOA_WIRE_ITEMS_MAX = 4096, MOA_WIRE_PLANS_MAX = 64 }; /* of a task */
 
 /* name, type number on the wire (never reused) */
 #define MOA_WIRE_MAP(X)                                                                                      \
@@ -104,6 +128,7 @@ typedef struct moa_wire_u8s { const uint8_t *data; uint32_t n; } moa_wire_u8s;
     X(CANCEL, cancel, 5)                                                                                     \
     X(SELECT_MAP, select_map, 6)                                                                             \
     X(QUIT, quit, 7)                                                                                         \
+    X(TASK, task, 8)                                                                                         \
     X(WELCOME, welcome, 65)                                                                                  \
     X(PROGRESS, progress, 66)                                                                                \
     X(LOADED, loaded, 67)                                                                                    \
@@ -116,7 +141,9 @@ typedef struct moa_wire_u8s { const uint8_t *data; uint32_t n; } moa_wire_u8s;
     X(PAGES, pages, 74)                                                                                      \
     X(DONE, done, 75)                                                                                        \
     X(FAILED, failed, 76)                                                                                    \
-    X(NOTE, note, 77)
+    X(NOTE, note, 77)                                                                                        \
+    X(INFLUENCE, influence, 78)                                                                              \
+    X(RESULT, result, 79)
 
 typedef enum moa_wire_type {
 #define X(NAME, name, number) MOA_WIRE_##NAME = number,
