@@ -26,18 +26,19 @@ typedef struct moa_bench_time {
 } moa_bench_time;
 
 typedef struct moa_bench_rate {
-    double read, add, copy; /* bytes/s: `argmax` reads, `add` reads twice and writes once, `copy` reads and writes once */
+    double read, add,
+        copy; /* bytes/s: `argmax` reads, `add` reads twice and writes once, `copy` reads and writes once */
     double best;
 } moa_bench_rate;
 moa_status moa_bench_ceiling(const moa_bench *x, moa_bench_rate *out, moa_err *err);
 
 /* One measured thing. What does not apply is 0. */
 typedef struct moa_bench_row {
-    int32_t n_seq, depth;            /* sequences; tokens there (prefill: of the prompt) */
-    double weight_bytes, kv_bytes;   /* that one call has to read */
-    double kept;                     /* KV bytes / those of a dense plan */
-    double flop;                     /* of one call (prefill) */
-    double tok_s;                    /* n_seq tokens a call */
+    int32_t n_seq, depth;          /* sequences; tokens there (prefill: of the prompt) */
+    double weight_bytes, kv_bytes; /* that one call has to read */
+    double kept;                   /* KV bytes / those of a dense plan */
+    double flop;                   /* of one call (prefill) */
+    double tok_s;                  /* n_seq tokens a call */
     moa_bench_time time;
 } moa_bench_row;
 
@@ -46,21 +47,24 @@ typedef struct moa_bench_case {
     moa_kv_type kv_type;
     const moa_rule *rules; /* (n_layer, n_head), or NULL: dense */
     int32_t n_seq;
-    int32_t depth;         /* tokens there */
-    int32_t n_reserved;    /* N; 0: what the measurement needs */
+    int32_t depth;      /* tokens there */
+    int32_t n_reserved; /* N; 0: what the measurement needs */
 } moa_bench_case;
 
 /* Decode attention of one layer, n_seq queries: the layers' rules take turns. Needs no weights. */
-moa_status moa_bench_attn_decode(const moa_bench *x, const moa_bench_case *c, moa_bench_row *out, moa_err *err);
+moa_status moa_bench_attn_decode(const moa_bench *x, const moa_bench_case *c, moa_bench_row *out,
+                                 moa_err *err);
 /* Prefill attention of one layer over a prompt of depth tokens, in chunks of chunk (0: 512). flop: 4 d of each visible pair. */
-moa_status moa_bench_attn_prefill(const moa_bench *x, const moa_bench_case *c, int32_t chunk, moa_bench_row *out, moa_err *err);
+moa_status moa_bench_attn_prefill(const moa_bench *x, const moa_bench_case *c, int32_t chunk,
+                                  moa_bench_row *out, moa_err *err);
 /* Whole greedy steps of n_seq sequences in lanes. shape and kv_type are the engine's. */
-moa_status moa_bench_step(const moa_bench *x, moa_engine *e, const moa_bench_case *c, moa_bench_row *out, moa_err *err);
+moa_status moa_bench_step(const moa_bench *x, moa_engine *e, const moa_bench_case *c, moa_bench_row *out,
+                          moa_err *err);
 /* Tokens a step at least takes of a sequence in moa_bench_step: depth + this <= n_reserved */
 int32_t moa_bench_step_tokens(const moa_bench *x);
 /* Single-sequence steps without and with head statistics, alternating. */
-moa_status moa_bench_probe(const moa_bench *x, moa_engine *e, const moa_bench_case *c, moa_bench_row *off, moa_bench_row *on,
-                           moa_err *err);
+moa_status moa_bench_probe(const moa_bench *x, moa_engine *e, const moa_bench_case *c, moa_bench_row *off,
+                           moa_bench_row *on, moa_err *err);
 
 /* --- what the files of the measuring code share ----------------------------------------------------------------------------- */
 
@@ -68,12 +72,13 @@ double moa_bench_now(void); /* seconds */
 /* Fills device memory with random numbers, magnitudes in [1/4, 2) either sign, as halves or floats. */
 moa_status moa_bench_random(moa_backend *b, void *dst, size_t bytes, bool half, moa_err *err);
 /* Times run(ctx), which queues one call (and does not wait): recorded if the backend can. per_call: divides the times. */
-moa_status moa_bench_measure(const moa_bench *x, moa_status (*run)(void *ctx, moa_err *err), void *ctx, double per_call,
-                             moa_bench_time *out, moa_err *err);
+moa_status moa_bench_measure(const moa_bench *x, moa_status (*run)(void *ctx, moa_err *err), void *ctx,
+                             double per_call, moa_bench_time *out, moa_err *err);
 /* percentiles of n samples (sorted in place), microseconds, n >= 1 */
 moa_bench_time moa_bench_percentiles(double *seconds, int32_t n);
 /* keys that KV head k of a layer keeps for a query that is token n_tok of N = n_reserved (its own counted) */
-int32_t moa_bench_kept(const moa_bench_case *c, int32_t layer, int32_t head_kv, int32_t n_reserved, int32_t n_tok);
+int32_t moa_bench_kept(const moa_bench_case *c, int32_t layer, int32_t head_kv, int32_t n_reserved,
+                       int32_t n_tok);
 /* KV bytes of one step of n_seq sequences, all layers */
 double moa_bench_kv_bytes(const moa_bench_case *c, int32_t n_reserved, int32_t n_tok, double *kept);
 

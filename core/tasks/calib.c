@@ -249,8 +249,9 @@ moa_status moa_calib_make(const moa_model *m, const moa_calib *c, int32_t length
         return moa_fail(err, MOA_E_INVALID,
                         "item %d of %d tokens with %d for the answer; the model's context is %d", i, length,
                         c->n_gen, m->shape.n_ctx);
-    if (k.form == MOA_FORM_AUTO) k.form = moa_chat_template_name(m, NULL) ? MOA_FORM_CHAT : MOA_FORM_CONTINUE;
     out->kind = c->kinds[i % c->n_kind];
+    if (k.form == MOA_FORM_AUTO && !moa_calib_needs_docs(out->kind)) k.form = MOA_SYNTH_FORM;
+    if (k.form == MOA_FORM_AUTO) k.form = moa_chat_template_name(m, NULL) ? MOA_FORM_CHAT : MOA_FORM_CONTINUE;
     k.seed = c->seed * 1000003u + (uint64_t)(uint32_t)length;
     k.g = moa_pcg32_seed(k.seed, (uint64_t)(uint32_t)i * 64 + 50 + (uint64_t)out->kind);
     return moa_calib_needs_docs(out->kind) ? make_from_document(&k, err) : make_synthetic(&k, err);

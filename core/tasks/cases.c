@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "core/engine/sampler.h"
-#include "core/model/chat.h"
 #include "core/tasks/answer.h"
 #include "core/tasks/score.h"
 
@@ -158,8 +157,7 @@ moa_status moa_cases_open(moa_cases **out, const moa_model *m, const moa_cases_c
     x->bos = -1;
     MOA_TRY(check(config, m, err));
     x->form = config->form;
-    if (x->form == MOA_FORM_AUTO && moa_task_synthetic(config->task))
-        x->form = moa_chat_template_name(m, NULL) ? MOA_FORM_CHAT : MOA_FORM_CONTINUE;
+    if (x->form == MOA_FORM_AUTO && moa_task_synthetic(config->task)) x->form = MOA_SYNTH_FORM;
     x->n_gen = config->n_gen > 0 ? config->n_gen : default_n_gen(config->task, x->form);
     x->n = calloc((size_t)config->n_length, sizeof *x->n);
     if (!x->n) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for %d lengths", config->n_length));

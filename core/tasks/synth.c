@@ -8,11 +8,17 @@
 #include "core/base/size.h"
 #include "core/base/text.h"
 #include "core/engine/sampler.h"
-#include "core/model/chat.h"
 #include "core/tasks/score.h"
 #include "core/tasks/words.h"
 
-enum { N_CHAIN = 8, SPECIAL_MAX = 2 * N_CHAIN, SENTENCE_MAX = 600, UNIT_MIN = 4 };
+enum {
+    CHAIN_MIN = 3,
+    CHAIN_MAX = 8,
+    TOK_A_CHAIN = 96,
+    SPECIAL_MAX = 2 * CHAIN_MAX,
+    SENTENCE_MAX = 600,
+    UNIT_MIN = 4
+};
 enum {
     N_ADJECTIVE = MOA_WORDS_N(moa_adjectives),
     N_NOUN = MOA_WORDS_N(moa_nouns),
@@ -248,9 +254,12 @@ static void shuffle(moa_pcg32 *g, int32_t *x, int n) {
 static void prepare_facts(maker *k) {
     int32_t names[MOA_WORDS_N(moa_names)], towns[MOA_WORDS_N(moa_towns)];
     char text[160], chat[160];
+    int n_chain = k->how->n_tok / TOK_A_CHAIN;
+    if (n_chain < CHAIN_MIN) n_chain = CHAIN_MIN;
+    if (n_chain > CHAIN_MAX) n_chain = CHAIN_MAX;
     shuffle(&k->g, names, MOA_WORDS_N(moa_names));
     shuffle(&k->g, towns, MOA_WORDS_N(moa_towns));
-    for (int c = 0; c < N_CHAIN; c++) { /* chain 0 is asked */
+    for (int c = 0; c < n_chain; c++) { /* chain 0 is asked */
         const char *name = moa_names[names[c]], *town = moa_towns[towns[c]],
                    *colour = PICK(&k->g, moa_colours);
         const double d = c == 0 ? k->how->depth : below(&k->g, 1 << 20) / (double)(1 << 20);
@@ -440,7 +449,7 @@ moa_status moa_synth_make(const moa_model *m, const moa_synth *how, moa_synth_it
     moa_status s = MOA_OK;
     *out = (moa_synth_item){0};
     MOA_TRY(check(how, err));
-    if (k.form == MOA_FORM_AUTO) k.form = moa_chat_template_name(m, NULL) ? MOA_FORM_CHAT : MOA_FORM_CONTINUE;
+    if (k.form == MOA_FORM_AUTO) k.form = MOA_SYNTH_FORM;
     k.g = moa_pcg32_seed(how->seed, (uint64_t)(uint32_t)how->index * 64 + (uint64_t)how->kind);
     MOA_TRY(prepare(&k, err));
     MOA_TRY(build_to_length(&k, out, err));
