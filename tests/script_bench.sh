@@ -78,4 +78,15 @@ need(abs(pre["flop_s"] * pre["median_us"] / 1e6 / (4 * 128 * pairs) - 1) < 1e-9,
 for facts in bad: print("FAILED:", *facts)
 sys.exit(1 if bad else 0)
 EOF
+# the peers' scripts are given the same bytes as our own rows
+for plan in full groups:0.75,0.25 groups:0.8,0.2; do
+    expect 0 "$moascope" bench --shape llama3-8b $few --what decode-attn --plan $plan --batch 1,2 --depth 300,512 --json "$temp/a.json"
+    for peer in torch_attention flashinfer_decode; do
+        expect 0 python3 -B "$source/scripts/peers/$peer.py" --dry-run --plan $plan --batch 1,2 --depth 300,512 --json "$temp/b.json"
+        python3 -c '
+import json, sys
+a, b = ([(r["batch"], r["depth"], r["kv_bytes"], r["kept"]) for r in json.load(open(f))["rows"]] for f in sys.argv[1:])
+sys.exit(0 if len(a) == 4 and a == b else "FAILED: %s, ours %s" % (b, a))' "$temp/a.json" "$temp/b.json" || failed=1
+    done
+done
 exit $failed
