@@ -326,8 +326,13 @@ static void test_fill(void **state) {
         assert_true(max_diff(rows, rows + n_vocab, n_vocab) > 0);
         moa_seq_pages(c.seqs[0], &now);
         assert_int_equal(now.pool_bytes, held.pool_bytes); /* it never had to grow */
-        must(moa_engine_hold(c.r.e, NULL, 0, err));
         moa_lanes_close(&l);
+        for (int32_t i = 0; i < 3; i++)
+            moa_seq_reset(c.seqs[i]);
+        must(moa_engine_hold(c.r.e, NULL, 0, err));
+        moa_seq_pages(c.seqs[0], &now);
+        assert_int_equal(now.pool_bytes, 0);
+        prefill(&c, 0); /* and it grows again */
         free(ids);
         free(rows);
         crew_close(&c);

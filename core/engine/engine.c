@@ -95,7 +95,8 @@ moa_status moa_engine_hold(moa_engine *e, moa_seq *const *seqs, int32_t n_seq, m
         if (peak - most > extra) extra = peak - most;
     }
     e->held_pages = n_seq > 0 ? n_pages + extra : 0;
-    return n_seq > 0 ? moa_engine_reserve(e, e->held_pages, true, err) : MOA_OK;
+    /* nothing held and nothing in use: an empty pool */
+    return n_seq > 0 || e->pages.used == 0 ? moa_engine_reserve(e, e->held_pages, true, err) : MOA_OK;
 }
 
 /* --- workspace ------------------------------------------------------------------------------------------------------------ */

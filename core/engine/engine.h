@@ -47,7 +47,8 @@ moa_status moa_engine_need(const moa_engine *e, const moa_rule *rules, int32_t n
                            moa_memory_need *out, moa_err *err);
 
 /* Makes the pool large enough for all these sequences (planned, n_reserved each) to be filled and decoded in lanes, at once: it then
- * need not grow, which would copy it. It stays that large until called with n_seq 0. */
+ * need not grow, which would copy it. It stays that large until called with n_seq 0, which
+ * gives an unused pool back. */
 moa_status moa_engine_hold(moa_engine *e, moa_seq *const *seqs, int32_t n_seq, moa_err *err);
 
 /* --- KV memory by formula: the same figures for the screen, the batch output and the tests ------------------------------ */
