@@ -36,6 +36,20 @@ static void crew_close(crew *w) {
     free(w->made);
 }
 
+/* an allocation too much is an error on a GPU; on a CPU it may be granted, and the program killed later */
+static moa_status check_memory(moa_engine *e, const moa_bench_case *c, int32_t n_reserved, moa_err *err) {
+    moa_backend *b = moa_engine_backend(e);
+    moa_device_info info = {0};
+    double kept;
+    const double need = moa_bench_kv_bytes(c, n_reserved, n_reserved, &kept);
+    const moa_status s = b->vt->info(b, &info, err);
+    if (s == MOA_OK && info.free_bytes > 0 && need > (double)info.free_bytes)
+        return moa_fail(err, MOA_E_MEMORY,
+                        "%.1f GiB of keys and values for %d sequences of %d tokens, %.1f free", need / 0x1p30,
+                        c->n_seq, n_reserved, (double)info.free_bytes / 0x1p30);
+    return s;
+}
+
 static moa_status crew_open(crew *w, moa_engine *e, const moa_bench_case *c, int32_t n_reserved,
                             moa_err *err) {
     const int32_t depth = c->depth > 0 ? c->depth : 1;
@@ -104,6 +118,7 @@ moa_status moa_bench_step(const moa_bench *x, moa_engine *e, const moa_bench_cas
     *out = (moa_bench_row){.n_seq = c->n_seq, .depth = c->depth};
     if (!seconds) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for %d samples", x->reps));
     MOA_TRY(check_case(x, e, c, &n_reserved, err));
+    MOA_TRY(check_memory(e, c, n_reserved, err));
     MOA_TRY(crew_open(&w, e, c, n_reserved, err));
     MOA_TRY(take_steps(x, &w, 2, &one, err)); /* the first allocates, the second is recorded */
     MOA_TRY(take_steps(x, &w, WARM - 2, &one, err));

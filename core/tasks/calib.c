@@ -107,17 +107,20 @@ out:
 
 /* --- documents ------------------------------------------------------------------------------------------------------------------ */
 
-/* One of those that are long enough for three bytes a token, at random; NULL: there is none */
+/* One of those that are long enough for three bytes a token, at random by their sizes; NULL: there is none */
 static const moa_doc *choose(maker *k) {
     const moa_docs *d = k->c->docs;
     const size_t need = (size_t)k->length * 3;
-    int32_t n = 0;
+    uint64_t n = 0;
     for (int32_t i = 0; d && i < d->n; i++)
-        n += d->data[i].n_bytes >= need;
+        if (d->data[i].n_bytes >= need) n += d->data[i].n_bytes;
     if (n == 0) return NULL;
-    int32_t pick = (int32_t)(((uint64_t)moa_pcg32_next(&k->g) * (uint64_t)n) >> 32);
-    for (int32_t i = 0;; i++)
-        if (d->data[i].n_bytes >= need && pick-- == 0) return &d->data[i];
+    uint64_t pick = ((uint64_t)moa_pcg32_next(&k->g) * n) >> 32; /* n is below 2^31 (docs.h) */
+    for (int32_t i = 0;; i++) {
+        if (d->data[i].n_bytes < need) continue;
+        if (pick < d->data[i].n_bytes) return &d->data[i];
+        pick -= d->data[i].n_bytes;
+    }
 }
 
 /* the end of the sentence or line nearest behind `from`: where something can be put in */
@@ -250,7 +253,7 @@ moa_status moa_calib_make(const moa_model *m, const moa_calib *c, int32_t length
                         "item %d of %d tokens with %d for the answer; the model's context is %d", i, length,
                         c->n_gen, m->shape.n_ctx);
     out->kind = c->kinds[i % c->n_kind];
-    if (k.form == MOA_FORM_AUTO && !moa_calib_needs_docs(out->kind)) k.form = MOA_SYNTH_FORM;
+    if (k.form == MOA_FORM_AUTO && out->kind != MOA_CALIB_SUMMARY) k.form = MOA_SYNTH_FORM;
     if (k.form == MOA_FORM_AUTO) k.form = moa_chat_template_name(m, NULL) ? MOA_FORM_CHAT : MOA_FORM_CONTINUE;
     k.seed = c->seed * 1000003u + (uint64_t)(uint32_t)length;
     k.g = moa_pcg32_seed(k.seed, (uint64_t)(uint32_t)i * 64 + 50 + (uint64_t)out->kind);

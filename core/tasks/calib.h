@@ -31,7 +31,7 @@ bool moa_calib_needs_docs(moa_calib_kind k);
 typedef struct moa_calib {
     moa_calib_kind kinds[MOA_CALIB_KINDS_MAX];
     int n_kind;
-    moa_form form; /* AUTO: chat about documents where the model has a template, MOA_SYNTH_FORM else */
+    moa_form form; /* AUTO: chat for summaries where the model has a template, MOA_SYNTH_FORM else */
     int32_t n_gen; /* answer tokens at most, >= 1 */
     uint64_t seed;
     const moa_docs

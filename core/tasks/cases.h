@@ -32,8 +32,7 @@ bool moa_task_synthetic(moa_task t); /* right or wrong, so that there is an effe
 
 typedef struct moa_cases_config {
     moa_task task;
-    moa_form
-        form; /* AUTO: for the synthetic tasks the form measured to do best (cases.c), else items.h's rule */
+    moa_form form;          /* AUTO: MOA_SYNTH_FORM for the synthetic tasks, else items.h's rule */
     const int32_t *lengths; /* (n_length) tokens, answer included */
     int32_t n_length;
     int32_t n_item;  /* cases a length (needle: a cell) at most; >= 1 */

@@ -236,7 +236,10 @@ static moa_status put_answer(job *j, int l, moa_calib_item *it, const moa_answer
     t.n_empty = strspn(a->text.data, " \t\r\n") == a->text.size;
     t.n_wrong = !t.n_empty && t.n_known && !t.n_right && moa_args_has(j->args, OWN_ONLY_RIGHT);
     t.n = !t.n_empty && !t.n_wrong;
-    if (!moa_item_add_answer(&it->item, a->text.data, a->text.size))
+    size_t n = a->text.size; /* the line break that ended it is not of the answer */
+    while (n > 0 && strchr(" \t\r\n", a->text.data[n - 1]))
+        n--;
+    if (!moa_item_add_answer(&it->item, a->text.data, n))
         return moa_fail(err, MOA_E_MEMORY, "no memory for an answer");
     moa_item_print(&it->item, &line);
     const moa_status s = moa_buf_ok(&line) ? tell(j, l, &t, line.data, line.size - 1, true, err)
