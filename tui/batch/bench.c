@@ -199,6 +199,18 @@ static moa_status open_model(job *j, bool data, moa_err *err) {
     return moa_model_open(&j->model, path, !data, on_progress, (void *)(uintptr_t)j->args, err);
 }
 
+/* weights that are made fill any machine if asked to: better said than found out */
+static moa_status check_memory(const job *j, moa_err *err) {
+    moa_device_info info = {0};
+    const moa_status s = j->backend->vt->info(j->backend, &info, err);
+    /* a CPU keeps what was made, and its own form of it */
+    const double need = (double)j->model->weight_bytes * (strcmp(j->backend->vt->name, "cpu") == 0 ? 2 : 1);
+    if (s == MOA_OK && j->model->make && info.free_bytes > 0 && need > (double)info.free_bytes)
+        return moa_fail(err, MOA_E_MEMORY, "the weights of %s take %.1f GiB, %.1f are free", j->model->name,
+                        need / 0x1p30, (double)info.free_bytes / 0x1p30);
+    return s;
+}
+
 /* the engine with its weights; the seconds of loading model and engine, device's own start left out */
 static moa_status open_engine(job *j, moa_err *err) {
     const moa_engine_config config = {.kv_type = j->kv_type,
@@ -208,6 +220,7 @@ static moa_status open_engine(job *j, moa_err *err) {
     if (!j->backend) MOA_TRY(open_backend(j, err));
     const double start = moa_bench_now();
     MOA_TRY(open_model(j, true, err));
+    MOA_TRY(check_memory(j, err));
     moa_backend *b = j->backend;
     j->backend = NULL; /* the engine closes it, also when it cannot be opened */
     MOA_TRY(moa_engine_open(&j->engine, j->model, b, &config, on_progress, (void *)(uintptr_t)j->args, err));
