@@ -19,7 +19,10 @@
  *   v1        64 x 64 tiles, float32 FMA       SmolLM2 9/3 x 64 at 4096: dense 1140 us 17.0, span 512 253 us 17.9; 8B 32/8 x 128
  *                                              at 8192: dense 17.4 ms 31.6, span 4096 13.0 ms 31.7                    <- best
  *   measured 2026-11-24 with  test_ops_cuda --bench attn_prefill  (docs/measurements/2026-11-24-h100-cuda-v1.md)           */
-#include "cuda/cuda_common.cuh"
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda/attn_prefill.cuh"
 
 static constexpr int SIDE = 16, THREADS = SIDE * SIDE, MAX_SLOT = 3;
 
@@ -99,19 +102,6 @@ __device__ static inline void scores(const float *qt, const float *kt, int d_hea
             for (int b = 0; b < t::TN; b++)
                 s[a][b] += x[a] * y[b];
     }
-}
-
-/* the pages a tile sees: page 0, then [first, last]; index k of them */
-struct page_list {
-    int first, last;
-    __device__ int count() const { return last >= first ? 2 + last - first : 1; }
-    __device__ int at(int k) const { return k == 0 ? 0 : first + k - 1; }
-};
-__device__ static inline page_list pages_of(int span, int i_first, int i_last) {
-    page_list p;
-    p.first = max(moa_window_first(span, i_first) / MOA_PAGE_TOK, 1);
-    p.last = i_last / MOA_PAGE_TOK;
-    return p;
 }
 
 /* masses of one swept page sub-tile into the histogram of its head.
@@ -310,10 +300,23 @@ template <typename T> static cudaError_t attend(moa_cuda *c, const moa_args_attn
     return a->probe.stat || a->probe.hist ? launch_by_size<T, true>(c, j) : launch_by_size<T, false>(c, j);
 }
 
+/* $MOASCOPE_CUDA_PREFILL: v1; v2 or v2x where they can (else v1): *parts is how many halves hold an element of q, 0: v1 */
+static moa_status choose(int *parts, moa_err *err) {
+    const char *word = getenv("MOASCOPE_CUDA_PREFILL");
+    *parts = 0;
+    if (!word || !*word || strcmp(word, "v1") == 0) return MOA_OK;
+    *parts = strcmp(word, "v2") == 0 ? 1 : strcmp(word, "v2x") == 0 ? 2 : 0;
+    return *parts ? MOA_OK
+                  : moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_PREFILL is \"%s\": v1, v2 or v2x", word);
+}
+
 moa_status moa_cuda_attn_prefill(moa_backend *b, const moa_args_attn_prefill *a, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
+    int parts = 0;
     MOA_RETURN(moa_cuda_enter_op(c, err));
+    MOA_RETURN(choose(&parts, err));
     if (a->n_tok <= 0) return MOA_OK;
+    if (parts && moa_cuda_prefill_mma_takes(a)) return moa_cuda_prefill_mma(c, a, parts, err);
     if (a->kv.d_head % 8 != 0 || a->kv.d_head > 256 || a->kv.d_head <= 0)
         return moa_fail(err, MOA_E_UNSUPPORTED,
                         "heads of %d elements: the CUDA backend takes multiples of 8 up to 256",

@@ -1,0 +1,25 @@
+/* attn_prefill.cuh -- what the two versions of prefill attention share: how a block finds its work. */
+#ifndef MOA_CUDA_ATTN_PREFILL_CUH
+#define MOA_CUDA_ATTN_PREFILL_CUH
+
+#include "cuda/cuda_common.cuh"
+
+/* the pages a tile of queries sees: page 0, then [first, last]; index k of them */
+struct page_list {
+    int first, last;
+    __device__ int count() const { return last >= first ? 2 + last - first : 1; }
+    __device__ int at(int k) const { return k == 0 ? 0 : first + k - 1; }
+};
+__device__ static inline page_list pages_of(int span, int i_first, int i_last) {
+    page_list p;
+    p.first = max(moa_window_first(span, i_first) / MOA_PAGE_TOK, 1);
+    p.last = i_last / MOA_PAGE_TOK;
+    return p;
+}
+
+/* May the tensor-core version (attn_prefill_mma.cu) do this: a half-precision cache, a head size it was compiled for? */
+bool moa_cuda_prefill_mma_takes(const moa_args_attn_prefill *a);
+/* Does it, with q in 1 or 2 halves an element. Only where moa_cuda_prefill_mma_takes(). */
+moa_status moa_cuda_prefill_mma(moa_cuda *c, const moa_args_attn_prefill *a, int parts, moa_err *err);
+
+#endif
