@@ -517,27 +517,6 @@ template <int DP, typename T> static void launch_by_group(moa_cuda *c, const dec
         launch<DP, 8>(c, j, probe);
 }
 
-template <typename T>
-static moa_status add_hist(moa_cuda *c, const moa_args_attn_decode *a, const float *lse, moa_err *err) {
-    decode_job<T> j = {};
-    j.q = a->q;
-    j.kv = moa_kv_of<T>(&a->kv);
-    j.pos = a->pos, j.span = a->span, j.span_stride = a->span_seq_stride;
-    j.n_seq = a->n_seq, j.n_head = a->n_head;
-    j.group = a->n_head / a->kv.n_head_kv;
-    j.scale = a->scale;
-    j.probe = a->probe;
-    j.lse = const_cast<float *>(lse); /* read only here */
-    const dim3 bins((unsigned)a->probe.n_bin + 1, (unsigned)a->n_head);
-    hist_v1<<<bins, 64, 0, c->stream>>>(j);
-    MOA_LAUNCHED(c, "attn_decode's histogram");
-    return MOA_OK;
-}
-
-moa_status moa_cuda_decode_hist(moa_cuda *c, const moa_args_attn_decode *a, const float *lse, moa_err *err) {
-    return a->kv.type == MOA_KV_F32 ? add_hist<float>(c, a, lse, err) : add_hist<__half>(c, a, lse, err);
-}
-
 /* Scratch for n_block + n_item partial results; n_block so that every multiprocessor is filled, but no block without a page. */
 template <typename T> static moa_status attend(moa_cuda *c, const moa_args_attn_decode *a, moa_err *err) {
     const int group = a->n_head / a->kv.n_head_kv, d_head = a->kv.d_head;
@@ -586,7 +565,11 @@ template <typename T> static moa_status attend(moa_cuda *c, const moa_args_attn_
     else
         merge_v1<T, false><<<heads, THREADS, 0, c->stream>>>(j);
     MOA_LAUNCHED(c, "attn_decode's merge");
-    return a->probe.hist ? moa_cuda_decode_hist(c, a, j.lse, err) : MOA_OK;
+    if (!a->probe.hist) return MOA_OK;
+    const dim3 bins((unsigned)a->probe.n_bin + 1, (unsigned)a->n_head);
+    hist_v1<<<bins, 64, 0, c->stream>>>(j);
+    MOA_LAUNCHED(c, "attn_decode's histogram");
+    return MOA_OK;
 }
 
 /* $MOASCOPE_CUDA_DECODE: v1 or v2; asked each time, so that one process can compare them */

@@ -6,7 +6,5 @@
 
 /* *taken false: this shape is not one of v2's (or the device has too little shared memory), nothing was launched */
 moa_status moa_cuda_decode_v2(moa_cuda *c, const moa_args_attn_decode *a, bool *taken, moa_err *err);
-/* adds to the probe's histogram; lse: device (n_seq, n_head), nats */
-moa_status moa_cuda_decode_hist(moa_cuda *c, const moa_args_attn_decode *a, const float *lse, moa_err *err);
 
 #endif

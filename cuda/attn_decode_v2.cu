@@ -8,6 +8,8 @@
  *   warp     S = K Q^T (16 tokens x 8 heads), then O^T += V^T P^T (d x 8 heads), both mma.m16n8k16: the heads of the group are the
  *            small side of the product, so a group of 1 costs what one of 8 does, and neither is near the limit:
  *            4096 multiply-adds an instruction, 40 instructions for the 8 KB of a unit of 128
+ *   probe    statistics from the same softmax state; for the histogram each unit leaves what it weighs in the two bins it may meet, and
+ *            a small second kernel sums that: K is not read again
  *   item     the block that comes last (a ticket) merges the parts of all. Order of summing is fixed: the same bits every time
  *
  * Float32 precision out of f16 products: q and p are each the sum of two halves (x = hi + lo, two products); K and V are f16
@@ -57,6 +59,7 @@ struct v2_job {
     float *part_o;     /* (n_block + n_item, part_heads, d_head), unscaled sums */
     float *part_state; /* (n_block + n_item, part_heads, PART_STATE): m, l, t, sink, window, distance */
     float *lse;        /* (n_seq, n_head) or NULL */
+    float4 *mass; /* (n_seq, n_head, max_pages * UNITS_PAGE) or NULL: what the histogram needs of a unit */
 };
 
 /* --- instructions --------------------------------------------------------------------------------------- */
@@ -522,10 +525,38 @@ template <int D> __device__ static void clear_rows(unsigned v, int n_row) {
     __syncwarp();
 }
 
+/* Distances of a unit lie in at most two bins of 64: mass_bin() and the next. {m, sums of e^(s-m) in the two} of each head. */
+__device__ static inline int mass_bin(int pos, int unit) {
+    return max(pos - unit * UNIT_TOK - (UNIT_TOK - 1), 0) / MOA_PAGE_TOK;
+}
+__device__ static void keep_mass(const v2_job &j, const segment &s, int unit, const float p[4],
+                                 const int away[2], const float m[2]) {
+    const int lane = threadIdx.x % 32, bin = mass_bin(s.pos, unit);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float x[2] = {};
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const bool near = away[r] / MOA_PAGE_TOK <= bin; /* a key after the newest weighs nothing */
+            x[0] += near ? p[2 * r + i] : 0.0f;
+            x[1] += near ? 0.0f : p[2 * r + i];
+        }
+#pragma unroll
+        for (int d = 4; d < 32; d *= 2) {
+            x[0] += __shfl_xor_sync(ALL, x[0], d);
+            x[1] += __shfl_xor_sync(ALL, x[1], d);
+        }
+        const int h = lane * 2 + i;
+        if (lane < 4 && h < s.n_head)
+            j.mass[((int64_t)s.seq * j.n_head + s.head + h) * (j.kv.max_pages * UNITS_PAGE) + unit] =
+                make_float4(m[i], x[0], x[1], 0);
+    }
+}
+
 /* one unit of shared memory for all heads; measure: windows of this lane's heads for the statistics */
 template <int D, bool STATS>
-__device__ static void attend_unit(warp_state<D, STATS> &u, const queries<D> &q, const segment &s, int unit,
-                                   unsigned stage, const int measure[2]) {
+__device__ static void attend_unit(const v2_job &j, warp_state<D, STATS> &u, const queries<D> &q,
+                                   const segment &s, int unit, unsigned stage, const int measure[2]) {
     typedef layout<D> t;
     const int g = (int)threadIdx.x % 32 / 4, key0 = unit * UNIT_TOK;
     if (key0 + UNIT_TOK - 1 > s.pos) clear_rows<D>(stage + t::SIDE, s.pos - key0 + 1);
@@ -570,6 +601,7 @@ __device__ static void attend_unit(warp_state<D, STATS> &u, const queries<D> &q,
             u.st[i].distance += p[e] * (float)away[e / 2];
         }
     }
+    if (STATS && j.mass) keep_mass(j, s, unit, p, away, u.m);
     weigh<D>(stage + t::SIDE, p, u.o);
 }
 
@@ -822,7 +854,7 @@ __device__ static void attend_segment(const v2_job &j, segment &s, ring &r, warp
         }
         barrier_wait(r.bars + (unsigned)r.at * 8, r.phase);
         if (__shfl_sync(ALL, s.page, i % 32) >= 0)
-            attend_unit<D, STATS>(u, q, s, unit_at<t::WARPS>(s, i), r.stages + (unsigned)(r.at * t::UNIT),
+            attend_unit<D, STATS>(j, u, q, s, unit_at<t::WARPS>(s, i), r.stages + (unsigned)(r.at * t::UNIT),
                                   measure);
         __syncwarp(); /* everybody has read the stage */
         if (i + j.n_stage < s.count) issue<D>(j, s, batch, i + j.n_stage, r, r.at);
@@ -841,7 +873,8 @@ __global__ static void __launch_bounds__(layout<D>::THREADS, 1) decode_v2(const 
     r.stages = shared_at(s_dynamic + t::FLOATS) + (unsigned)(warp * j.n_stage * t::UNIT);
     r.bars = shared_at(sh.bar[warp]);
     r.at = 0, r.phase = 0;
-    if (lane < j.n_stage) barrier_init(r.bars + (unsigned)lane * 8);
+    for (int i = 0; lane == 0 && i < j.n_stage; i++)
+        barrier_init(r.bars + (unsigned)i * 8);
     const v2_line l = count_line<t::THREADS>(j, &sh.line); /* its barriers also publish the mbarriers */
     segment s;
     bool more = next_segment<t::WARPS>(j, l, l.at, l.n, l.line, &s);
@@ -860,6 +893,53 @@ __global__ static void __launch_bounds__(layout<D>::THREADS, 1) decode_v2(const 
         s = after;
     }
     if (l.any_idle) clear_idle<D>(j);
+}
+
+/* --- the histogram of distances ------------------------------------------------------------------------- */
+
+/* A of head's keys in a unit that lie in a bin; bin < 0: all of them. 0 where the head sees none of them or they are not there */
+__device__ static float mass_of_unit(const v2_job &j, int seq, int head, int pos, int span, int unit, int bin,
+                                     float lse2) {
+    const int last = min(unit * UNIT_TOK + UNIT_TOK - 1, pos);
+    if (unit * UNIT_TOK > pos || (unit >= SINK_UNITS && !moa_sees(span, pos, last))) return 0;
+    if (!j.kv.page(seq, head / j.group, unit / UNITS_PAGE)) return 0;
+    const float4 x = j.mass[((int64_t)seq * j.n_head + head) * (j.kv.max_pages * UNITS_PAGE) + unit];
+    const int first = mass_bin(pos, unit);
+    const float sum = bin < 0 ? x.y + x.z : bin == first ? x.y : bin == first + 1 ? x.z : 0.0f;
+    return sum > 0.0f ? sum * exp2_fast(x.x - lse2) : 0.0f;
+}
+
+/* grid: (ceil((1 + n_bin) / WARPS_HIST), n_head). A warp a bin: 0 the sink, 1 + b keys from 64 on at distances of bin b, the last all beyond.
+ * Summed over the sequences in order. */
+static constexpr int WARPS_HIST = 4;
+__global__ static void __launch_bounds__(WARPS_HIST * 32) hist_v2(const v2_job j) {
+    const int slot = (int)blockIdx.x * WARPS_HIST + (int)threadIdx.x / 32, lane = threadIdx.x % 32,
+              head = blockIdx.y, n_bin = j.probe.n_bin;
+    if (slot > n_bin) return;
+    for (int seq = 0; seq < j.n_seq; seq++) {
+        const int pos = j.pos[seq], bin = slot - 1;
+        if (pos < 0) continue;
+        const int span = j.span[seq * j.span_stride + head];
+        const float lse2 = j.lse[(int64_t)seq * j.n_head + head] * LOG2E;
+        float mass = 0;
+        if (slot == 0) {
+            if (lane < SINK_UNITS) mass = mass_of_unit(j, seq, head, pos, span, lane, -1, lse2);
+        } else { /* keys at distances bin * 64 and more; the last bin's go back to the sink */
+            const int newest = pos - bin * MOA_PAGE_TOK,
+                      oldest = slot == n_bin ? MOA_SINK_TOK : newest - MOA_PAGE_TOK + 1;
+            for (int unit = max(max(oldest, 0) / UNIT_TOK, SINK_UNITS) + lane; unit * UNIT_TOK <= newest;
+                 unit += 32) {
+                if (slot < n_bin)
+                    mass += mass_of_unit(j, seq, head, pos, span, unit, bin, lse2);
+                else
+                    for (int b = max(mass_bin(pos, unit), bin); b <= mass_bin(pos, unit) + 1; b++)
+                        mass += mass_of_unit(j, seq, head, pos, span, unit, b, lse2);
+            }
+        }
+        mass = warp_sum(mass);
+        const int bucket = min(pos / j.probe.bucket_tok, (int)MOA_HIST_BUCKETS - 1);
+        if (lane == 0) j.probe.hist[((int64_t)head * MOA_HIST_BUCKETS + bucket) * (1 + n_bin) + slot] += mass;
+    }
 }
 
 /* --- launching ------------------------------------------------------------------------------------------ */
@@ -912,10 +992,11 @@ moa_status moa_cuda_decode_v2(moa_cuda *c, const moa_args_attn_decode *a, bool *
     const size_t slots = (size_t)(n_block + n_item) * (size_t)heads,
                  o_bytes = slots * (size_t)a->kv.d_head * sizeof(float),
                  state_bytes = slots * PART_STATE * sizeof(float),
-                 lse_bytes = a->probe.hist ? sizeof(float) * (size_t)a->n_seq * (size_t)a->n_head : 0;
+                 rows = a->probe.hist ? (size_t)a->n_seq * (size_t)a->n_head : 0,
+                 mass_bytes = rows * (size_t)a->kv.max_pages * UNITS_PAGE * sizeof(float4);
     char *space = nullptr;
-    MOA_RETURN(
-        moa_cuda_scratch(c, o_bytes + state_bytes + lse_bytes, reinterpret_cast<void **>(&space), err));
+    MOA_RETURN(moa_cuda_scratch(c, o_bytes + state_bytes + mass_bytes + rows * sizeof(float),
+                                reinterpret_cast<void **>(&space), err));
     v2_job j = {};
     j.q = a->q, j.o = a->o;
     j.kv = moa_kv_of<__half>(&a->kv);
@@ -927,9 +1008,16 @@ moa_status moa_cuda_decode_v2(moa_cuda *c, const moa_args_attn_decode *a, bool *
     j.ticket = c->ticket;
     j.part_o = reinterpret_cast<float *>(space);
     j.part_state = reinterpret_cast<float *>(space + o_bytes);
-    j.lse = a->probe.hist ? reinterpret_cast<float *>(space + o_bytes + state_bytes) : nullptr;
+    if (a->probe.hist) {
+        j.mass = reinterpret_cast<float4 *>(space + o_bytes + state_bytes);
+        j.lse = reinterpret_cast<float *>(space + o_bytes + state_bytes + mass_bytes);
+    }
     const bool stats = a->probe.stat || a->probe.hist;
     MOA_RETURN(stats ? launch_by_size<true>(c, &j, (int)n_block, taken, err)
                      : launch_by_size<false>(c, &j, (int)n_block, taken, err));
-    return *taken && a->probe.hist ? moa_cuda_decode_hist(c, a, j.lse, err) : MOA_OK;
+    if (!*taken || !a->probe.hist) return MOA_OK;
+    const dim3 bins((unsigned)moa_ceil_div(a->probe.n_bin + 1, WARPS_HIST), (unsigned)a->n_head);
+    hist_v2<<<bins, WARPS_HIST * 32, 0, c->stream>>>(j);
+    MOA_LAUNCHED(c, "attn_decode's histogram");
+    return MOA_OK;
 }
