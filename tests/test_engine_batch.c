@@ -82,6 +82,32 @@ static void alone(crew *c, int32_t i, int32_t n, int32_t *out) {
     free(logits);
 }
 
+/* The reference sums a row alike in every batch, so its ids are equal. A GPU has other kernels for other batches: there ids may part
+ * where two logits are as good as equal, and what follows then is another text. */
+static void same_ids(crew *c, int32_t i, const int32_t *got, const int32_t *expected, int32_t n) {
+    const int32_t n_vocab = c->r.shape->n_vocab;
+    int32_t k = 0;
+    while (k < n && got[k] == expected[k])
+        k++;
+    if (k == n) return;
+    if (!test_device())
+        fail_msg("sequence %d: id %d of %d is %d, alone it is %d", i, k, n, got[k], expected[k]);
+    float *logits = take((size_t)n_vocab, sizeof *logits);
+    const moa_forward prompt = {.ids = c->ids[i], .n = c->n_prompt[i]},
+                      first = {.ids = &c->first[i], .n = 1, .logits = logits};
+    moa_seq_reset(c->r.s);
+    must(moa_seq_plan(c->r.s, c->rules[i], NULL, c->n_reserved[i], 0, NULL, 0, err));
+    must(moa_seq_forward(c->r.s, &prompt, err));
+    must(moa_seq_forward(c->r.s, &first, err));
+    for (int32_t at = 0; at < k; at++)
+        must(moa_seq_forward(c->r.s, &(moa_forward){.ids = &expected[at], .n = 1, .logits = logits}, err));
+    const double gap = fabs((double)logits[got[k]] - (double)logits[expected[k]]);
+    print_message("sequence %d parts at id %d of %d, logits %g apart\n", i, k, n, gap);
+    assert_true(gap < 2e-2);
+    moa_seq_reset(c->r.s);
+    free(logits);
+}
+
 static moa_lanes *lanes_of(crew *c, const int32_t *end, int32_t n_end) {
     moa_lanes *l = NULL;
     const moa_lanes_config config = {.seqs = c->seqs, .n_seq = c->n, .end = end, .n_end = n_end};
@@ -132,11 +158,12 @@ static void same_tokens(rig_config config, int32_t n, uint64_t seed) {
     for (int32_t i = 0; i < n; i++) {
         alone(&c, i, GEN, expected);
         assert_int_equal(expected[0], c.first[i]);
-        assert_memory_equal(all + i * GEN, expected + 1, (size_t)done * sizeof *ids);
+        same_ids(&c, i, all + i * GEN, expected + 1, done);
         assert_int_equal(moa_seq_n_past(c.seqs[i]), lengths[i] + done);
         const int32_t *held = moa_seq_ids(c.seqs[i]);
         assert_memory_equal(held, c.ids[i], (size_t)lengths[i] * sizeof *held);
-        assert_memory_equal(held + lengths[i], expected, (size_t)done * sizeof *held);
+        assert_int_equal(held[lengths[i]], c.first[i]);
+        assert_memory_equal(held + lengths[i] + 1, all + i * GEN, (size_t)(done - 1) * sizeof *held);
     }
     if (config.recording) assert_true(c.r.spy->n_replay > 0);
     moa_lanes_close(&l);
@@ -173,7 +200,7 @@ static void test_limit(void **state) {
         assert_int_equal(moa_seq_n_past(c.seqs[i]), c.n_reserved[i]);
         assert_false(moa_lanes_active(l, i));
         alone(&c, i, GEN, expected);
-        assert_memory_equal(ids + i * 200, expected + 1, (GEN - 1) * sizeof *ids);
+        same_ids(&c, i, ids + i * 200, expected + 1, GEN - 1);
         assert_int_equal(moa_lanes_feed(l, i, 1, NULL), MOA_E_INVALID);
     }
     moa_lanes_close(&l);
@@ -183,12 +210,21 @@ static void test_limit(void **state) {
 
 static void test_end(void **state) {
     (void)state;
-    crew c = crew_open((rig_config){.model = "tiny_qwen2", .recording = true}, 3, 13);
+    const rig_config config = {.model = "tiny_qwen2", .recording = true};
     int32_t expected[3][GEN], *ids = take(3 * GEN, sizeof *ids), made[3];
-    for (int32_t i = 0; i < 3; i++)
-        alone(&c, i, GEN, expected[i]);
+    crew c = crew_open(config, 3, 13); /* the same without ends */
+    moa_lanes *l = lanes_of(&c, NULL, 0);
+    feed_first(&c, l);
+    must(moa_lanes_greedy(l, GEN - 1, ids, made, NULL, NULL, err));
+    for (int32_t i = 0; i < 3; i++) {
+        expected[i][0] = c.first[i];
+        memcpy(expected[i] + 1, ids + i * (GEN - 1), (GEN - 1) * sizeof *ids);
+    }
+    moa_lanes_close(&l);
+    crew_close(&c);
+    c = crew_open(config, 3, 13);
     const int32_t end[] = {c.r.shape->n_vocab - 1, expected[1][20]};
-    moa_lanes *l = lanes_of(&c, end, 2);
+    l = lanes_of(&c, end, 2);
     feed_first(&c, l);
     must(moa_lanes_greedy(l, GEN - 1, ids, made, NULL, NULL, err));
     for (int32_t i = 0; i < 3; i++) {
@@ -276,7 +312,7 @@ static void test_fork(void **state) {
         must(moa_lanes_greedy(l, GEN - 1, ids, made, NULL, NULL, err));
         moa_lanes_close(&l);
         alone(&c, which, GEN, expected);
-        assert_memory_equal(ids + (GEN - 1), expected + 1, (GEN - 1) * sizeof *ids);
+        same_ids(&c, which, ids + (GEN - 1), expected + 1, GEN - 1);
         assert_memory_not_equal(ids, expected + 1, (GEN - 1) * sizeof *ids);
         moa_seq_reset(copy);
         must(moa_seq_plan(copy, NULL, NULL, c.n_reserved[which] + 1, 0, NULL, 0, err));
@@ -430,7 +466,7 @@ static void test_failures(void **state) {
         if (s != MOA_OK) assert_int_equal(moa_lanes_greedy(l, 10, ids, made, NULL, NULL, &why), MOA_OK);
         for (int32_t i = 0; i < 2; i++) {
             assert_int_equal(made[i], 10);
-            assert_memory_equal(ids + i * 10, expected[i] + 1, 10 * sizeof *ids);
+            same_ids(&c, i, ids + i * 10, expected[i] + 1, 10);
         }
         const bool failed = c.r.spy->failed;
         c.r.spy->fail_at = 0;
