@@ -20,8 +20,11 @@
 
 typedef struct lane {
     moa_seq *s;
-    int32_t id;     /* to be fed next, -1: idle */
-    int32_t n_past; /* as the lanes know it */
+    int32_t id;      /* to be fed next, -1: idle */
+    int32_t n_past;  /* as the lanes know it */
+    int32_t n_ready; /* tokens that there are pages for */
+    int32_t
+        trimmed; /* (n_past + 1) / 64 when it was last trimmed: between such borders nothing goes out of sight */
     uint64_t n_plan, n_change;
 } lane;
 
@@ -270,11 +273,15 @@ static moa_status take_pages(moa_lanes *l, int32_t n_step, moa_err *err) {
     int64_t n = 0;
     moa_status s = MOA_OK;
     for (int32_t i = 0; i < l->n_seq; i++)
-        if (moa_lanes_active(l, i)) n += pages_missing(l, &l->lanes[i], ahead(&l->lanes[i], n_step));
+        if (moa_lanes_active(l, i) && ahead(&l->lanes[i], n_step) > l->lanes[i].n_ready)
+            n += pages_missing(l, &l->lanes[i], ahead(&l->lanes[i], n_step));
     if (n > 0) MOA_TRY(moa_engine_reserve(e, e->pages.used + n, false, err));
     for (int32_t i = 0; i < l->n_seq && n > 0; i++)
         for (int32_t layer = 0; moa_lanes_active(l, i) && layer < shape_of(l)->n_layer; layer++)
             MOA_TRY(moa_seq_extend(l->lanes[i].s, layer, ahead(&l->lanes[i], n_step), err));
+    for (int32_t i = 0; i < l->n_seq; i++)
+        if (moa_lanes_active(l, i))
+            l->lanes[i].n_ready = pages_of(ahead(&l->lanes[i], n_step)) * MOA_PAGE_TOK;
 out:
     return s;
 }
@@ -387,9 +394,13 @@ static void count(moa_lanes *l, lane *y) {
 }
 
 static void trim(moa_lanes *l) {
-    for (int32_t i = 0; i < l->n_seq; i++)
-        for (int32_t layer = 0; layer < shape_of(l)->n_layer; layer++)
-            moa_seq_trim(l->lanes[i].s, layer, l->lanes[i].n_past, false);
+    for (int32_t i = 0; i < l->n_seq; i++) {
+        lane *y = &l->lanes[i];
+        const int32_t border = (y->n_past + 1) / MOA_PAGE_TOK;
+        for (int32_t layer = 0; border != y->trimmed && layer < shape_of(l)->n_layer; layer++)
+            moa_seq_trim(y->s, layer, y->n_past, false);
+        y->trimmed = border;
+    }
 }
 
 static bool ends(const moa_lanes *l, int32_t id) {

@@ -393,7 +393,7 @@ static moa_status settings(job *j, moa_err *err) {
     const int64_t reps = moa_args_int(j->args, OPT_REPS);
     j->x.reps = reps > 0 ? (int32_t)reps : paper_name ? 3 : 10;
     j->x.big_bytes = big > 0 ? (size_t)big << 20 : (size_t)(cuda ? 1024 : 256) << 20;
-    j->x.sample_s = cuda ? 0.01 : 0.05;
+    j->x.sample_s = cuda ? 0.01 : 0.02;
     j->x.cancelled = moa_interrupted;
     return MOA_OK;
 }
