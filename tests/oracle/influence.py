@@ -1,0 +1,252 @@
+#!/usr/bin/env python3
+"""The influence profile said again in JAX: whole N x N attention in float64, gradients by automatic differentiation.
+
+It shares nothing with the C program. The weights come from gguf-py's reader and dequantiser. To get G = dL/dA of a layer, a zero
+matrix is added to the attention of every head and the loss is differentiated with regard to it:
+
+    o = (A + Z) V,  Z = 0        G = dL/dZ
+
+    E_ij  = A_ij / (1 - A_ij) * (sum_n G_in A_in - G_ij)          E_00 = -G_00 A_00
+    abs, signed   sums of |E| and E over 64 x 64 blocks
+    joint[w]      sum over rows of  (sum_K A G) / (sum_K A) - sum A G,  K = block 0 and the newest w blocks
+
+Checks of a profile made by the program (relative error, norm-wise per layer):
+
+    influence.py MODEL --data DATA.jsonl --length N --against INFLUENCE.npz [--limit 1e-4]
+
+and of the idea itself: cutting one window for real and measuring the loss, against joint, --finite H L W [...]: the loss with head H of
+layer L moved a fraction t of the way to the cut attention, t = 1/8, 1/64: the slope must come to joint[w].
+
+DATA.jsonl: {"ids": [...], "supervise_from": K} lines. Memory: n_head * N^2 doubles a layer; meant for N <= 1024.
+Needs jax (CPU), gguf, numpy.  Exit: 0 within the limit, 1 not, 2 usage, 3 the file does not fit."""
+import argparse
+import json
+import math
+import sys
+
+import jax
+import numpy as np
+
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp  # noqa: E402
+from gguf import GGUFReader  # noqa: E402
+from gguf.quants import dequantize  # noqa: E402
+
+BLOCK = 64
+
+
+class Model:
+    def __init__(self, path):
+        reader = GGUFReader(path)
+        self.t = {t.name: t for t in reader.tensors}
+
+        def key(name, default=None):
+            field = reader.get_field(name)
+            return default if field is None else field.contents()
+
+        a = self.arch = key("general.architecture")
+        if a not in ("llama", "qwen2"):
+            sys.exit("influence: architecture %s is not known here" % a)
+        self.n_layer = key(a + ".block_count")
+        self.n_head = key(a + ".attention.head_count")
+        self.n_head_kv = key(a + ".attention.head_count_kv", self.n_head)
+        d_model = key(a + ".embedding_length")
+        self.d_head = key(a + ".attention.key_length", d_model // self.n_head)
+        self.d_rope = key(a + ".rope.dimension_count", self.d_head)
+        self.eps = key(a + ".attention.layer_norm_rms_epsilon")
+        base = key(a + ".rope.freq_base", 10000.0)
+        self.freq = float(base) ** (-np.arange(0, self.d_rope, 2) / self.d_rope)
+        if "rope_freqs.weight" in self.t:
+            self.freq = self.freq / self.get("rope_freqs.weight")
+
+    def get(self, name):
+        if name not in self.t:
+            return None
+        t = self.t[name]
+        return np.asarray(dequantize(t.data, t.tensor_type), np.float64)
+
+    def layer(self, l):
+        names = ["attn_norm.weight", "ffn_norm.weight", "attn_output.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"]
+        names += ["attn_%s.%s" % (x, kind) for x in "qkv" for kind in ("weight", "bias")]
+        return {n: self.get("blk.%d.%s" % (l, n)) for n in names}
+
+
+def norm(x, w, eps):
+    return x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * w
+
+
+def rope(x, freq, arch):
+    n, _, d = x.shape
+    angle = jnp.arange(n)[:, None, None] * freq
+    c, s, half = jnp.cos(angle), jnp.sin(angle), len(freq)
+    if arch == "llama":
+        u, v = x[..., 0:2 * half:2], x[..., 1:2 * half:2]
+        turned = jnp.stack([u * c - v * s, u * s + v * c], -1).reshape(n, -1, 2 * half)
+    else:
+        u, v = x[..., :half], x[..., half:2 * half]
+        turned = jnp.concatenate([u * c - v * s, u * s + v * c], -1)
+    return jnp.concatenate([turned, x[..., 2 * half:]], -1)
+
+
+def block(x, w, m, z):
+    """One layer; z [n_head][n][n] is added to its attention. Returns the layer's output and the attention itself."""
+    n, g = x.shape[0], m.n_head // m.n_head_kv
+
+    def linear(y, name):
+        out = y @ w[name + ".weight"].T
+        return out if w[name + ".bias"] is None else out + w[name + ".bias"]
+
+    y = norm(x, w["attn_norm.weight"], m.eps)
+    q = rope(linear(y, "attn_q").reshape(n, m.n_head, m.d_head), m.freq, m.arch)
+    k = rope(linear(y, "attn_k").reshape(n, m.n_head_kv, m.d_head), m.freq, m.arch)
+    v = linear(y, "attn_v").reshape(n, m.n_head_kv, m.d_head)
+    k, v = jnp.repeat(k, g, axis=1), jnp.repeat(v, g, axis=1)
+    score = jnp.einsum("ihd,jhd->hij", q, k) / math.sqrt(m.d_head)
+    score = jnp.where(jnp.tril(jnp.ones((n, n), bool)), score, -jnp.inf)
+    a = jax.nn.softmax(score, axis=-1)
+    o = jnp.einsum("hij,jhd->ihd", a + z, v).reshape(n, -1)
+    x = x + o @ w["attn_output.weight"].T
+    y = norm(x, w["ffn_norm.weight"], m.eps)
+    x = x + (jax.nn.silu(y @ w["ffn_gate.weight"].T) * (y @ w["ffn_up.weight"].T)) @ w["ffn_down.weight"].T
+    return x, a
+
+
+def head_loss(x, out_norm, out, targets, first, eps):
+    logits = norm(x[first - 1:-1], out_norm, eps) @ out.T
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(targets)), targets])
+
+
+def influence(a, g):
+    """abs, signed [nb][nb], joint [nb + 1] of one head; a, g [n][n] NumPy."""
+    n, nb = len(a), (len(a) + BLOCK - 1) // BLOCK
+    delta = np.sum(a * g, axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        e = a / (1 - a) * (delta - g)
+    for i in range(1, n):  # the largest entry of a row, in the form that does not cancel
+        j = int(a[i].argmax())
+        rest = np.delete(a[i], j)
+        if rest.sum() > 0:
+            e[i, j] = a[i, j] * (rest @ np.delete(g[i], j) / rest.sum() - g[i, j])
+    e[0] = 0
+    e[0, 0] = -g[0, 0] * a[0, 0]
+    e = np.tril(e)
+    at = np.arange(0, n, BLOCK)
+
+    def blocks(x):
+        return np.add.reduceat(np.add.reduceat(x, at, axis=0), at, axis=1)
+
+    mass, gain = np.add.reduceat(a, at, axis=1), np.add.reduceat(a * g, at, axis=1)
+    joint = np.zeros(nb + 1)
+    for i in range(n):
+        b = i // BLOCK
+        for w in range(1, nb + 1):
+            keep = sorted({0, *range(max(b - w + 1, 0), b + 1)})
+            joint[w] += gain[i, keep].sum() / mass[i, keep].sum() - delta[i, 0]
+    return blocks(np.abs(e)), blocks(e), joint
+
+
+class Pass:
+    """Forward and backward of one item, a layer at a time; everything an item needs is kept as layer inputs."""
+
+    def __init__(self, m, ids, first):
+        self.m, self.ids, self.first = m, np.asarray(ids), first
+        self.z = jnp.zeros((m.n_head, len(ids), len(ids)))
+        self.fwd = jax.jit(lambda x, w, z: block(x, w, m, z)[0])
+        self.att = jax.jit(lambda x, w, z: block(x, w, m, z)[1])
+        self.bwd = jax.jit(lambda x, w, z, dx: jax.vjp(lambda x_, z_: block(x_, w, m, z_)[0], x, z)[1](dx))
+        self.out_norm, embed = m.get("output_norm.weight"), m.get("token_embd.weight")
+        self.out = m.get("output.weight") if "output.weight" in m.t else embed
+        self.x = [jnp.asarray(embed[self.ids])]
+        for l in range(m.n_layer):
+            self.x.append(self.fwd(self.x[-1], m.layer(l), self.z))
+
+    def tail(self, x):
+        return head_loss(x, self.out_norm, self.out, self.ids[self.first:], self.first, self.m.eps)
+
+    def run(self):
+        loss, dx = jax.value_and_grad(self.tail)(self.x[-1])
+        out = []
+        for l in reversed(range(self.m.n_layer)):
+            w = self.m.layer(l)
+            a = np.asarray(self.att(self.x[l], w, self.z))
+            dx, g = self.bwd(self.x[l], w, self.z, dx)
+            g = np.asarray(g)
+            out.append([influence(a[h], g[h]) for h in range(self.m.n_head)])
+            if sys.stderr.isatty():
+                sys.stderr.write("\rlayer %d \r" % l)
+        out.reverse()
+        return float(loss), [np.array([[h[k] for h in layer] for layer in out]) for k in range(3)]
+
+    def loss_moved(self, l, h, w, t):
+        """The loss when head h of layer l attends a part t of the way to its attention under w blocks."""
+        m = self.m
+        a = np.asarray(self.att(self.x[l], m.layer(l), self.z))[h]
+        i, j = np.arange(len(a))[:, None], np.arange(len(a))[None]
+        cut = np.where((j < BLOCK) | (j // BLOCK > i // BLOCK - w), a, 0)
+        cut /= cut.sum(axis=1, keepdims=True)
+        x = self.fwd(self.x[l], m.layer(l), self.z.at[h].set(t * (cut - a)))
+        for up in range(l + 1, m.n_layer):
+            x = self.fwd(x, m.layer(up), self.z)
+        return float(self.tail(x))
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("model")
+    p.add_argument("--data", required=True)
+    p.add_argument("--length", type=int, required=True)
+    p.add_argument("--against")
+    p.add_argument("--out", help="write the oracle's own arrays")
+    p.add_argument("--limit", type=float, default=1e-4)
+    p.add_argument("--finite", type=int, nargs=3, metavar=("LAYER", "HEAD", "W"), action="append", default=[])
+    o = p.parse_args()
+    m = Model(o.model)
+    items = [json.loads(line) for line in open(o.data) if line.strip()]
+    items = [i for i in items if len(i["ids"]) <= o.length]
+    if not items:
+        sys.exit("influence: no item of at most %d tokens" % o.length)
+    nb = (o.length + BLOCK - 1) // BLOCK
+    total = [np.zeros((m.n_layer, m.n_head, nb, nb)), np.zeros((m.n_layer, m.n_head, nb, nb)), np.zeros((m.n_layer, m.n_head, nb + 1))]
+    losses, bad = [], 0
+    for item in items:
+        one = Pass(m, item["ids"], item["supervise_from"])
+        loss, parts = one.run()
+        losses.append(loss)
+        k = parts[0].shape[-1]
+        total[0][..., :k, :k] += parts[0]
+        total[1][..., :k, :k] += parts[1]
+        total[2][..., :k + 1] += parts[2]
+        for l, h, w in o.finite:
+            want = parts[2][l, h, w]
+            slopes = [(one.loss_moved(l, h, w, t) - loss) / t for t in (1 / 8, 1 / 64, 1 / 512)]
+            ok = abs(slopes[2] - want) <= 0.05 * abs(want) + 1e-9 and abs(slopes[2] - want) <= abs(slopes[0] - want) + 1e-9
+            bad += not ok
+            print("layer %d head %d w %d: joint %+.6e, slopes at 1/8 %+.6e, 1/64 %+.6e, 1/512 %+.6e%s" %
+                  (l, h, w, want, *slopes, "" if ok else "  FAILED"))
+    total = [t / len(items) for t in total]
+    print("%d items, loss %.9f" % (len(items), np.mean(losses)))
+    names = ["abs", "signed", "joint"]
+    if o.out:
+        np.savez(o.out, **{"%s_%d" % (k, o.length): t.astype(np.float32) for k, t in zip(names, total)})
+    if o.against:
+        with np.load(o.against) as z:
+            meta = json.loads(z["meta"].item().decode())["lengths"][str(o.length)]
+            got = [z["%s_%d" % (k, o.length)] for k in names]
+        if meta["items"] != len(items):
+            sys.exit("influence: the file is of %d items, the data of %d" % (meta["items"], len(items)))
+        far = abs(meta["loss"] - np.mean(losses)) / np.mean(losses)
+        bad += not far <= o.limit
+        print("loss     relative error %.1e%s" % (far, "" if far <= o.limit else "  FAILED"))
+        for k, want, x in zip(names, total, got):
+            if want.shape != x.shape:
+                sys.exit("influence: %s has shape %s, expected %s" % (k, x.shape, want.shape))
+            far = [np.linalg.norm(x[l] - want[l]) / max(np.linalg.norm(want[l]), 1e-300) for l in range(m.n_layer)]
+            ok = bool(np.all(np.isfinite(x))) and max(far) <= o.limit
+            bad += not ok
+            print("%-8s relative error a layer: worst %.1e (layer %d), median %.1e%s" %
+                  (k, max(far), int(np.argmax(far)), float(np.median(far)), "" if ok else "  FAILED"))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
