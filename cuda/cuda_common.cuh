@@ -22,16 +22,20 @@
 
 struct moa_cuda_block; /* one allocation, in the backend's list */
 
-/* A weight on the device. A matrix keeps its rows as stored; a vector (n_out == 1) is decoded to float32 when it is loaded. */
+/* A weight on the device. A matrix keeps its rows as stored, or is repacked when it is loaded (packed.cuh); a vector (n_out == 1) is
+ * decoded to float32 then. */
 struct moa_dev_weight {
     moa_dtype type;
     int32_t n_out, n_in;
     size_t row_bytes;
-    void *data; /* device, n_out * row_bytes */
+    void *data; /* device, n_out * row_bytes; packed: moa_cuda_packed_bytes() */
+    bool packed;
+    float f16_scale; /* v2: the power of two that the weights are multiplied with where they become float16 */
     moa_dev_weight *prev, *next;
 };
 
-enum moa_cuda_gemm { MOA_GEMM_F32, MOA_GEMM_TF32, MOA_GEMM_BF16 };
+enum moa_cuda_gemm { MOA_GEMM_F32, MOA_GEMM_TF32, MOA_GEMM_BF16, MOA_GEMM_F16 };
+enum moa_cuda_elem { MOA_ELEM_F32, MOA_ELEM_BF16, MOA_ELEM_F16 }; /* F16: times the weight's f16_scale */
 
 enum { MOA_STAGE_SLOTS = 16, MOA_STAGE_BYTES = 64 << 10 };
 enum { MOA_N_TICKET = 16384 };
@@ -44,6 +48,7 @@ typedef struct moa_cuda {
     cublasHandle_t blas;
     void *blas_space;       /* device: cuBLAS's own workspace, so that its calls can be recorded */
     moa_cuda_gemm gemm;     /* precision of the matrix product of a prefill */
+    int matmul, few_max;    /* version of the products, 1 or 2; 2: most rows of x without cuBLAS */
     moa_cuda_block *blocks; /* everything allocated */
     moa_dev_weight *weights;
     void *scratch;
@@ -94,9 +99,9 @@ moa_status moa_cuda_scratch(moa_cuda *c, size_t bytes, void **out, moa_err *err)
 MOA_OP_MAP(X)
 #undef X
 
-/* rows row0 .. row0 + n_row - 1 of a matrix as float32 (elem_bytes 4) or bfloat16 (2), (n_row, n_in); any type */
+/* rows row0 .. row0 + n_row - 1 of a matrix as float32, bfloat16 or float16, (n_row, n_in); any type */
 moa_status moa_cuda_decode_rows(moa_cuda *c, const moa_dev_weight *w, int32_t row0, int32_t n_row, void *out,
-                                int elem_bytes, moa_err *err);
+                                moa_cuda_elem elem, moa_err *err);
 
 template <typename T> static inline T moa_ceil_div(T a, T b) {
     return (a + b - 1) / b;

@@ -12,6 +12,8 @@
  *                                 (default: agrees with the CPU), tf32, bf16 (x and W rounded to bfloat16)
  *   embed                         the decoding kernel with a list of rows
  *
+ * This is the first version. $MOASCOPE_CUDA_MATMUL=v2 takes the second (matmul.cuh), until it has been measured.
+ *
  * Sums are float32 in a fixed order, so a step repeats bit for bit.
  *
  *   version     idea                                       H100, rows of x: us, share of the measured 2811 GB/s (4096 x 4096)
@@ -25,7 +27,7 @@
  *   measured 2026-11-24 with  test_ops_cuda --bench matmul  (docs/measurements/2026-11-24-h100-cuda-v1.md)                */
 #include <cuda_bf16.h>
 
-#include "cuda/quant.cuh"
+#include "cuda/matmul.cuh"
 
 static constexpr int WARPS = 4, CHUNK_UNITS = 32, UNIT_STRIDE = 36;
 static const size_t TILE_BYTES = (size_t)64 << 20;
@@ -38,11 +40,15 @@ __device__ static inline void put(float *to, float x) {
 __device__ static inline void put(__nv_bfloat16 *to, float x) {
     *to = __float2bfloat16_rn(x);
 }
+__device__ static inline void put(__half *to, float x) {
+    *to = __float2half_rn(x);
+}
 
 /* row blockIdx.x of out (n_in): row ids[blockIdx.x] of w, or row0 + blockIdx.x; a warp does 32 units. Ids outside give NaN. */
 template <typename U, typename OUT>
 __global__ static void decode_v1(const uint8_t *__restrict__ w, size_t row_bytes, int n_in, int n_out,
-                                 int row0, const int32_t *__restrict__ ids, OUT *__restrict__ out) {
+                                 int row0, const int32_t *__restrict__ ids, float scale,
+                                 OUT *__restrict__ out) {
     __shared__ float tile[WARPS][32][U::len + 1];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int row = ids ? ids[blockIdx.x] : row0 + (int)blockIdx.x;
@@ -59,29 +65,27 @@ __global__ static void decode_v1(const uint8_t *__restrict__ w, size_t row_bytes
     out += (int64_t)blockIdx.x * n_in + (int64_t)first * U::len;
     const int n = min(32, n_unit - first) * U::len;
     for (int i = lane; i < n; i += 32)
-        put(out + i, tile[warp][i / U::len][i % U::len]);
+        put(out + i, scale * tile[warp][i / U::len][i % U::len]);
 }
 
-struct decode_job {
-    const moa_dev_weight *w;
-    int32_t row0, n_row;
-    const int32_t *ids;
-    void *out;
-    int elem_bytes;
-};
-
-template <typename U> static void decode_launch(moa_cuda *c, const decode_job &j) {
+template <typename U, typename OUT>
+static void decode_launch_as(moa_cuda *c, const moa_cuda_decode &j, float scale) {
     const uint8_t *data = static_cast<const uint8_t *>(j.w->data);
     const dim3 grid((unsigned)j.n_row, (unsigned)moa_ceil_div(j.w->n_in / (int)U::len, 32 * WARPS));
-    if (j.elem_bytes == 4)
-        decode_v1<U><<<grid, WARPS * 32, 0, c->stream>>>(data, j.w->row_bytes, j.w->n_in, j.w->n_out, j.row0,
-                                                         j.ids, static_cast<float *>(j.out));
+    decode_v1<U, OUT><<<grid, WARPS * 32, 0, c->stream>>>(data, j.w->row_bytes, j.w->n_in, j.w->n_out, j.row0,
+                                                          j.ids, scale, static_cast<OUT *>(j.out));
+}
+template <typename U> static void decode_launch(moa_cuda *c, const moa_cuda_decode &j) {
+    if (j.elem == MOA_ELEM_F32)
+        decode_launch_as<U, float>(c, j, 1);
+    else if (j.elem == MOA_ELEM_BF16)
+        decode_launch_as<U, __nv_bfloat16>(c, j, 1);
     else
-        decode_v1<U><<<grid, WARPS * 32, 0, c->stream>>>(data, j.w->row_bytes, j.w->n_in, j.w->n_out, j.row0,
-                                                         j.ids, static_cast<__nv_bfloat16 *>(j.out));
+        decode_launch_as<U, __half>(c, j, j.w->f16_scale);
 }
 
-static moa_status decode_any(moa_cuda *c, const decode_job &j, moa_err *err) {
+static moa_status decode_any(moa_cuda *c, const moa_cuda_decode &j, moa_err *err) {
+    if (j.w->packed) return moa_cuda_unpack(c, &j, err);
     switch ((int)j.w->type) {
 #define X(stem)                                                                                              \
     case moa_##stem##_id: decode_launch<unit_##stem>(c, j); break;
@@ -94,8 +98,8 @@ static moa_status decode_any(moa_cuda *c, const decode_job &j, moa_err *err) {
 }
 
 moa_status moa_cuda_decode_rows(moa_cuda *c, const moa_dev_weight *w, int32_t row0, int32_t n_row, void *out,
-                                int elem_bytes, moa_err *err) {
-    const decode_job j = {w, row0, n_row, nullptr, out, elem_bytes};
+                                moa_cuda_elem elem, moa_err *err) {
+    const moa_cuda_decode j = {w, row0, n_row, nullptr, out, elem};
     return decode_any(c, j, err);
 }
 
@@ -103,7 +107,7 @@ moa_status moa_cuda_embed(moa_backend *b, const moa_args_embed *a, moa_err *err)
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_tok <= 0) return MOA_OK;
-    const decode_job j = {a->w, 0, a->n_tok, a->ids, a->y, 4};
+    const moa_cuda_decode j = {a->w, 0, a->n_tok, a->ids, a->y, MOA_ELEM_F32};
     return decode_any(c, j, err);
 }
 
@@ -315,7 +319,8 @@ __global__ static void to_bf16_v1(const float *__restrict__ x, __nv_bfloat16 *__
         y[i] = __float2bfloat16_rn(x[i]);
 }
 
-static moa_status blas_fail(moa_cuda *c, cublasStatus_t s, const moa_args_matmul *a, moa_err *err) {
+moa_status moa_cuda_blas_fail(moa_cuda *c, int status, const moa_args_matmul *a, moa_err *err) {
+    const cublasStatus_t s = static_cast<cublasStatus_t>(status);
     (void)cudaGetLastError();
     return moa_fail(err, s == CUBLAS_STATUS_ALLOC_FAILED ? MOA_E_MEMORY : MOA_E_DEVICE,
                     "GPU %d: the matrix product %d x %d x %d failed: %s", c->device, a->n_tok, a->w->n_out,
@@ -358,12 +363,13 @@ static moa_status gemm(moa_cuda *c, const moa_args_matmul *a, moa_err *err) {
         if (as_stored)
             tile = static_cast<const char *>(w->data) + (size_t)row0 * row;
         else
-            MOA_RETURN(moa_cuda_decode_rows(c, w, row0, n_row, space, (int)elem, err));
+            MOA_RETURN(
+                moa_cuda_decode_rows(c, w, row0, n_row, space, half ? MOA_ELEM_BF16 : MOA_ELEM_F32, err));
         /* cuBLAS counts columns first: its W is (n_in, n_row), its x (n_in, n_tok), its y (n_out, n_tok) */
         const cublasStatus_t s = cublasGemmEx(c->blas, CUBLAS_OP_T, CUBLAS_OP_N, n_row, a->n_tok, w->n_in,
                                               &one, tile, type, w->n_in, x, type, w->n_in, beta, a->y + row0,
                                               CUDA_R_32F, w->n_out, compute, CUBLAS_GEMM_DEFAULT);
-        if (s != CUBLAS_STATUS_SUCCESS) return blas_fail(c, s, a, err);
+        if (s != CUBLAS_STATUS_SUCCESS) return moa_cuda_blas_fail(c, s, a, err);
     }
     if (a->bias) {
         const int64_t n = (int64_t)a->n_tok * w->n_out;
@@ -378,5 +384,9 @@ moa_status moa_cuda_matmul(moa_backend *b, const moa_args_matmul *a, moa_err *er
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_tok <= 0) return MOA_OK;
-    return a->n_tok <= 8 ? matvec(c, a, err) : gemm(c, a, err);
+    if (c->matmul == 2 && a->n_tok == 1 && moa_cuda_row_fits(a->w)) return moa_cuda_matmul_row(c, a, err);
+    if (c->matmul == 2 && a->n_tok > 1 && a->n_tok <= c->few_max && moa_cuda_few_fits(a->w))
+        return moa_cuda_matmul_few(c, a, err);
+    if (a->n_tok <= 8 && !a->w->packed) return matvec(c, a, err);
+    return c->gemm == MOA_GEMM_F16 ? moa_cuda_matmul_gemm(c, a, err) : gemm(c, a, err);
 }

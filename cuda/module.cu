@@ -18,7 +18,7 @@
 
 #include "core/base/size.h"
 #include "core/engine/cuda_fault.h"
-#include "cuda/cuda_common.cuh"
+#include "cuda/matmul.cuh"
 
 struct moa_cuda_block {
     void *memory;
@@ -294,14 +294,36 @@ static moa_status load_vector(moa_cuda *c, const moa_weight *w, moa_dev_weight *
     if (w->type == MOA_F32) return cuda_upload(&c->base, d->data, w->data, w->bytes, err);
     MOA_RETURN(moa_cuda_scratch(c, w->bytes, &packed.data, err));
     MOA_RETURN(cuda_upload(&c->base, packed.data, w->data, w->bytes, err));
-    return moa_cuda_decode_rows(c, &packed, 0, 1, d->data, 4, err);
+    return moa_cuda_decode_rows(c, &packed, 0, 1, d->data, MOA_ELEM_F32, err);
+}
+
+/* GGUF's bytes go through the workspace, a piece at a time, and are repacked there by the device */
+static moa_status load_packed(moa_cuda *c, const moa_weight *w, moa_dev_weight *d, moa_err *err) {
+    const size_t fit = SCRATCH_BYTES / d->row_bytes;
+    const int32_t most = fit < 1 ? 1 : fit < (size_t)w->n_out ? (int32_t)fit : w->n_out;
+    void *space = nullptr;
+    d->packed = true;
+    MOA_RETURN(allocate(c, moa_cuda_packed_bytes(d), w->name ? w->name : "a weight", &d->data, err));
+    MOA_RETURN(moa_cuda_scratch(c, (size_t)most * d->row_bytes, &space, err));
+    for (int32_t row = 0; row < w->n_out; row += most) {
+        const int32_t n = w->n_out - row < most ? w->n_out - row : most;
+        const uint8_t *from = static_cast<const uint8_t *>(w->data) + (size_t)row * d->row_bytes;
+        MOA_RETURN(cuda_upload(&c->base, space, from, (size_t)n * d->row_bytes, err));
+        MOA_RETURN(moa_cuda_pack_rows(c, space, d->row_bytes, row, n, d, err));
+    }
+    return MOA_OK;
 }
 
 static moa_status load_matrix(moa_cuda *c, const moa_weight *w, moa_dev_weight *d, moa_err *err) {
     void *unused = nullptr;
-    MOA_RETURN(allocate(c, w->bytes, w->name ? w->name : "a weight", &d->data, err));
-    MOA_RETURN(cuda_upload(&c->base, d->data, w->data, w->bytes, err));
-    if (w->type == MOA_F32 && c->gemm != MOA_GEMM_BF16) return MOA_OK;
+    if (c->matmul == 2 && moa_cuda_packed_bytes(d) > 0) {
+        MOA_RETURN(load_packed(c, w, d, err));
+    } else {
+        MOA_RETURN(allocate(c, w->bytes, w->name ? w->name : "a weight", &d->data, err));
+        MOA_RETURN(cuda_upload(&c->base, d->data, w->data, w->bytes, err));
+    }
+    if (c->matmul == 2) MOA_RETURN(moa_cuda_pack_scale(c, d, err));
+    if (w->type == MOA_F32 && c->gemm != MOA_GEMM_BF16 && c->gemm != MOA_GEMM_F16) return MOA_OK;
     /* what its product will want, so that no operation has to grow the workspace */
     const size_t whole = (size_t)w->n_out * (size_t)w->n_in * sizeof(float);
     return moa_cuda_scratch(c, whole < GEMM_TILE_BYTES ? whole : GEMM_TILE_BYTES, &unused, err);
@@ -332,6 +354,7 @@ static moa_status cuda_weight_load(moa_backend *b, const moa_weight *w, bool kee
     d->n_out = w->n_out;
     d->n_in = w->n_in;
     d->row_bytes = row_bytes;
+    d->f16_scale = 1;
     link(&c->weights, d);
     const moa_status s = w->n_out == 1 ? load_vector(c, w, d, err) : load_matrix(c, w, d, err);
     if (s == MOA_OK)
@@ -490,15 +513,34 @@ static moa_backend_vtable make_table() {
 }
 static const moa_backend_vtable table = make_table();
 
+/* $MOASCOPE_CUDA_MATMUL: v1, v2, or v2:N, N the most rows of x (2 to 64, 1: none) that v2 multiplies without cuBLAS */
+static moa_status read_matmul(moa_cuda *c, moa_err *err) {
+    const char *text = getenv("MOASCOPE_CUDA_MATMUL");
+    char end = 0;
+    c->matmul = 1;
+    c->few_max = 64;
+    if (!text || !*text || strcmp(text, "v1") == 0) return MOA_OK;
+    c->matmul = 2;
+    if (strcmp(text, "v2") == 0) return MOA_OK;
+    if (sscanf(text, "v2:%d%c", &c->few_max, &end) != 1 || c->few_max < 1 || c->few_max > 64)
+        return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_MATMUL is \"%s\": v1, v2 or v2:N with N 1 to 64", text);
+    return MOA_OK;
+}
+
 static moa_status read_settings(moa_cuda *c, moa_err *err) {
     const char *gemm = getenv("MOASCOPE_CUDA_GEMM"), *fault = getenv("MOA_FAULT");
-    c->gemm = MOA_GEMM_F32;
+    MOA_RETURN(read_matmul(c, err));
+    c->gemm = c->matmul == 2 ? MOA_GEMM_F16 : MOA_GEMM_F32;
     if (gemm && strcmp(gemm, "tf32") == 0)
         c->gemm = MOA_GEMM_TF32;
     else if (gemm && strcmp(gemm, "bf16") == 0)
         c->gemm = MOA_GEMM_BF16;
-    else if (gemm && *gemm && strcmp(gemm, "f32") != 0)
-        return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_GEMM is \"%s\": f32, tf32 or bf16", gemm);
+    else if (gemm && strcmp(gemm, "f16") == 0)
+        c->gemm = MOA_GEMM_F16;
+    else if (gemm && strcmp(gemm, "f32") == 0)
+        c->gemm = MOA_GEMM_F32;
+    else if (gemm && *gemm)
+        return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_GEMM is \"%s\": f32, tf32, bf16 or f16", gemm);
     long long at = -1;
     c->fault = FAULT_NONE;
     c->fault_at = -1;

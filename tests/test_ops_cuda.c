@@ -699,50 +699,89 @@ static void bench_decode(moa_backend *b, const char *name, const shape *s, doubl
         problem_close(&p[c]);
 }
 
-static void bench_matmul(moa_backend *b, moa_dtype type, int32_t n_out, int32_t n_in, int32_t n_tok,
-                         double ceiling) {
-    const moa_dtype_info *info = moa_dtype_find((uint32_t)type);
-    const size_t bytes = (size_t)n_out * ((size_t)n_in / info->block_len) * info->block_bytes;
-    enum { MAX_COPY = 24 };
-    int copies = n_tok > 8 ? 1 : (int)(200e6 / (double)bytes) + 2;
-    if (copies > MAX_COPY) copies = MAX_COPY;
-    moa_dev_weight *w[MAX_COPY];
+/* one product with n_tok rows of x; w: copies of the weights to rotate through */
+static void bench_product(moa_backend *b, moa_dev_weight *const *w, int copies, const moa_weight *m,
+                          int32_t n_tok, double ceiling) {
     moa_err err = {0};
     void *recording = NULL;
-    unsigned char *data = malloc(bytes);
-    if (!data) abort();
-    for (size_t i = 0; i < bytes; i++)
-        data[i] = (unsigned char)(random_u32() & 0x3fu); /* scales stay finite */
-    float *host = random_floats((size_t)n_tok * (size_t)n_in),
-          *x = put(b, host, (size_t)n_tok * (size_t)n_in * 4),
-          *y = take(b, (size_t)n_tok * (size_t)n_out * 4);
-    for (int c = 0; c < copies; c++) {
-        const moa_weight m = {
-            .name = "w", .type = type, .n_out = n_out, .n_in = n_in, .data = data, .bytes = bytes};
-        must(b->vt->weight_load(b, &m, false, &w[c], &err), &err, "weight_load");
-    }
-    const int n_inside = n_tok > 8 ? 2 : copies * 8;
-    CALL(b, matmul, .x = x, .w = w[0], .y = y, .n_tok = n_tok);
+    float *host = random_floats((size_t)n_tok * (size_t)m->n_in),
+          *x = put(b, host, (size_t)n_tok * (size_t)m->n_in * 4),
+          *y = take(b, (size_t)n_tok * (size_t)m->n_out * 4);
+    if (n_tok > 64 && copies > 2) copies = 2;
+    const int n_inside = n_tok > 64 ? 2 : copies * 4;
+    CALL(b, matmul, .x = x, .w = w[0], .y = y, .n_tok = n_tok); /* the workspace grows before the recording */
     must(b->vt->record_begin(b, &err), &err, "record_begin");
     for (int i = 0; i < n_inside; i++)
         CALL(b, matmul, .x = x, .w = w[i % copies], .y = y, .n_tok = n_tok);
     must(b->vt->record_end(b, &recording, &err), &err, "record_end");
-    const double us = time_recording(b, recording, n_inside), flops = 2.0 * n_tok * n_out * n_in;
-    if (n_tok > 8)
-        (void)printf("matmul\t%s %d x %d\tn_tok %d\t%.1f us\t%.1f TFLOP/s\n", info->name, n_out, n_in, n_tok,
-                     us, flops / us * 1e-6);
-    else
-        (void)printf("matmul\t%s %d x %d\tn_tok %d\t%.1f MB\t%.1f us\t%.0f GB/s\t%.0f %%\n", info->name,
-                     n_out, n_in, n_tok, (double)bytes * 1e-6, us, (double)bytes / us * 1e-3,
-                     100 * ((double)bytes / us * 1e-3) / ceiling);
+    const double us = time_recording(b, recording, n_inside), rate = (double)m->bytes / us * 1e-3;
+    (void)printf("matmul\t%s %d x %d\tn_tok %d\t%.1f MB\t%.1f us\t%.0f GB/s\t%.0f %%\t%.1f TFLOP/s\n",
+                 moa_dtype_find((uint32_t)m->type)->name, m->n_out, m->n_in, n_tok, (double)m->bytes * 1e-6,
+                 us, rate, 100 * rate / ceiling, 2.0 * n_tok * m->n_out * m->n_in / us * 1e-6);
     (void)fflush(stdout);
     b->vt->recording_free(b, recording);
-    for (int c = 0; c < copies; c++)
-        b->vt->weight_free(b, w[c]);
     b->vt->free(b, x);
     b->vt->free(b, y);
     free(host);
+}
+
+enum { OUTPUT_ROWS = 3, MATMUL_ROWS = 7 };
+
+/* how long a matrix takes to load, then its products; `output`: of the model, a row a sequence */
+static void bench_matmul(moa_backend *b, moa_dtype type, int32_t n_out, int32_t n_in, bool output,
+                         double ceiling) {
+    static const int32_t rows[MATMUL_ROWS] = {1, 2, 8, 32, 64, 512, 2048};
+    const moa_dtype_info *info = moa_dtype_find((uint32_t)type);
+    const size_t bytes = (size_t)n_out * ((size_t)n_in / info->block_len) * info->block_bytes;
+    enum { MAX_COPY = 24 };
+    int copies = (int)(200e6 / (double)bytes) + 2;
+    if (copies > MAX_COPY) copies = MAX_COPY;
+    moa_dev_weight *w[MAX_COPY];
+    moa_err err = {0};
+    unsigned char *data = malloc(bytes);
+    if (!data) abort();
+    for (size_t i = 0; i < bytes; i++)
+        data[i] = i < 65536 ? (unsigned char)(random_u32() & 0x3fu) : data[i - 65536]; /* finite scales */
+    const moa_weight m = {
+        .name = "w", .type = type, .n_out = n_out, .n_in = n_in, .data = data, .bytes = bytes};
+    double load_us = 0;
+    for (int c = 0; c < copies; c++) {
+        const double start = now_us();
+        must(b->vt->weight_load(b, &m, false, &w[c], &err), &err, "weight_load");
+        wait_for(b);
+        if (c == 0 || now_us() - start < load_us) load_us = now_us() - start;
+    }
+    (void)printf("load\t%s %d x %d\t%.1f MB\t%.0f us\t%.1f GB/s\n", info->name, n_out, n_in,
+                 (double)bytes * 1e-6, load_us, (double)bytes / load_us * 1e-3);
+    for (int t = 0; t < (output ? OUTPUT_ROWS : MATMUL_ROWS); t++)
+        bench_product(b, w, copies, &m, rows[t], ceiling);
+    for (int c = 0; c < copies; c++)
+        b->vt->weight_free(b, w[c]);
     free(data);
+}
+
+/* every format at one shape, then the shapes of three models with the formats their usual files have */
+static void bench_matmuls(moa_backend *b, double ceiling) {
+    static const moa_dtype types[] = {
+#define X(name, id, block_len, block_bytes) MOA_##name,
+        MOA_DTYPE_MAP(X)
+#undef X
+    };
+    static const struct {
+        moa_dtype type;
+        int32_t n_out, n_in;
+        bool output;
+    } shapes[] = {
+        {MOA_Q4_1, 576, 576, false},    {MOA_Q4_1, 192, 576, false},    {MOA_Q4_1, 1536, 576, false},
+        {MOA_Q4_1, 576, 1536, false},   {MOA_Q8_0, 49152, 576, true},   {MOA_Q4_K, 1536, 1536, false},
+        {MOA_Q4_K, 256, 1536, false},   {MOA_Q4_K, 8960, 1536, false},  {MOA_Q6_K, 1536, 8960, false},
+        {MOA_Q6_K, 151936, 1536, true}, {MOA_Q4_0, 1024, 4096, false},  {MOA_Q4_0, 14336, 4096, false},
+        {MOA_Q4_0, 4096, 14336, false}, {MOA_Q6_K, 128256, 4096, true}, {MOA_BF16, 14336, 4096, false},
+    };
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        bench_matmul(b, types[i], 4096, 4096, false, ceiling);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        bench_matmul(b, shapes[i].type, shapes[i].n_out, shapes[i].n_in, shapes[i].output, ceiling);
 }
 
 typedef enum prefill_spans { SPANS_DENSE, SPANS_HALF, SPANS_MIXED, SPANS_SHORT } prefill_spans;
@@ -880,17 +919,7 @@ static void bench(moa_backend *b, const char *only) {
                attn_prefill = !only || strcmp(only, "attn_prefill") == 0;
     const double ceiling = bench_ceiling(b);
     if (attn_decode) bench_decodes(b, ceiling);
-    static const moa_dtype types[] = {MOA_BF16, MOA_Q4_0, MOA_Q4_1, MOA_Q8_0, MOA_Q4_K, MOA_Q6_K};
-    for (size_t i = 0; matmul && i < sizeof types / sizeof *types; i++)
-        for (int n_tok = 1; n_tok <= 8; n_tok *= 8)
-            bench_matmul(b, types[i], 4096, 4096, n_tok, ceiling);
-    static const struct {
-        moa_dtype type;
-        int32_t n_out, n_in, n_tok;
-    } products[] = {{MOA_Q4_1, 576, 576, 1},     {MOA_Q4_1, 1536, 576, 1},     {MOA_Q8_0, 49152, 576, 1},
-                    {MOA_Q4_0, 4096, 4096, 512}, {MOA_Q4_0, 14336, 4096, 512}, {MOA_Q4_1, 1536, 576, 512}};
-    for (size_t i = 0; matmul && i < sizeof products / sizeof *products; i++)
-        bench_matmul(b, products[i].type, products[i].n_out, products[i].n_in, products[i].n_tok, ceiling);
+    if (matmul) bench_matmuls(b, ceiling);
     if (!attn_prefill) return;
     bench_prefills(b);
 }
