@@ -907,6 +907,8 @@ static void group_argmax(rig *r) {
             for (int32_t i = 0; s == 4 && i < n_vocab; i++)
                 row[i] = i % 2 ? -INFINITY : NAN;
             if (s == 6) row[n_vocab / 3] = 100;
+            if (s == 1) row[0] = row[n_vocab / 2] = NAN, row[n_vocab - 1] = 50;
+            if (s == 8) row[0] = NAN, row[(n_vocab > 300 ? 256 : 0)] = NAN, row[n_vocab > 300 ? 256 + 16 : 0] = 50;
         }
         for (int i = 0; i < N_SEQ_MAX * LOG; i++)
             log[i] = -5;
