@@ -257,7 +257,10 @@ moa_status moa_calib_make(const moa_model *m, const moa_calib *c, int32_t length
     if (k.form == MOA_FORM_AUTO) k.form = moa_chat_template_name(m, NULL) ? MOA_FORM_CHAT : MOA_FORM_CONTINUE;
     k.seed = c->seed * 1000003u + (uint64_t)(uint32_t)length;
     k.g = moa_pcg32_seed(k.seed, (uint64_t)(uint32_t)i * 64 + 50 + (uint64_t)out->kind);
-    return moa_calib_needs_docs(out->kind) ? make_from_document(&k, err) : make_synthetic(&k, err);
+    const moa_status s =
+        moa_calib_needs_docs(out->kind) ? make_from_document(&k, err) : make_synthetic(&k, err);
+    if (s != MOA_OK) moa_calib_free(out);
+    return s;
 }
 
 bool moa_calib_right(const moa_calib_item *it, const char *answer) {

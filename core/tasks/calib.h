@@ -47,7 +47,7 @@ typedef struct moa_calib_item {
     int32_t n_gen; /* answer tokens at most */
     int stop;      /* MOA_STOP_AT_* */
 } moa_calib_item;
-/* Item i made for `length` tokens. E_INVALID when no document is long enough. moa_calib_free in any case. */
+/* Item i made for `length` tokens. E_INVALID when no document is long enough. moa_calib_free on success. */
 moa_status moa_calib_make(const moa_model *m, const moa_calib *c, int32_t length, int32_t i,
                           moa_calib_item *out, moa_err *err);
 void moa_calib_free(moa_calib_item *it);

@@ -343,8 +343,13 @@ static moa_status resume_line(eval *e, const char *line, size_t n, int32_t numbe
                      "%s: line %d is not a result of this evaluation; remove the file, or say --force",
                      moa_part_path(e->part), number + 2);
     } else if (!at(e, l, (int32_t)i, (int)p)->done) {
-        take_result(e, o, at(e, l, (int32_t)i, (int)p));
+        result *r = at(e, l, (int32_t)i, (int)p);
+        take_result(e, o, r);
         e->tok_done += e->lengths[l];
+        if (is_loss(e) ? r->n_loss < 1 || r->n_late < 0 || !isfinite(r->loss) : !isfinite(r->score.exact))
+            s = moa_fail(err, MOA_E_INVALID,
+                         "%s: line %d is a result without figures; remove the file, or say --force",
+                         moa_part_path(e->part), number + 2);
     }
     cJSON_Delete(o);
     return s;
