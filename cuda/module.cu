@@ -18,6 +18,7 @@
 
 #include "core/base/size.h"
 #include "core/engine/cuda_fault.h"
+#include "cuda/bwd.cuh"
 #include "cuda/matmul.cuh"
 
 struct moa_cuda_block {
@@ -508,6 +509,7 @@ static moa_backend_vtable make_table() {
     t.recording_free = cuda_recording_free;
 #define X(name, text) t.name = moa_cuda_##name;
     MOA_OP_MAP(X)
+    MOA_BWD_MAP(X)
 #undef X
     return t;
 }

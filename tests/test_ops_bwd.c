@@ -4,6 +4,7 @@
  *               masking a key or cutting a window changes is exactly E, not only to first order
  *   tested      the fast CPU operations, or $MOA_TEST_DEVICE, against the reference, over shapes with every kind of edge
  *
+ * On a GPU run it twice: as it is, and with MOASCOPE_CUDA_GEMM=f32, which has the limits of the CPU.
  * Every output is NaN beforehand: what is not written is seen. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -101,8 +102,17 @@ static double distance(const float *x, const float *y, size_t n) {
     return sqrt(error / (norm > 0 ? norm : 1));
 }
 
+/* CUDA's products: float32 when $MOASCOPE_CUDA_GEMM says so, else tf32, whose 11 bits of q and k are felt in exp(q.k) */
+static bool is_coarse(void) {
+    const char *gemm = getenv("MOASCOPE_CUDA_GEMM");
+    return getenv("MOA_TEST_DEVICE") && strncmp(getenv("MOA_TEST_DEVICE"), "cuda", 4) == 0 && (!gemm || strcmp(gemm, "f32") != 0);
+}
 static double limit(void) {
-    return 2e-5; /* float32 sums of some hundred terms, cancellation included */
+    return is_coarse() ? 0.1 : 2e-5; /* float32 sums of some hundred terms, cancellation included */
+}
+/* how near a known answer must be */
+static double near(int b, double exact) {
+    return b == TESTED && is_coarse() ? 1e-2 : exact;
 }
 
 #define CLOSE(name, x, y, n)                                                                                 \
@@ -322,10 +332,10 @@ static void golden_vector(void **state) {
         input in = golden(a, g);
         output r = attention(backends[b], &in);
         for (int n = 0; n < 3; n++) {
-            assert_float_equal(r.sum[2 * 3 + n], e[n], 2e-6);
-            assert_float_equal(r.abs[2 * 3 + n], fabs(e[n]), 2e-6);
+            assert_float_equal(r.sum[2 * 3 + n], e[n], near(b, 2e-6));
+            assert_float_equal(r.abs[2 * 3 + n], fabs(e[n]), near(b, 2e-6));
         }
-        assert_float_equal(r.joint[1], 6.0 / 7, 2e-6); /* block 0 and its own: block 1 is cut */
+        assert_float_equal(r.joint[1], 6.0 / 7, near(b, 2e-6)); /* block 0 and its own: block 1 is cut */
         assert_float_equal(r.joint[2], 0, 0);
         assert_float_equal(r.joint[3], 0, 0);
         assert_int_equal(r.clamped, 0);
@@ -342,8 +352,8 @@ static void first_row(void **state) {
         double g = 0;
         for (int d = 0; d < 4; d++)
             g += (double)in.d_o[d] * in.v[d];
-        assert_float_equal(r.sum[0], -g, 1e-6);
-        assert_float_equal(r.abs[0], fabs(g), 1e-6);
+        assert_float_equal(r.sum[0], -g, near(b, 1e-6));
+        assert_float_equal(r.abs[0], fabs(g), near(b, 1e-6));
         assert_float_equal(r.joint[0], 0, 0);
         assert_float_equal(r.joint[1], 0, 0);
         assert_int_equal(r.clamped, 0);
@@ -360,7 +370,7 @@ static void pole(void **state) {
         input in = golden(a, g);
         output r = attention(backends[b], &in);
         const double e = .99998 * (g[2] - g[1]);
-        assert_float_equal(r.sum[2 * 3 + 1], e, 2e-5 * fabs(e));
+        assert_float_equal(r.sum[2 * 3 + 1], e, near(b, 2e-5) * fabs(e));
         assert_int_equal(r.clamped, 0);
         output_free(&r);
         input_free(&in);

@@ -1,0 +1,138 @@
+/* bwd.cu -- gradients of the operations that work row by row, for the influence profile.
+ *
+ *   matmul_t        W is decoded to float32, at most TILE_BYTES of it at a time, and multiplied by cuBLAS: dx = dy W. Tiles are
+ *                   rows of W, so their products add up, in order. $MOASCOPE_CUDA_GEMM=f32 (default) or, with anything
+ *                   faster, tf32
+ *   rmsnorm_bwd     one block a row, sums in float32 over 256 threads
+ *   silu_mul_bwd    an element a thread
+ *   cross_entropy   one block a row: maximum, sum, gradient: three passes over the row
+ *
+ *   version   idea        H100
+ *   v1        as above    not timed yet */
+#include "cuda/bwd.cuh"
+
+enum { THREADS = 256 };
+static const size_t TILE_BYTES = (size_t)64 << 20;
+
+/* --- matmul_t -------------------------------------------------------------------------------------------- */
+
+moa_status moa_cuda_matmul_t(moa_backend *b, const moa_args_matmul_t *a, moa_err *err) {
+    moa_cuda *c = moa_cuda_self(b);
+    const moa_dev_weight *w = a->w;
+    MOA_RETURN(moa_cuda_enter_op(c, err));
+    if (a->n_tok <= 0) return MOA_OK;
+    const size_t row = sizeof(float) * (size_t)w->n_in, fit = TILE_BYTES / row;
+    const int32_t most = fit < 1 ? 1 : fit < (size_t)w->n_out ? (int32_t)fit : w->n_out;
+    void *space = nullptr;
+    MOA_RETURN(moa_cuda_scratch(c, (size_t)most * row, &space, err));
+    for (int32_t row0 = 0; row0 < w->n_out; row0 += most) {
+        const int32_t n_row = w->n_out - row0 < most ? w->n_out - row0 : most;
+        MOA_RETURN(moa_cuda_decode_rows(c, w, row0, n_row, space, MOA_ELEM_F32, err));
+        moa_cuda_product p = {};
+        p.m = a->n_tok, p.n = w->n_in, p.k = n_row;
+        p.a = a->dy + row0, p.lda = w->n_out;
+        p.b = static_cast<const float *>(space), p.ldb = w->n_in;
+        p.c = a->dx, p.ldc = w->n_in;
+        p.alpha = 1, p.beta = a->accumulate || row0 > 0 ? 1 : 0;
+        p.batch = 1;
+        MOA_RETURN(moa_cuda_multiply(c, &p, err));
+    }
+    return MOA_OK;
+}
+
+/* --- rmsnorm_bwd ----------------------------------------------------------------------------------------- */
+
+/* x, dy, dx (n_tok, n), w (n):  dx = r w dy - x r^3 / n sum(w dy x) (+ dx) */
+__global__ static void rmsnorm_bwd_v1(const float *__restrict__ x, const float *__restrict__ w,
+                                      const float *__restrict__ dy, float *__restrict__ dx, int n, float eps,
+                                      bool accumulate) {
+    __shared__ float s[32];
+    const int64_t row = (int64_t)blockIdx.x * n;
+    x += row, dy += row, dx += row;
+    float square = 0, dot = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        square += x[i] * x[i];
+        dot += x[i] * w[i] * dy[i];
+    }
+    square = block_sum(square, s);
+    dot = block_sum(dot, s);
+    const float r = rsqrtf(square / (float)n + eps), back = r * r * r * dot / (float)n;
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        dx[i] = (accumulate ? dx[i] : 0.0f) + (r * w[i] * dy[i] - back * x[i]);
+}
+
+moa_status moa_cuda_rmsnorm_bwd(moa_backend *b, const moa_args_rmsnorm_bwd *a, moa_err *err) {
+    moa_cuda *c = moa_cuda_self(b);
+    MOA_RETURN(moa_cuda_enter_op(c, err));
+    if (a->n_tok <= 0) return MOA_OK;
+    rmsnorm_bwd_v1<<<a->n_tok, THREADS, 0, c->stream>>>(a->x, static_cast<const float *>(a->w->data), a->dy, a->dx,
+                                                        a->n, a->eps, a->accumulate);
+    MOA_LAUNCHED(c, "the gradient of rmsnorm");
+    return MOA_OK;
+}
+
+/* --- silu_mul_bwd ---------------------------------------------------------------------------------------- */
+
+/* d_gate, d_up may be gate and up. With h = exp(-|g|) nothing overflows. */
+__global__ static void silu_mul_bwd_v1(const float *gate, const float *up, const float *__restrict__ dy, float *d_gate,
+                                       float *d_up, int64_t n) {
+    const int64_t step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
+        const float g = gate[i], u = up[i], d = dy[i], h = expf(-fabsf(g));
+        const float large = 1.0f / (1.0f + h), small = h * large;
+        const float s = g >= 0 ? large : small, rest = g >= 0 ? small : large;
+        d_gate[i] = d * u * s * (1.0f + g * rest);
+        d_up[i] = d * g * s;
+    }
+}
+
+moa_status moa_cuda_silu_mul_bwd(moa_backend *b, const moa_args_silu_mul_bwd *a, moa_err *err) {
+    moa_cuda *c = moa_cuda_self(b);
+    MOA_RETURN(moa_cuda_enter_op(c, err));
+    if (a->n <= 0) return MOA_OK;
+    const int64_t blocks = moa_ceil_div<int64_t>(a->n, THREADS), most = (int64_t)c->n_sm * 16;
+    silu_mul_bwd_v1<<<(unsigned)(blocks < most ? blocks : most), THREADS, 0, c->stream>>>(a->gate, a->up, a->dy,
+                                                                                          a->d_gate, a->d_up, a->n);
+    MOA_LAUNCHED(c, "the gradient of silu_mul");
+    return MOA_OK;
+}
+
+/* --- cross_entropy --------------------------------------------------------------------------------------- */
+
+__device__ static inline float block_max(float x, float *s) {
+    x = group_max<32>(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) s[threadIdx.x / 32] = x;
+    __syncthreads();
+    return group_max<32>(threadIdx.x % 32 < blockDim.x / 32 ? s[threadIdx.x % 32] : -INFINITY);
+}
+
+/* z (n_row, n_vocab) becomes scale (softmax - [target]); a target outside gives NaN */
+__global__ static void cross_entropy_v1(float *z, const int32_t *__restrict__ target, float *__restrict__ loss,
+                                        int n_vocab, float scale) {
+    __shared__ float s[32];
+    z += (int64_t)blockIdx.x * n_vocab;
+    const int t = target[blockIdx.x];
+    const bool inside = t >= 0 && t < n_vocab;
+    const float at_target = inside ? z[t] : NAN;
+    float max = -INFINITY, sum = 0;
+    for (int i = threadIdx.x; i < n_vocab; i += blockDim.x)
+        max = fmaxf(max, z[i]);
+    max = block_max(max, s);
+    for (int i = threadIdx.x; i < n_vocab; i += blockDim.x)
+        sum += expf(z[i] - max);
+    sum = block_sum(sum, s);
+    const float factor = inside ? scale / sum : NAN;
+    for (int i = threadIdx.x; i < n_vocab; i += blockDim.x)
+        z[i] = factor * expf(z[i] - max) - (i == t ? scale : 0.0f);
+    if (threadIdx.x == 0) loss[blockIdx.x] = (max - at_target) + logf(sum);
+}
+
+moa_status moa_cuda_cross_entropy(moa_backend *b, const moa_args_cross_entropy *a, moa_err *err) {
+    moa_cuda *c = moa_cuda_self(b);
+    MOA_RETURN(moa_cuda_enter_op(c, err));
+    if (a->n_row <= 0) return MOA_OK;
+    cross_entropy_v1<<<a->n_row, 1024, 0, c->stream>>>(a->logits, a->target, a->loss, a->n_vocab, a->scale);
+    MOA_LAUNCHED(c, "cross entropy");
+    return MOA_OK;
+}
