@@ -139,11 +139,13 @@ static void fast_as_reference(void **state) {
         bench x = bench_open(tiny_models[m], false), y = bench_open(tiny_models[m], true);
         moa_influence f = profile_of(&x, N, N, K, NULL), g = profile_of(&y, N, N, K, NULL);
         const size_t n = n_heads(&x);
-        /* the fast products round activations to 16 bits (CPU) or multiply in half precision when asked (CUDA) */
-        assert_near("abs", f.abs, g.abs, n * NB * NB, 2e-3);
-        assert_near("sum", f.sum, g.sum, n * NB * NB, 1e-2);
-        assert_near("joint", f.joint, g.joint, n * (NB + 1), 1e-2);
-        assert_float_equal(f.loss, g.loss, 1e-4 * g.loss);
+        /* the fast products round activations to 16 bits (CPU) or multiply in half precision unless told not to (CUDA) */
+        const char *gemm = getenv("MOASCOPE_CUDA_GEMM");
+        const double coarse = test_device() && !(gemm && strcmp(gemm, "f32") == 0) ? 10 : 1;
+        assert_near("abs", f.abs, g.abs, n * NB * NB, coarse * 2e-3);
+        assert_near("sum", f.sum, g.sum, n * NB * NB, coarse * 1e-2);
+        assert_near("joint", f.joint, g.joint, n * (NB + 1), coarse * 1e-2);
+        assert_float_equal(f.loss, g.loss, coarse * 1e-4 * g.loss);
         moa_influence_free(&f);
         moa_influence_free(&g);
         bench_close(&x);
