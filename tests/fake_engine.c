@@ -5,6 +5,7 @@
  *   name TEXT | shape L H KV D VOCAB CTX | device TEXT | memory TOTAL FREE    what LOAD answers
  *   answer TEXT      what RUN says (\n as in C); repeated until n_gen, so that any length can be had; end N: the model ends after N tokens
  *   load_ms N, prefill_tok_s N, tok_s N    0: as fast as possible
+ *   item_ms N        an item of a task; fail_item N, die_item N, odd_item N: the N-th fails, ends the process, is told with counts that lie
  *   load_fail STATUS TEXT | fail_after N STATUS TEXT | die_after N SIGNAL | garbage_after N | hang_after N | exit_after N CODE
  *                    STATUS by name without MOA_ (E_MEMORY). N counts generated tokens; -1: in prefill
  *   deaf 1           after a run it closes its input but lives: the next request finds no reader
@@ -35,7 +36,8 @@ typedef struct script {
     char name[256], device[256], answer[8192];
     int32_t n_layer, n_head, n_head_kv, d_head, n_vocab, n_ctx;
     uint64_t memory_total, memory_free;
-    double load_ms, prefill_tok_s, tok_s;
+    double load_ms, prefill_tok_s, tok_s, item_ms;
+    int32_t fail_item, die_item, odd_item;
     int32_t end, welcome_version, deaf;
     int32_t fail_after, die_after, garbage_after, hang_after, exit_after;
     int32_t die_signal, exit_code;
@@ -119,7 +121,7 @@ static void script_set(script *s, char *line) {
     }
     NUMBER(load_ms)
     NUMBER(prefill_tok_s) NUMBER(tok_s) NUMBER(end) NUMBER(welcome_version) NUMBER(garbage_after)
-        NUMBER(hang_after) NUMBER(deaf)
+        NUMBER(hang_after) NUMBER(deaf) NUMBER(item_ms) NUMBER(fail_item) NUMBER(die_item) NUMBER(odd_item)
 #undef NUMBER
             if (strcmp(line, "name") == 0)(void) snprintf(s->name, sizeof s->name, "%.200s", value);
     else if (strcmp(line, "device") == 0)(void) snprintf(s->device, sizeof s->device, "%.200s", value);
@@ -167,6 +169,9 @@ static void script_load(script *s, int argc, char **argv) {
                   .memory_free = 78ull << 30,
                   .prefill_tok_s = 8000,
                   .tok_s = 100,
+                  .fail_item = -1,
+                  .die_item = -1,
+                  .odd_item = -1,
                   .end = -1,
                   .welcome_version = MOA_WIRE_VERSION,
                   .fail_after = NEVER,
@@ -845,8 +850,139 @@ static void run(fake *f, const moa_msg_run *borrowed) {
         (void)pause();
 }
 
+/* --- tasks of the search: influence follows from the same law ---------------------------------------------------------------- */
+
+/* what a head's mass is worth, nats; one head in five is worth much */
+static double worth(int32_t layer, int32_t head) {
+    const uint32_t h = (uint32_t)(layer * 31 + head * 17) * 2654435761u;
+    return (h >> 8) % 5 == 0 ? 0.2 : 0.004 + 0.01 * (double)((h >> 16) % 7) / 7;
+}
+
+/* mean mass of the queries of n_tok tokens that a window of w blocks cuts */
+static double cut_mass(law l, int32_t n_tok, int32_t w) {
+    double sum = 0;
+    for (int k = 0; k < 8; k++) {
+        const int32_t i = sample_query(0, n_tok, k, 8);
+        const view dense = view_of(l, MOA_N_MAX, i);
+        const int32_t first = (i / MOA_PAGE_TOK - w + 1) * MOA_PAGE_TOK;
+        if (first > MOA_SINK_TOK) sum += view_mass(&dense, MOA_SINK_TOK, first) / 8;
+    }
+    return sum;
+}
+
+static double plan_loss(const fake *f, const moa_rule *rules, int32_t n_tok) {
+    double sum = 0;
+    for (int32_t c = 0; c < f->s.n_layer * f->s.n_head; c++) {
+        const int32_t layer = c / f->s.n_head, head = c % f->s.n_head, span = moa_span(rules[c], n_tok);
+        sum += worth(layer, head) * cut_mass(law_of(f, layer, head), n_tok, moa_window(span) / MOA_PAGE_TOK);
+    }
+    return sum;
+}
+
+static void send_influence(fake *f, int32_t n_tok, int32_t n_item) {
+    const int32_t nb = (n_tok + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK, n_head = f->s.n_head;
+    const size_t map = (size_t)n_head * (size_t)nb * (size_t)nb, curve = (size_t)n_head * (size_t)(nb + 1);
+    float *abs_of = must(calloc(map, sizeof *abs_of)), *sum = must(calloc(map, sizeof *sum)), *joint = must(calloc(curve, sizeof *joint));
+    for (int32_t layer = 0; layer < f->s.n_layer; layer++) {
+        for (int32_t h = 0; h < n_head; h++) {
+            const law l = law_of(f, layer, h);
+            for (int32_t w = 1; w <= nb; w++) joint[(size_t)h * (size_t)(nb + 1) + (size_t)w] = (float)(worth(layer, h) * cut_mass(l, n_tok, w));
+            for (int32_t q = 0; q < nb; q++)
+                for (int32_t k = 0; k <= q; k++) {
+                    const view v = view_of(l, MOA_N_MAX, q * MOA_PAGE_TOK + 32);
+                    const float e = (float)(worth(layer, h) * view_mass(&v, k * MOA_PAGE_TOK, (k + 1) * MOA_PAGE_TOK) / nb);
+                    abs_of[((size_t)h * (size_t)nb + (size_t)q) * (size_t)nb + (size_t)k] = e;
+                    sum[((size_t)h * (size_t)nb + (size_t)q) * (size_t)nb + (size_t)k] = (q + k) % 3 == 0 ? -e : e;
+                }
+        }
+        moa_wire_msg m = {.type = MOA_WIRE_INFLUENCE,
+                          .u.influence = {.n_tok = n_tok,
+                                          .nb = nb,
+                                          .layer = layer,
+                                          .n_head = n_head,
+                                          .n_item = n_item,
+                                          .n_supervised = 20 * (uint64_t)n_item,
+                                          .loss = 2,
+                                          .abs = {abs_of, (uint32_t)map},
+                                          .sum = {sum, (uint32_t)map},
+                                          .joint = {joint, (uint32_t)curve}}};
+        send_msg(f->job, &m);
+    }
+    free(abs_of), free(sum), free(joint);
+}
+
+typedef struct job_work {
+    uint32_t kind;
+    int32_t lengths[MOA_WIRE_LENGTHS_MAX], n_length, n_plan, n_item;
+    int32_t n[MOA_WIRE_PLANS_MAX * MOA_WIRE_LENGTHS_MAX], right[MOA_WIRE_PLANS_MAX * MOA_WIRE_LENGTHS_MAX];
+    double loss[MOA_WIRE_PLANS_MAX * MOA_WIRE_LENGTHS_MAX], start;
+    moa_rule *rules;
+} job_work;
+
+static void send_result(fake *f, const job_work *w, moa_wire_result state, bool lie) {
+    const uint32_t n = (uint32_t)(w->n_plan * w->n_length);
+    moa_wire_msg m = {.type = MOA_WIRE_RESULT,
+                      .u.result = {.kind = w->kind,
+                                   .state = state,
+                                   .lengths = {w->lengths, (uint32_t)w->n_length},
+                                   .n_plan = w->n_plan,
+                                   .n_want = w->n_item,
+                                   .n = {w->n, lie ? n - 1 : n},
+                                   .right = {w->right, n},
+                                   .loss = {w->loss, n},
+                                   .seconds = now_s() - w->start,
+                                   .note = str("")}};
+    send_msg(f->job, &m);
+}
+
+/* item i of a length under every plan */
+static void work_item(const fake *f, job_work *w, int32_t l, int32_t i) {
+    const size_t cells = (size_t)f->s.n_layer * (size_t)f->s.n_head;
+    for (int32_t p = 0; p < w->n_plan; p++) {
+        const int32_t c = p * w->n_length + l;
+        const double loss = w->rules ? plan_loss(f, w->rules + (size_t)p * cells, w->lengths[l]) : 0;
+        w->n[c]++;
+        w->loss[c] = w->kind == MOA_WIRE_PROFILE || w->kind == MOA_WIRE_VALIDATE ? 2 + loss : (double)NAN;
+        w->right[c] += w->kind == MOA_WIRE_CALIBRATE ? i % 2 == 0 : w->kind == MOA_WIRE_EVAL && (i * 7 + 3) % 10 >= 8 * loss;
+    }
+}
+
+static void task(fake *f, const moa_msg_task *t) {
+    job_work *w = must(calloc(1, sizeof *w));
+    const size_t cells = (size_t)f->s.n_layer * (size_t)f->s.n_head;
+    *w = (job_work){.kind = t->kind, .n_length = (int32_t)t->lengths.n, .n_plan = t->kind < MOA_WIRE_VALIDATE ? 1 : t->n_plan, .n_item = t->n_item, .start = now_s()};
+    if (w->n_length < 1 || w->n_length > MOA_WIRE_LENGTHS_MAX || w->n_plan < 1 || w->n_plan > MOA_WIRE_PLANS_MAX ||
+        (t->kind >= MOA_WIRE_VALIDATE && (t->alphas.n != cells * (size_t)w->n_plan || t->betas.n != t->alphas.n))) {
+        send_failed(f->job, MOA_E_INVALID, "the task does not fit the model");
+        free(w);
+        return;
+    }
+    memcpy(w->lengths, t->lengths.data, (size_t)w->n_length * sizeof *w->lengths);
+    w->rules = t->alphas.n ? must(malloc(t->alphas.n * sizeof *w->rules)) : NULL;
+    for (uint32_t i = 0; i < t->alphas.n; i++) w->rules[i] = (moa_rule){t->alphas.data[i], t->betas.data[i]};
+    /* the message's memory goes with the next pump: nothing of it is used below */
+    bool failed = false;
+    for (int32_t l = 0, done = 0; l < w->n_length && !f->cancelled && !failed; l++) {
+        for (int32_t i = 0; i < w->n_item && !f->cancelled && !failed; i++, done++) {
+            pump(f, f->s.item_ms / 1e3);
+            if (f->cancelled) break;
+            if (done == f->s.die_item) (void)raise(SIGKILL);
+            failed = done == f->s.fail_item;
+            if (failed) break;
+            work_item(f, w, l, i);
+            send_progress(f, 2 + w->kind, done + 1, w->n_length * w->n_item, now_s() - w->start);
+            send_result(f, w, MOA_WIRE_GOES_ON, done == f->s.odd_item);
+        }
+        if (w->kind == MOA_WIRE_PROFILE && w->n[l] > 0 && !failed) send_influence(f, w->lengths[l], w->n[l]);
+    }
+    if (failed) send_failed(f->job, MOA_E_FAILED, "the item went wrong");
+    else if (!f->closed) send_result(f, w, f->cancelled ? MOA_WIRE_CANCELLED : MOA_WIRE_FINISHED, false);
+    free(w->rules);
+    free(w);
+}
+
 static void handle(fake *f, const moa_wire_msg *m) {
-    const bool work = m->type == MOA_WIRE_LOAD || m->type == MOA_WIRE_RUN;
+    const bool work = m->type == MOA_WIRE_LOAD || m->type == MOA_WIRE_RUN || m->type == MOA_WIRE_TASK;
     switch (m->type) {
     case MOA_WIRE_HELLO: send_welcome(f, m->job); return;
     case MOA_WIRE_QUIT: f->quit = f->cancelled = true; return;
@@ -881,6 +1017,8 @@ static void handle(fake *f, const moa_wire_msg *m) {
         load(f, &m->u.load);
     else if (!f->loaded)
         send_failed(f->job, MOA_E_USAGE, "no model is loaded");
+    else if (m->type == MOA_WIRE_TASK)
+        task(f, &m->u.task);
     else
         run(f, &m->u.run);
     f->job = 0;

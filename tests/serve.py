@@ -170,6 +170,99 @@ def test_cancel():
         assert ends[third][1]["n_gen"] == 3
 
 
+CELLS = N_LAYER * N_HEAD
+KINDS = 2 | 4  # passkey and needle fit 512 tokens of this tokenizer of bytes
+
+
+def task(e, cancel_after=None, **values):
+    """A task to its end: (name of the last message, it, INFLUENCE messages, RESULT messages, PROGRESS messages)."""
+    values = {"lengths": [512], "n_item": 2, "seed": 1, "item_kinds": KINDS, "n_gen": 8, **values}
+    job = e.send("TASK", **values)
+    influence, results, progress = [], [], []
+    while True:
+        name, j, m = e.next(120)
+        if j != job:
+            continue
+        if name == "FAILED":
+            return name, m, influence, results, progress
+        if name == "INFLUENCE":
+            influence.append(m)
+        if name == "PROGRESS":
+            progress.append(m)
+        if name == "RESULT":
+            results.append(m)
+            if cancel_after is not None and sum(m["n"]) >= cancel_after:
+                e.p.stdin.write(encode("CANCEL", job))
+                cancel_after = None
+            if m["state"]:
+                return name, m, influence, results, progress
+
+
+def test_tasks():
+    """The search's steps on the tiny model, and that they leave the conversation alone."""
+    plans = {"n_plan": 3, "alphas": [0.0] * (2 * CELLS) + [128.0] * CELLS, "betas": [1.0] * (2 * CELLS) + [0.0] * CELLS}
+    with Engine(COMMAND) as e:
+        loaded(e)
+        e.ask("RUN", text=TEXT, n_gen=6, fresh=1, temp=0.0, ignore_end=1, watch=3)
+        e.ask("RUN", text=" and then", n_gen=8, temp=0.0, ignore_end=1)
+        second = texts(e)
+        e.ask("RUN", text=TEXT, n_gen=6, fresh=1, temp=0.0, ignore_end=1, watch=3)
+        name, m, _, results, progress = task(e, kind=1, lengths=[512, 640], fresh=1)
+        assert name == "RESULT" and m["state"] == 1 and m["n"] == [2, 2] and m["n_want"] == 2, m
+        assert [sum(r["n"]) for r in results] == [0, 1, 2, 3, 4, 4] and all(p["phase"] == 3 for p in progress)
+        assert progress[-1]["done"] == progress[-1]["total"] == 2 * (512 + 640)
+
+        name, m, inf, _, progress = task(e, kind=2, lengths=[512, 640])
+        assert name == "RESULT" and m["state"] == 1 and m["n"] == [2, 2] and all(0 < x < 10 for x in m["loss"]), m
+        assert sorted((x["n_tok"], x["layer"], x["head0"], x["n_head"]) for x in inf) == [(n, l, 0, N_HEAD) for n in (512, 640) for l in range(N_LAYER)]
+        for x in inf:
+            nb = (x["n_tok"] + 63) // 64
+            assert x["nb"] == nb and len(x["abs"]) == len(x["sum"]) == N_HEAD * nb * nb and len(x["joint"]) == N_HEAD * (nb + 1)
+            assert all(a >= abs(s) - 1e-6 for a, s in zip(x["abs"], x["sum"])) and max(x["abs"]) > 0
+            for h in range(N_HEAD):
+                assert abs(x["joint"][h * (nb + 1) + nb]) < 1e-5  # all blocks kept: nothing is lost
+                assert all(x["abs"][(h * nb + q) * nb + k] == 0 for q in range(nb) for k in range(q + 1, nb))  # the future
+        again = task(e, kind=2, lengths=[512, 640])[2]
+        assert again == inf  # the items are kept and the same
+
+        name, m, _, results, _ = task(e, kind=3, seed=9, lengths=[700], **plans)
+        assert name == "RESULT" and m["n"] == [2, 2, 2], m
+        assert m["loss"][0] == m["loss"][1] and m["loss"][2] != m["loss"][0]  # full attention twice, then the shortest spans
+        name, m, _, _, _ = task(e, kind=4, item_kinds=1, lengths=[600], n_item=3, **plans)
+        assert name == "RESULT" and m["n"] == [3, 3, 3] and m["right"][0] == m["right"][1], m
+
+        # the conversation goes on where it was, and its map is still there
+        assert e.ask("SELECT_MAP", layer=1, head=2, rows=4, cols=4)[0] == "MAP"
+        name, m = e.ask("RUN", text=" and then", n_gen=8, temp=0.0, ignore_end=1)
+        assert name == "DONE" and texts(e) == second, (name, m)
+
+        # what was done before ^C is kept and told
+        name, m, inf, _, _ = task(e, kind=1, lengths=[512], n_item=50, fresh=1, cancel_after=3)
+        assert name == "RESULT" and m["state"] == 2 and 3 <= m["n"][0] < 50, m
+        name, k, inf, _, _ = task(e, kind=2, lengths=[512], n_item=50)
+        assert name == "RESULT" and k["n"] == m["n"] and len(inf) == N_LAYER, k
+        name, m, inf, _, _ = task(e, kind=2, lengths=[512], n_item=50, cancel_after=1)
+        assert name == "RESULT" and m["state"] == 2 and len(inf) == N_LAYER and all(x["n_item"] == m["n"][0] for x in inf), m
+
+
+def test_tasks_refused():
+    bad = [dict(kind=0), dict(kind=5), dict(kind=1, lengths=[]), dict(kind=1, lengths=[1]), dict(kind=1, lengths=[4097]), dict(kind=1, lengths=[512] * 17),
+           dict(kind=1, n_item=0), dict(kind=1, n_item=1 << 20), dict(kind=1, n_gen=0), dict(kind=1, n_gen=1 << 20), dict(kind=1, item_kinds=0),
+           dict(kind=1, item_kinds=1 << 31), dict(kind=1, docs="/nowhere/at all"), dict(kind=1, docs=b"a\0b"), dict(kind=1, item_kinds=16),
+           dict(kind=1, lengths=[64]), dict(kind=2, lengths=[777]), dict(kind=3, n_plan=0), dict(kind=3, n_plan=65), dict(kind=3, n_plan=-1),
+           dict(kind=3, n_plan=1, alphas=[0.0], betas=[1.0]), dict(kind=3, n_plan=1, alphas=[0.0] * CELLS, betas=[float("nan")] * CELLS),
+           dict(kind=4, item_kinds=4, n_plan=1, alphas=[0.0] * CELLS, betas=[1.0] * CELLS), dict(kind=4, item_kinds=999, n_plan=1, alphas=[0.0] * CELLS, betas=[1.0] * CELLS)]
+    with Engine(COMMAND) as e:
+        e.hello()
+        assert task(e, kind=1)[0] == "FAILED"  # no model
+    with Engine(COMMAND) as e:
+        loaded(e)
+        for values in bad:
+            name, m, _, _, _ = task(e, **values)
+            assert name == "FAILED" and len(m["text"]) > 10, (values, m)
+        assert task(e, kind=1, n_item=1, fresh=1)[0] == "RESULT"  # it still works
+
+
 def test_slow_reader():
     """Nobody reads for a while: all tokens come in order, snapshots fewer, and the run does not wait for the reader."""
     with Engine(COMMAND) as e:
