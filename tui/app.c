@@ -23,6 +23,7 @@
 #include "tui/internal.h"
 #include "tui/load.h"
 #include "tui/journal.h"
+#include "tui/search.h"
 #include "tui/term.h"
 
 enum { KEYS_A_TURN = 256, PROMPT_MAX = 8 << 20 };
@@ -216,6 +217,9 @@ static void interrupt(tui_app *app) {
     else if (app->slot_running >= 0) {
         tui_run_cancel(app);
         if (app->n_interrupt >= 3) tui_ask(app, "The run has not stopped yet. End the engine process?", tui_kill_engine);
+    } else if (tui_planner_busy(app)) {
+        tui_planner_stop(app);
+        if (app->n_interrupt >= 3 && tui_planner_engine(app)) tui_ask(app, "The search has not stopped yet. End the engine process?", tui_kill_engine);
     } else if (app->n_interrupt >= 2) (void)tui_quit(app);
     else tui_say(app, TUI_INFO, "Nothing is running; C-c again, or Q, quits");
 }
@@ -339,7 +343,7 @@ static void want_tokens(tui_app *app) {
 
 bool tui_idle(const tui_app *app) {
     const tui_link_state s = app->link.state;
-    return s != TUI_LINK_HELLO && s != TUI_LINK_LOADING && s != TUI_LINK_BUSY && app->slot_running < 0 && !app->map_waiting && !app->blame.active && app->tokenize_job == 0 &&
+    return s != TUI_LINK_HELLO && s != TUI_LINK_LOADING && s != TUI_LINK_BUSY && app->slot_running < 0 && !tui_planner_busy(app) && !app->map_waiting && !app->blame.active && app->tokenize_job == 0 &&
            app->link.out_done >= app->link.out.size;
 }
 
@@ -480,12 +484,12 @@ static int keys(tui_app *app) {
 }
 
 static void wait_for_something(tui_app *app, double frame_at) {
-    double wait = app->dirty_screen ? frame_at - clock_s() : app->link.state == TUI_LINK_BUSY || app->link.state == TUI_LINK_LOADING ? 0.25 : 1.0;
+    double wait = app->dirty_screen ? frame_at - clock_s() : app->link.state == TUI_LINK_BUSY || app->link.state == TUI_LINK_LOADING || tui_planner_busy(app) ? 0.25 : 1.0;
     if (app->script) wait = tui_script_waits(app) ? 0.02 : 0;
     if (wait < 0 || app->quit) wait = 0;
-    struct pollfd p[4] = {{term_signal_fd(), POLLIN, 0}, {term_fd(), POLLIN, 0}, {app->link.fd_in, POLLIN, 0}, {-1, POLLOUT, 0}};
+    struct pollfd p[5] = {{term_signal_fd(), POLLIN, 0}, {term_fd(), POLLIN, 0}, {app->link.fd_in, POLLIN, 0}, {-1, POLLOUT, 0}, {tui_solver_fd(app), POLLIN, 0}};
     if (app->link.out_done < app->link.out.size) p[3].fd = app->link.fd_out;
-    (void)poll(p, 4, (int)ceil(wait * 1000));
+    (void)poll(p, 5, (int)ceil(wait * 1000));
 }
 
 static void loop(tui_app *app) {
@@ -498,17 +502,18 @@ static void loop(tui_app *app) {
         if (app->resized) fit_screen(app);
         tui_link_flush(app);
         if (app->link.fd_in > 0) tui_link_read(app);
+        tui_solver_read(app);
         want_tokens(app);
         journal_tick(app);
         app->now = clock_s();
-        const double period = app->slot_running >= 0 ? 0.1 : 0.05;
+        const double period = app->slot_running >= 0 || tui_planner_busy(app) ? 0.1 : 0.05;
         if (app->dirty_screen && app->now - drawn_at >= period) {
             app->dirty_screen = false;
             tui_draw(app);
             if (!term_draw(app->canvas)) app->dirty_screen = true;
             drawn_at = app->now;
         }
-        if (app->slot_running >= 0 || app->link.state == TUI_LINK_LOADING) tui_dirty(app); /* clocks and rates move */
+        if (app->slot_running >= 0 || app->link.state == TUI_LINK_LOADING || tui_planner_busy(app)) tui_dirty(app); /* clocks and rates move */
         if (app->said_at > 0 && app->now - app->said_at > 10) {
             app->said_at = 0;
             tui_dirty(app);
@@ -526,6 +531,7 @@ static void close_all(tui_app *app) {
     tui_link_close(app);
     term_close();
     for (int i = 0; i < TUI_SLOTS; i++) tui_run_free(&app->runs[i]);
+    tui_planner_close(&app->planner);
     tui_plan_free(app);
     tui_blame_free(app);
     moa_clean **const cleans[] = {&app->link.devices, &app->link.no_gpu, &app->model.name, &app->model.path, &app->model.arch, &app->model.quant,
@@ -548,6 +554,7 @@ static moa_status begin(tui_app *app, const moa_args *a, moa_err *err) {
     app->now = app->started_at = clock_s();
     app->caps = (viz_caps){VIZ_24BIT, true};
     moa_status s = read_options(app, a, err);
+    if (s == MOA_OK) s = tui_planner_open(&app->planner, err);
     if (s == MOA_OK && moa_args_has(a, MOA_OPT_OWN + OWN_SCRIPT)) s = tui_script_open(app, moa_args_text(a, MOA_OPT_OWN + OWN_SCRIPT), err);
     if (s == MOA_OK) s = open_screen(app, a, err);
     return s;

@@ -303,6 +303,7 @@ struct tui_app {
     bool engine_has_run; /* the engine process holds the newest run's q and k: after a restart or a load it does not */
     tui_blame blame;
     tui_plan plan;
+    struct tui_planner *planner; /* the automatic search (search.h), owned */
     tui_cursor cursor;
     int32_t n_user;    /* :set n; 0: automatic */
 

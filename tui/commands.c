@@ -12,6 +12,7 @@
 #include "core/base/file.h"
 #include "core/base/path.h"
 #include "tui/internal.h"
+#include "tui/search.h"
 
 /* --- words -------------------------------------------------------------------------------------------------------------------- */
 
@@ -143,7 +144,7 @@ static moa_status run_view(tui_app *app, const tui_args *a, moa_err *err) {
             tui_view_switch(app, i);
             return MOA_OK;
         }
-    return moa_fail(err, MOA_E_USAGE, "usage: view run|heads|map|plan|compare|memory|log, those that this build has");
+    return moa_fail(err, MOA_E_USAGE, "usage: view run|heads|map|plan|compare|memory|log|search, those that this build has");
 }
 
 static void complete_view(tui_app *app, const char *prefix, moa_buf *out) {
@@ -158,10 +159,11 @@ static moa_status turn_pane(tui_app *app, int dir) {
     viz_rect panes[TUI_PANES_MAX];
     const tui_frame f = tui_layout_frame(app->canvas->rows, app->canvas->cols);
     tui_view_state *s = tui_view_vars(app, v);
-    const tui_layout_ask ask = {v->layout, f.size == TUI_SMALL ? TUI_NORMAL : f.size, f.body, s->focus, app->runs[TUI_A].number && app->runs[TUI_B].number};
+    tui_layout_ask ask = {v->layout, f.size == TUI_SMALL ? TUI_NORMAL : f.size, f.body, s->focus, app->runs[TUI_A].number && app->runs[TUI_B].number};
     const int n = tui_layout_panes(&ask, panes);
     for (int i = 0; i < n; i++) {
-        s->focus = (s->focus + dir + n) % n;
+        ask.focus = s->focus = (s->focus + dir + n) % n;
+        (void)tui_layout_panes(&ask, panes); /* a pane may be there only while it has the focus */
         if (f.size == TUI_SMALL || !viz_rect_empty(panes[s->focus])) break;
     }
     return MOA_OK;
@@ -659,6 +661,77 @@ static moa_status run_describe(tui_app *app, const tui_args *a, moa_err *err) {
     return MOA_OK;
 }
 
+/* --- the search ------------------------------------------------------------------------------------------------------------------- */
+
+static moa_status run_step(tui_app *app, const tui_args *a, moa_err *err) {
+    const char *what = a->argc > 0 ? a->argv[0] : "next";
+    if (strcmp(what, "next") == 0) return tui_planner_next(app, err);
+    if (strcmp(what, "all") == 0) return tui_planner_all(app, err);
+    if (strcmp(what, "stop") == 0) {
+        if (!tui_planner_busy(app)) return moa_fail(err, MOA_E_FAILED, "no step is running");
+        tui_planner_stop(app);
+        return MOA_OK;
+    }
+    for (int s = 0; s < TUI_STEP_COUNT; s++)
+        if (strcasecmp(what, tui_step_name((tui_step)s)) == 0) return tui_planner_start(app, (tui_step)s, err);
+    return moa_fail(err, MOA_E_USAGE, "usage: step next|all|stop|calibrate|profile|search|validate|try");
+}
+static void complete_step(tui_app *app, const char *prefix, moa_buf *out) {
+    (void)app;
+    static const char *const words[] = {"next", "all", "stop", "set", "calibrate", "profile", "search", "validate", "try", NULL};
+    offer(out, prefix, words);
+}
+
+static moa_status run_step_set(tui_app *app, const tui_args *a, moa_err *err) {
+    tui_setting s;
+    if (a->argc < 2) return moa_fail(err, MOA_E_USAGE, "usage: step set NAME VALUE, as in step set density 50%%");
+    if (!tui_setting_find(a->argv[0], &s)) return moa_fail(err, MOA_E_USAGE, "no setting of the search is named so; Tab lists them");
+    const char *value = a->rest + strcspn(a->rest, " ");
+    return tui_setting_set(app, s, value + strspn(value, " "), err);
+}
+static void complete_step_set(tui_app *app, const char *prefix, moa_buf *out) {
+    (void)app;
+    for (int s = 0; s < TUI_SETTING_COUNT; s++) {
+        char key[48];
+        tui_setting_key((tui_setting)s, key, sizeof key);
+        if (strncmp(key, prefix, strlen(prefix)) == 0) moa_buf_printf(out, "%s\n", key);
+    }
+}
+
+static moa_status lock_heads(tui_app *app, const tui_args *a, bool lock, moa_err *err) {
+    if (!app->plan.now) return moa_fail(err, MOA_E_FAILED, "there is no plan; load a model first");
+    uint8_t *mask = calloc((size_t)app->plan.now->n_layer * (size_t)app->plan.now->n_head, 1);
+    if (!mask) return moa_fail(err, MOA_E_MEMORY, "no memory for a selection of heads");
+    const moa_status s = tui_plan_select(app, a->argc > 0 ? a->rest : lock ? "@targets" : "*", mask, err);
+    if (s == MOA_OK) tui_planner_lock(app, mask, lock);
+    free(mask);
+    return s;
+}
+static moa_status run_lock(tui_app *app, const tui_args *a, moa_err *err) { return lock_heads(app, a, true, err); }
+static moa_status run_unlock(tui_app *app, const tui_args *a, moa_err *err) { return lock_heads(app, a, false, err); }
+
+static moa_status run_influence_open(tui_app *app, const tui_args *a, moa_err *err) {
+    char path[4096];
+    const moa_status s = need(a, 1, "influence open FILE.npz", err);
+    if (s != MOA_OK) return s;
+    expand(a->rest, path, sizeof path);
+    return tui_influence_load(app, path, err);
+}
+static moa_status run_influence_save(tui_app *app, const tui_args *a, moa_err *err) {
+    char path[4096];
+    moa_status s = need(a, 1, "influence save FILE.npz", err);
+    if (s != MOA_OK) return s;
+    expand(a->rest, path, sizeof path);
+    if (access(path, F_OK) == 0) return moa_fail(err, MOA_E_FAILED, "that file exists; choose another name");
+    s = tui_influence_save(app, path, err);
+    if (s == MOA_OK) tui_say(app, TUI_GOOD, "Wrote the influence of %d length%s", app->planner->n_influence, app->planner->n_influence == 1 ? "" : "s");
+    return s;
+}
+static void complete_npz(tui_app *app, const char *prefix, moa_buf *out) {
+    (void)app;
+    offer_files(out, prefix, ".npz");
+}
+
 /* --- the table ------------------------------------------------------------------------------------------------------------------------------ */
 
 const tui_command tui_commands[] = {
@@ -690,10 +763,10 @@ const tui_command tui_commands[] = {
     {"previous", "N", NULL, "previous match", NULL, NULL, 0, run_previous, NULL},
     {"next-pane", "Tab", NULL, "focus the next pane", NULL, NULL, 0, run_next_pane, NULL},
     {"previous-pane", "S-Tab", NULL, "focus the pane before", NULL, NULL, 0, run_previous_pane, NULL},
-    {"view", NULL, "NAME", "go to a screen (also its digit, or F1 to F7)", NULL, NULL, 0, run_view, complete_view},
+    {"view", NULL, "NAME", "go to a screen (also its digit, or F1 to F8)", NULL, NULL, 0, run_view, complete_view},
     {"go", NULL, "L14.H13", "put the cursor on a head", NULL, NULL, 0, run_go, NULL},
     {"describe", "\"", NULL, "the head under the cursor in one sentence", NULL, NULL, 0, run_describe, NULL},
-    {"load", NULL, "[MODEL]", "load a model: a file, or a name in the usual folders; alone: choose from a list", NULL, NULL, 0, run_load, complete_model},
+    {"load", NULL, "[MODEL]", "load a model: a file, or a name in the usual folders; alone: a list", NULL, NULL, 0, run_load, complete_model},
     {"engine", NULL, "restart [DEVICE]|stop|devices", "the engine process", NULL, NULL, 0, run_engine, complete_engine},
     {"prompt", NULL, "TEXT", "set the prompt", NULL, NULL, 0, run_prompt, NULL},
     {"prompt open", NULL, "FILE", "read the prompt from a file", NULL, NULL, 0, run_prompt_open, complete_file},
@@ -708,6 +781,12 @@ const tui_command tui_commands[] = {
     {"mark", NULL, "[SELECTOR]", "mark heads: edits then apply to the marked ones", NULL, NULL, TUI_CMD_EDIT, run_mark, complete_selector},
     {"unmark", NULL, "[SELECTOR]", "take marks away, all of them without a selector", NULL, NULL, TUI_CMD_EDIT, run_unmark, complete_selector},
     {"set", NULL, "NAME VALUE", "settings: n gen temp top_k top_p min_p seed chat budget ramp", NULL, NULL, 0, run_set, complete_setting},
+    {"step", NULL, "[next|all|stop|NAME]", "run a step of the search, as screen 8 does; stop keeps what it has", NULL, NULL, 0, run_step, complete_step},
+    {"step set", NULL, "NAME VALUE", "settings of the search: lengths items kinds measure density per rules", NULL, NULL, 0, run_step_set, complete_step_set},
+    {"lock", "gL", "[SELECTOR]", "the search keeps the rules of these heads (the marked ones, or this one)", NULL, NULL, 0, run_lock, complete_selector},
+    {"unlock", "gU", "[SELECTOR]", "the search may choose their rules again; all heads without a selector", NULL, NULL, 0, run_unlock, complete_selector},
+    {"influence open", NULL, "FILE.npz", "read the heads' influence from a file, as `moascope profile` writes it", NULL, NULL, 0, run_influence_open, complete_npz},
+    {"influence save", NULL, "FILE.npz", "write the influence that was measured", NULL, NULL, 0, run_influence_save, complete_npz},
     {"dump", "E", "FILE [txt|names|ansi|svg]", "write the screen to a file", NULL, "dump ", 0, run_dump, complete_file},
     {"help", "?", "[classes]", "keys and commands of this screen", "help", NULL, 0, run_help, NULL},
     {"back", "q", NULL, "close what is on top; from the first screen: quit", NULL, NULL, 0, run_back, NULL},

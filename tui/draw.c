@@ -5,6 +5,7 @@
 
 #include "tui/internal.h"
 #include "tui/journal.h"
+#include "tui/search.h"
 
 /* --- status line ------------------------------------------------------------------------------------------------------------ */
 
@@ -24,6 +25,11 @@ static viz_role job_text(const tui_app *app, char *out, size_t n) {
     case TUI_LINK_BUSY: break;
     }
     const tui_run *r = &app->runs[app->slot_running < 0 ? 0 : app->slot_running];
+    if (tui_planner_engine(app) && l->asked_at <= 0) {
+        const tui_step_info *step = &app->planner->steps[app->planner->running];
+        (void)snprintf(out, n, isnan(step->share) ? "%s" : "%s %2.0f%%", tui_step_name((tui_step)app->planner->running), 100 * step->share);
+        return VIZ_ACCENT;
+    }
     if (l->asked_at > 0) (void)snprintf(out, n, "stopping");
     else if (r->state == TUI_RUN_PREFILL)
         (void)snprintf(out, n, "prefill %2.0f%%", r->total ? 100.0 * (double)r->done / (double)r->total : 0.0);
@@ -103,8 +109,10 @@ static void tabs(tui_app *app, viz_pane p) {
         moa_buf_free(&b);
     } else if (app->plan.now) {
         char text[64];
-        (void)snprintf(text, sizeof text, "%sL%02d H%02d", app->plan.group_lock ? "group lock  " : "", app->cursor.layer, app->cursor.head);
-        viz_text_right(p, 0, p.w - 25, 24, viz_fg(VIZ_DIM), text);
+        (void)snprintf(text, sizeof text, "group lock  L%02d H%02d", app->cursor.layer, app->cursor.head);
+        const char *shown = app->plan.group_lock && x + (int)strlen(text) < p.w ? text : text + strlen("group lock  ");
+        const int w = (int)strlen(shown);
+        if (x + w < p.w) viz_text(p, 0, p.w - 1 - w, viz_fg(VIZ_DIM), shown);
     }
 }
 

@@ -132,13 +132,33 @@ static void log_panes(const tui_layout_ask *a, viz_rect r, viz_rect *out) {
     out[TUI_LOG_LIST] = r;
 }
 
+/* where rows are few the front and the curve share a place: the curve is there while it has the focus */
+static void search_panes(const tui_layout_ask *a, viz_rect r, viz_rect *out) {
+    out[TUI_SEARCH_STEPS] = tui_cut_left(&r, a->size == TUI_LARGE ? 46 : a->size == TUI_WIDE ? 40 : 34, 0);
+    if (a->size == TUI_LARGE) {
+        viz_rect top = tui_cut_top(&r, r.h * 11 / 20, 0);
+        out[TUI_SEARCH_FRONT] = tui_cut_left(&top, top.w / 2, 0);
+        out[TUI_SEARCH_CURVE] = top;
+        out[TUI_SEARCH_PLANS] = r;
+    } else if (a->size == TUI_WIDE) {
+        out[TUI_SEARCH_FRONT] = tui_cut_top(&r, r.h * 9 / 24, 0);
+        out[TUI_SEARCH_CURVE] = tui_cut_bottom(&r, r.h / 2, 0);
+        out[TUI_SEARCH_PLANS] = r;
+    } else {
+        const int under = a->focus == TUI_SEARCH_CURVE ? TUI_SEARCH_CURVE : TUI_SEARCH_FRONT;
+        out[under] = tui_cut_top(&r, r.h / 2, 0);
+        out[TUI_SEARCH_PLANS] = r;
+    }
+}
+
 int tui_layout_panes(const tui_layout_ask *ask, viz_rect out[TUI_PANES_MAX]) {
     static void (*const make[TUI_LAYOUT_COUNT])(const tui_layout_ask *, viz_rect, viz_rect *) = {
         [TUI_LAYOUT_RUN] = run_panes,         [TUI_LAYOUT_HEADS] = heads_panes,   [TUI_LAYOUT_MAP] = map_panes,
         [TUI_LAYOUT_PLAN] = plan_panes,       [TUI_LAYOUT_COMPARE] = compare_panes,
         [TUI_LAYOUT_MEMORY] = memory_panes,   [TUI_LAYOUT_LOG] = log_panes,
+        [TUI_LAYOUT_SEARCH] = search_panes,
     };
-    static const int count[TUI_LAYOUT_COUNT] = {TUI_RUN_N, TUI_HEADS_N, TUI_MAP_N, TUI_PLAN_N, TUI_COMPARE_N, TUI_MEMORY_N, TUI_LOG_N};
+    static const int count[TUI_LAYOUT_COUNT] = {TUI_RUN_N, TUI_HEADS_N, TUI_MAP_N, TUI_PLAN_N, TUI_COMPARE_N, TUI_MEMORY_N, TUI_LOG_N, TUI_SEARCH_N};
     const int n = count[ask->view];
     memset(out, 0, sizeof *out * TUI_PANES_MAX);
     if (ask->size == TUI_TINY || viz_rect_empty(ask->body)) return n;

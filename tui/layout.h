@@ -25,7 +25,7 @@ tui_size tui_layout_size(int rows, int cols);
 /* The panes of a view, absolute, in the order of its enum; a pane that has no room is empty (h = w = 0). Views take theirs from here
  * rather than computing in draw(), so that the property test sees them all. */
 #define TUI_LAYOUT_MAP(X)                                                                                    \
-    X(RUN) X(HEADS) X(MAP) X(PLAN) X(COMPARE) X(MEMORY) X(LOG)
+    X(RUN) X(HEADS) X(MAP) X(PLAN) X(COMPARE) X(MEMORY) X(LOG) X(SEARCH)
 typedef enum tui_layout {
 #define X(name) TUI_LAYOUT_##name,
     TUI_LAYOUT_MAP(X)
@@ -40,6 +40,7 @@ enum { TUI_MAP_MAP, TUI_MAP_CURSOR, TUI_MAP_ROW, TUI_MAP_N };
 enum { TUI_PLAN_TABLE, TUI_PLAN_UNDO, TUI_PLAN_CLASSES, TUI_PLAN_BUDGET, TUI_PLAN_N };
 enum { TUI_COMPARE_A, TUI_COMPARE_B, TUI_COMPARE_KL, TUI_COMPARE_COST, TUI_COMPARE_BLAME, TUI_COMPARE_N };
 enum { TUI_MEMORY_TOTAL, TUI_MEMORY_LAYERS, TUI_MEMORY_PAGES, TUI_MEMORY_N };
+enum { TUI_SEARCH_STEPS, TUI_SEARCH_PLANS, TUI_SEARCH_FRONT, TUI_SEARCH_CURVE, TUI_SEARCH_N };
 enum { TUI_LOG_LIST, TUI_LOG_JOBS, TUI_LOG_N };
 
 /* focus: the pane that a small screen shows. two: the run view shows A and B side by side. Returns how many panes the view has. */

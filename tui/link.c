@@ -10,6 +10,7 @@
 
 #include "tui/app.h"
 #include "tui/journal.h"
+#include "tui/search.h"
 #include "tui/term.h"
 
 /* in the child: standard streams to the pipes, then the program; never returns */
@@ -76,6 +77,7 @@ static int reap(pid_t pid) {
 
 /* a run whose engine is taken away on purpose */
 static void leave_run(tui_app *app) {
+    tui_planner_forget_engine(app, "the engine was stopped");
     if (app->slot_running < 0) return;
     tui_run *r = &app->runs[app->slot_running];
     r->state = TUI_RUN_FAILED;
@@ -142,6 +144,7 @@ static void died(tui_app *app, const char *what) {
         journal_run_end(app, r);
         app->slot_running = -1;
     }
+    tui_planner_forget_engine(app, "the engine ended");
     app->map_waiting = app->map_again = app->compare_next = app->blame.active = false;
     app->tokenize_job = 0;
     tui_say(app, TUI_BAD, "The engine ended (%s). Everything is kept: :engine restart, or :engine restart cpu", l->why);

@@ -25,6 +25,8 @@ enum {
     V_SIDE,       /* 0 row, 1 distances */
     V_ROW_AT,     /* selected line of the row list */
     V_FOLLOW_OFF, /* the cursor does not go with the newest token */
+    V_INFLUENCE,  /* the head's influence in place of its attention */
+    V_SIGNED,     /* of its influence: signed, not absolute */
 };
 enum { TUI_RANGE_AUTO, TUI_RANGE_OWN, TUI_RANGE_FIXED, TUI_RANGE_N };
 enum { TUI_SINK_SPLIT, TUI_SINK_SHOW, TUI_SINK_RENORM, TUI_SINK_HIDE, TUI_SINK_N };

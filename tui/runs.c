@@ -11,6 +11,7 @@
 #include "core/engine/engine.h"
 #include "tui/internal.h"
 #include "tui/journal.h"
+#include "tui/search.h"
 
 /* --- small things -------------------------------------------------------------------------------------------------------- */
 
@@ -120,7 +121,7 @@ int32_t tui_divergence(const tui_app *app) {
     return -1;
 }
 
-bool tui_busy(const tui_app *app) { return app->link.state == TUI_LINK_LOADING || app->slot_running >= 0; }
+bool tui_busy(const tui_app *app) { return app->link.state == TUI_LINK_LOADING || app->slot_running >= 0 || tui_planner_engine(app); }
 
 static uint64_t hash_more(uint64_t h, const void *bytes, size_t n) {
     for (size_t i = 0; i < n; i++) h = (h ^ ((const unsigned char *)bytes)[i]) * 0x100000001b3ull;
@@ -184,6 +185,7 @@ static moa_status plan_arrays(const moa_plan *p, double **alphas, double **betas
 static moa_status may_run(tui_app *app, tui_slot slot, moa_err *err) {
     if (app->link.state == TUI_LINK_LOADING) return moa_fail(err, MOA_E_FAILED, "the model is still loading");
     if (app->slot_running >= 0) return moa_fail(err, MOA_E_FAILED, "run #%d is not done; C-c stops it", app->runs[app->slot_running].number);
+    if (tui_planner_engine(app)) return moa_fail(err, MOA_E_FAILED, "the search is at work in the engine; C-c stops it");
     if (app->link.state == TUI_LINK_DEAD) return moa_fail(err, MOA_E_FAILED, "the engine ended; :engine restart starts it again");
     if (!app->model.loaded) return moa_fail(err, MOA_E_FAILED, "no model is loaded; :load MODEL");
     if (app->prompt.size == 0) return moa_fail(err, MOA_E_FAILED, "there is no prompt; i edits it, :prompt open FILE reads one");
@@ -382,6 +384,7 @@ static void on_loaded(tui_app *app, const moa_msg_loaded *m) {
     t->kv_elem_bytes = m->kv_elem_bytes, t->weight_bytes = m->weight_bytes, t->n_param = m->n_param;
     t->device_total_bytes = m->device_total_bytes, t->device_free_bytes = m->device_free_bytes;
     t->loaded = true;
+    tui_planner_fit(app, same);
     app->link.state = TUI_LINK_READY;
     app->prompt_tokens_known = false;
     journal_loaded(app);
@@ -418,7 +421,7 @@ static void on_progress(tui_app *app, uint32_t job, const moa_msg_progress *m) {
     if (m->phase == 0) {
         app->load_done = m->done;
         app->load_total = m->total;
-    } else {
+    } else if (!tui_planner_progress(app, job, m)) {
         tui_run *r = run_of(app, job);
         if (!r) return;
         if (m->phase == 1) {
@@ -650,6 +653,7 @@ static void on_failed(tui_app *app, uint32_t job, const moa_msg_failed *m) {
     char text[512];
     copy_text(text, sizeof text, m->text);
     tui_run *r = run_of(app, job);
+    if (tui_planner_failed(app, job, text)) return;
     if (tui_blame_failed(app, job)) {
         tui_say(app, TUI_WARN, "%s", text);
         return;
@@ -686,6 +690,8 @@ void tui_message(tui_app *app, const moa_wire_msg *msg) {
     case MOA_WIRE_PAGES: on_pages(app, &msg->u.pages); break;
     case MOA_WIRE_DONE: on_done(app, msg->job, &msg->u.done); break;
     case MOA_WIRE_FAILED: on_failed(app, msg->job, &msg->u.failed); break;
+    case MOA_WIRE_INFLUENCE: (void)tui_planner_influence(app, msg->job, &msg->u.influence); break;
+    case MOA_WIRE_RESULT: (void)tui_planner_result(app, msg->job, &msg->u.result); break;
     case MOA_WIRE_NOTE: {
         char text[400];
         copy_text(text, sizeof text, msg->u.note.text);

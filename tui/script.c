@@ -14,8 +14,9 @@
 
 #include "core/base/file.h"
 #include "tui/internal.h"
+#include "tui/search.h"
 
-enum { SYNC_LIMIT_S = 60 };
+enum { SYNC_LIMIT_S = 60, SYNC_SEARCH_S = 3600 }; /* steps of the search take as long as they take */
 
 struct tui_script {
     moa_buf text;
@@ -103,7 +104,7 @@ void tui_script_step(tui_app *app) {
     if (s->until > app->now) return;
     if (s->waiting) {
         if (!tui_idle(app)) {
-            if (app->now - s->since < SYNC_LIMIT_S) return;
+            if (app->now - s->since < (tui_planner_busy(app) ? SYNC_SEARCH_S : SYNC_LIMIT_S)) return;
             char why[160];
             (void)snprintf(why, sizeof why, "not idle after %d s: engine state %d, run in slot %d, map %d, blame %d, tokens asked by job %u, %zu bytes to send", SYNC_LIMIT_S,
                            (int)app->link.state, app->slot_running, app->map_waiting, app->blame.active, app->tokenize_job, app->link.out.size - app->link.out_done);

@@ -13,6 +13,7 @@
 #include <strings.h>
 
 #include "tui/internal.h"
+#include "tui/search.h"
 #include "viz/ramp.h"
 
 enum { V_METRIC, V_TOP, V_RANGE_AT }; /* metric shown; first layer shown; where a range of marks began + 1, 0: none */
@@ -28,7 +29,8 @@ enum { V_METRIC, V_TOP, V_RANGE_AT }; /* metric shown; first layer shown; where 
     X(DISTANCE, "distance", "mean distance, tokens", 1)                                                      \
     X(SPAN, "span", "span under the plan, tokens", 1)                                                        \
     X(RULE, "rule", "rule of the plan", 2)                                                                   \
-    X(CLASS, "class", "kind of head", 2)
+    X(CLASS, "class", "kind of head", 2)                                                                     \
+    X(INFLUENCE, "influence", "loss with the shortest span, 1/1000 nats", 1)
 enum {
 #define X(id, name, title, scale) M_##id,
     METRIC_MAP(X)
@@ -80,6 +82,7 @@ static double value_of(const tui_app *app, int metric, int32_t layer, int32_t he
     tui_head_figures f;
     switch (metric) {
     case M_LOCAL: return local_share(app, layer, head);
+    case M_INFLUENCE: return 1000 * tui_influence_loss(app, tui_influence_for(app, tui_plan_n(app)), layer, head, MOA_SPAN_MIN);
     case M_CLASS: return class_index(tui_head_class(app, layer, head));
     case M_ENTROPY: return t ? tui_run_stat(t, t->stats.entropy, layer, head) : (double)NAN;
     case M_SINK: return t ? tui_run_stat(t, t->stats.sink, layer, head) : (double)NAN;
@@ -133,7 +136,8 @@ static void value_text(char out[16], int metric, double v) {
     if (isnan(v)) (void)snprintf(out, 16, "-");
     else if (metric == M_RULE) (void)snprintf(out, 16, "%c", 'a' + (int)v % 26);
     else if (metric == M_CLASS) (void)snprintf(out, 16, "%c", class_names[(int)v][0]);
-    else if (metric == M_ENTROPY) (void)snprintf(out, 16, "%.1f", v);
+    else if (metric == M_ENTROPY || (metric == M_INFLUENCE && fabs(v) < 9.95)) (void)snprintf(out, 16, "%.1f", v);
+    else if (metric == M_INFLUENCE) (void)snprintf(out, 16, "%.0f", v);
     else if (metric == M_DISTANCE || metric == M_NEED || metric == M_SPAN) (void)(v < 10000 ? snprintf(out, 16, "%.0f", v) : snprintf(out, 16, "%.0fk", v / 1000));
     else (void)snprintf(out, 16, "%.0f", 100 * v);
 }
@@ -286,7 +290,7 @@ static void draw_grid(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     const tui_run *t = tui_truth(app);
     (void)snprintf(title, sizeof title, "Heads");
     if (app->plan.now) (void)snprintf(title, sizeof title, "Heads  %d x %d", app->plan.now->n_layer, app->plan.now->n_head);
-    (void)snprintf(note, sizeof note, "%s%s", metrics[metric].title, !t || metric == M_SPAN || metric == M_RULE ? "" : t->dense ? "" : " (windowed run)");
+    (void)snprintf(note, sizeof note, "%s%s", metrics[metric].title, !t || metric == M_SPAN || metric == M_RULE || metric == M_INFLUENCE ? "" : t->dense ? "" : " (windowed run)");
     viz_pane in = viz_box(viz_pane_of(c, rect), title, note, focus);
     in = viz_pane_sub(in, 0, 1, in.h, in.w - 2);
     if (!app->plan.now) {
@@ -300,7 +304,8 @@ static void draw_grid(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     const viz_pane cells = viz_pane_sub(in, 1, 0, in.h - 2, in.w);
     draw_cells(app, cells, &geo, &g, metric);
     draw_marks(app, cells, &geo);
-    if (!t && metric != M_SPAN && metric != M_RULE) viz_text_cut(in, in.h - 1, 0, in.w, viz_fg(VIZ_WARN), "Nothing measured yet: R runs with full attention.");
+    if (metric == M_INFLUENCE && !tui_influence_at(app, 0)) viz_text_cut(in, in.h - 1, 0, in.w, viz_fg(VIZ_WARN), "No influence yet: screen 8 measures it.");
+    else if (!t && metric != M_SPAN && metric != M_RULE && metric != M_INFLUENCE) viz_text_cut(in, in.h - 1, 0, in.w, viz_fg(VIZ_WARN), "Nothing measured yet: R runs with full attention.");
     else draw_legend(app, in, in.h - 1, &g, metric);
     grid_free(&g);
 }
@@ -326,6 +331,19 @@ static int fact_cost(tui_app *app, viz_pane in, int y, const tui_head_figures *f
         (void)snprintf(text, sizeof text, "widening is free to %s", viz_count_text(a, f->group_span));
     else (void)snprintf(text, sizeof text, "%s", f->is_widest ? "the widest: narrowing saves" : "tied: narrowing saves 0 B");
     return fact(in, y, "", viz_fg(VIZ_DIM), text);
+}
+
+/* predicted by the influence of the length nearest to N, where there is influence */
+static int fact_loss(tui_app *app, viz_pane in, int y, int32_t span) {
+    const int32_t l = app->cursor.layer, h = app->cursor.head;
+    const int i = tui_influence_for(app, tui_plan_n(app));
+    const tui_influence *of = tui_influence_at(app, i);
+    char a[24], b[24], text[96];
+    if (!of || span <= 0) return y;
+    const moa_rule rule = *moa_plan_at(app->plan.now, l, h);
+    (void)snprintf(text, sizeof text, "%s nats @%d, at 128 %s", tui_loss_text(a, tui_influence_loss(app, i, l, h, moa_span(rule, of->n_tok))), of->n_tok,
+                   tui_loss_text(b, tui_influence_loss(app, i, l, h, MOA_SPAN_MIN)));
+    return fact(in, y, "loss", viz_fg(VIZ_TEXT), text);
 }
 
 /* mass by distance: the sink, then two bins an octave; what the span reaches is bright */
@@ -368,6 +386,7 @@ static void draw_inspector(tui_app *app, viz_canvas *c, viz_rect rect, bool focu
     y = fact(in, y, "span", viz_bold(VIZ_TEXT), text);
     (void)snprintf(text, sizeof text, "%s of the mass%s", viz_percent_text(a, f.cover, 1), isnan(f.cover) ? "" : f.cover_dense ? "" : ", first order");
     y = fact(in, y, "covers", viz_fg(cover_role(f.cover)), text);
+    y = fact_loss(app, in, y, f.span);
     if (t && t->stats.there) {
         if (f.worst_query >= 0 && f.worst_cover < 0.9995) (void)snprintf(text, sizeof text, "%s at token %s, run #%d", viz_percent_text(a, f.worst_cover, 1), viz_count_text(b, f.worst_query), t->number);
         else (void)snprintf(text, sizeof text, "- (run #%d cut nothing here)", t->number);
@@ -541,7 +560,7 @@ static moa_status set_metric(tui_app *app, const tui_args *a, moa_err *err) {
             show_metric(app, i);
             return MOA_OK;
         }
-    return moa_fail(err, MOA_E_USAGE, "metric need95, lost, cover, entropy, sink, local, distance, span, rule or class");
+    return moa_fail(err, MOA_E_USAGE, "metric need95, lost, cover, entropy, sink, local, distance, span, rule, class or influence");
 }
 
 static void complete_metric(tui_app *app, const char *prefix, moa_buf *out) {
@@ -669,6 +688,7 @@ static const tui_command commands[] = {
     {"metric span", ".8", NULL, "colour by span", NULL, NULL, 0, metric_SPAN, NULL},
     {"metric rule", ".9", NULL, "colour by rule", NULL, NULL, 0, metric_RULE, NULL},
     {"metric class", ".0", NULL, "colour by kind of head", NULL, NULL, 0, metric_CLASS, NULL},
+    {"metric influence", ".i", NULL, "colour by what the shortest span would cost, from the search's profile", NULL, NULL, 0, metric_INFLUENCE, NULL},
     {0},
 };
 

@@ -13,6 +13,7 @@
 
 #include "tui/internal.h"
 #include "tui/mapview.h"
+#include "tui/search.h"
 
 enum { CONTEXT_TOKENS = 24, TOP_MAX = 64, FOLLOW_EACH = 16 };
 
@@ -728,7 +729,8 @@ static void draw(tui_app *app, viz_canvas *c, const viz_rect *p) {
     const tui_view_state *v = vars(app);
     const int focus = v->focus;
     tui_map_window w;
-    if (!viz_rect_empty(p[TUI_MAP_MAP])) draw_map(app, c, p[TUI_MAP_MAP], focus == TUI_MAP_MAP);
+    if (!viz_rect_empty(p[TUI_MAP_MAP]) && v->v[V_INFLUENCE]) tui_influence_draw(app, c, p[TUI_MAP_MAP], focus == TUI_MAP_MAP, v->v[V_SIGNED] != 0);
+    else if (!viz_rect_empty(p[TUI_MAP_MAP])) draw_map(app, c, p[TUI_MAP_MAP], focus == TUI_MAP_MAP);
     if (!viz_rect_empty(p[TUI_MAP_CURSOR])) {
         (void)tui_map_window_of(app, vars(app), map_pane(app), &w);
         draw_cursor_pane(app, c, p[TUI_MAP_CURSOR], focus == TUI_MAP_CURSOR, &w.geo);
@@ -932,6 +934,18 @@ static moa_status turn_mask(tui_app *app, const tui_args *a, moa_err *err) {
     refresh(app);
     return MOA_OK;
 }
+static moa_status turn_influence(tui_app *app, const tui_args *a, moa_err *err) {
+    (void)a, (void)err;
+    vars(app)->v[V_INFLUENCE] ^= 1;
+    tui_say(app, TUI_INFO, vars(app)->v[V_INFLUENCE] ? "Influence: how the loss changes, to first order, without a block of 64 x 64" : "Attention");
+    return MOA_OK;
+}
+static moa_status turn_signed(tui_app *app, const tui_args *a, moa_err *err) {
+    (void)a, (void)err;
+    vars(app)->v[V_INFLUENCE] = 1;
+    vars(app)->v[V_SIGNED] ^= 1;
+    return MOA_OK;
+}
 static moa_status turn_follow(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a, (void)err;
     vars(app)->v[V_FOLLOW_OFF] ^= 1;
@@ -1049,6 +1063,8 @@ static const tui_command commands[] = {
     {"scale", "gm", NULL, "shades: lift, log, linear, rank", NULL, NULL, 0, turn_scale, NULL},
     {"range", "gr", NULL, "shades: this map's own range, or a fixed one", NULL, NULL, 0, turn_range, NULL},
     {"follow", "f", NULL, "while tokens come: the cursor goes with the newest, or stays", NULL, NULL, 0, turn_follow, NULL},
+    {"influence", "i", NULL, "this head's influence in place of its attention, and back", "influence", NULL, 0, turn_influence, NULL},
+    {"influence sign", "gi", NULL, "influence signed or absolute", NULL, NULL, 0, turn_signed, NULL},
     {"head left", "H", NULL, "the head before, same zoom", "L head", NULL, TUI_CMD_COUNT, head_left, NULL},
     {"head right", "L", NULL, "the next head, same zoom", NULL, NULL, TUI_CMD_COUNT, head_right, NULL},
     {"layer up", "K", NULL, "the same head, one layer up", NULL, NULL, TUI_CMD_COUNT, layer_up, NULL},

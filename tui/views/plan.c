@@ -10,6 +10,7 @@
 #include <strings.h>
 
 #include "tui/internal.h"
+#include "tui/search.h"
 
 enum { V_SCROLL, V_SORT, V_ONLY, V_DESCEND }; /* first row shown, sort column, 1: only marked heads, 1: largest first */
 
@@ -106,7 +107,10 @@ enum { X_HEAD = 2, X_ALPHA = 10, X_BETA = 18, X_SPAN = 25, X_COVER = 34, X_ENT =
 /* further columns where there is room */
 enum { X_95 = 82, X_WORST = 92, X_DIST = 101, DIST_W = 24, W_WIDE = X_DIST + DIST_W };
 
-static void header(viz_pane p) {
+/* with influence the predicted loss of each head stands where its entropy does */
+static bool with_loss(const tui_app *app) { return tui_influence_at(app, 0) != NULL; }
+
+static void header(const tui_app *app, viz_pane p) {
     static const struct {
         int x, w;
         const char *text;
@@ -117,6 +121,9 @@ static void header(viz_pane p) {
     } right[] = {{X_ALPHA, 7, "alpha"}, {X_BETA, 6, "beta"}, {X_SPAN, 8, "span"}, {X_COVER, 6, "cover"}, {X_ENT, 4, "ent"}, {X_KV, 9, "KV/group"}};
     for (size_t i = 0; i < 3; i++) viz_text(p, 0, heads[i].x, viz_fg(VIZ_DIM), heads[i].text);
     for (size_t i = 0; i < 6; i++) viz_text_right(p, 0, right[i].x, right[i].w, viz_fg(VIZ_DIM), right[i].text);
+    if (with_loss(app)) {
+        viz_text_right(p, 0, X_ENT - 1, 5, viz_fg(VIZ_DIM), "mnat");
+    }
     if (p.w < W_WIDE) return;
     viz_text_right(p, 0, X_95, 8, viz_fg(VIZ_DIM), "95% at");
     viz_text_right(p, 0, X_WORST, 7, viz_fg(VIZ_DIM), "worst");
@@ -147,6 +154,20 @@ static void note_of(const tui_app *app, const tui_head_figures *f, int32_t at, c
     (void)at;
 }
 
+static double head_loss(const tui_app *app, int32_t layer, int32_t head) {
+    const int i = tui_influence_for(app, tui_plan_n(app));
+    const tui_influence *f = tui_influence_at(app, i);
+    return f ? tui_influence_loss(app, i, layer, head, moa_span(*moa_plan_at(app->plan.now, layer, head), f->n_tok)) : (double)NAN;
+}
+
+/* 1/1000 nats in 5 cells */
+static const char *milli_text(char out[24], double nats) {
+    const double v = 1000 * nats;
+    if (isnan(v)) (void)snprintf(out, 24, "-");
+    else (void)snprintf(out, 24, fabs(v) < 9.995 ? "%.2f" : fabs(v) < 99.95 ? "%.1f" : "%.0f", v == 0 ? 0.0 : v);
+    return out;
+}
+
 static void table_row(tui_app *app, viz_pane p, int y, int32_t at, bool here) {
     const int32_t n_head = app->plan.now->n_head, layer = at / n_head, head = at % n_head;
     tui_head_figures f;
@@ -165,7 +186,9 @@ static void table_row(tui_app *app, viz_pane p, int y, int32_t at, bool here) {
     viz_text_right(p, y, X_SPAN, 8, viz_fg(VIZ_TEXT), viz_count_text(t, f.span));
     const viz_role cover = isnan(f.cover) ? VIZ_FAINT : f.cover < 0.8 ? VIZ_BAD : f.cover < 0.95 ? VIZ_WARN : VIZ_GOOD;
     viz_text_right(p, y, X_COVER, 6, viz_fg(cover), viz_percent_text(t, f.cover, 1));
-    viz_text_right(p, y, X_ENT, 4, viz_fg(VIZ_DIM), viz_real_text(t, f.entropy, 1));
+    const bool loss = with_loss(app);
+    if (loss) viz_text_right(p, y, X_ENT - 1, 5, viz_fg(VIZ_TEXT), milli_text(t, head_loss(app, layer, head)));
+    else viz_text_right(p, y, X_ENT, 4, viz_fg(VIZ_DIM), viz_real_text(t, f.entropy, 1));
     viz_text_right(p, y, X_KV, 9, viz_fg(f.is_widest ? VIZ_TEXT : VIZ_FAINT), f.kv_group_bytes ? viz_bytes_text(t, f.kv_group_bytes) : "-");
     const char *class = tui_head_class(app, layer, head);
     viz_text_cut(p, y, X_CLASS, 8, viz_fg(class_color(class)), class);
@@ -205,7 +228,7 @@ static void draw_table(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     int32_t n;
     row *r = rows_of(app, &n);
     if (!r) return;
-    header(in);
+    header(app, in);
     const int32_t shown = in.h - 1, at = index_of(r, n, cursor_at(app));
     int32_t first = (int32_t)v->v[V_SCROLL];
     if (first > at) first = at;
@@ -261,6 +284,19 @@ static void checks(tui_app *app, viz_pane in, int y, const moa_plan_at_n *d) {
     if (y < in.h && tui_plan_disk_changed(app)) viz_text_cut(in, y++, 0, in.w, viz_fg(VIZ_WARN), "The file changed on disk since it was read: D shows how");
 }
 
+/* what the whole plan would cost in loss, by each profiled length: changes as rules are edited */
+static int loss_row(tui_app *app, viz_pane in, int y) {
+    char a[24], text[96];
+    int x = 0;
+    if (!with_loss(app) || y >= in.h) return y;
+    x += viz_text(in, y, x, viz_fg(VIZ_DIM), "loss, nats ");
+    for (int i = 0; tui_influence_at(app, i); i++) {
+        (void)snprintf(text, sizeof text, " %s @%d ", tui_loss_text(a, tui_influence_plan(app, i, app->plan.now)), tui_influence_at(app, i)->n_tok);
+        if (x + (int)strlen(text) <= in.w) x += viz_text(in, y, x, viz_bold(VIZ_TEXT), text);
+    }
+    return y + 1;
+}
+
 static void draw_budget(tui_app *app, viz_canvas *c, viz_rect rect) {
     char title[64], ratio[24], a[24];
     (void)snprintf(title, sizeof title, "Cost at N = %s", viz_count_text(a, tui_plan_n(app)));
@@ -281,6 +317,7 @@ static void draw_budget(tui_app *app, viz_canvas *c, viz_rect rect) {
         }
         y = budget_row(app, in, y, kv.plan);
     }
+    y = loss_row(app, in, y);
     checks(app, in, y, &d);
 }
 

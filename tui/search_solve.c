@@ -1,0 +1,206 @@
+/* search_solve.c -- the solver in a thread of this process, and how it tells the loop.
+ *
+ *   loop                               thread
+ *   start: copies curves and locks --> problem, solves, plans
+ *   poll(fd) <-- a byte in the pipe -- report: best, bound, done of total (under the lock)
+ *   read: takes report or the plans <-- finished
+ *
+ * The thread touches its own copy of everything: the screen may show, edit and load meanwhile. */
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "plans/search.h"
+#include "tui/search.h"
+
+enum { PLANS = 6, THREADS_MAX = 8 }; /* plans of a front that is shown, compared and validated in minutes */
+
+struct tui_solver {
+    pthread_t thread;
+    bool started;
+    int fds[2]; /* pipe: a byte is "look" */
+    atomic_bool cancel;
+    moa_losses *losses; /* its own, as are lock and locked */
+    moa_plan *lock;     /* rules of locked heads; NULL: none is */
+    uint8_t *locked;
+    int32_t extend[2];
+    moa_search_config config;
+    pthread_mutex_t lock_report; /* of what follows */
+    double best, bound;
+    int done, total;
+    bool finished;
+    moa_status status;
+    moa_err err;
+    moa_plan *plans[TUI_FIND_PLANS]; /* (n), owned until taken */
+    double gaps[TUI_FIND_PLANS];
+    int n;
+};
+
+static void wake(tui_solver *s) {
+    const char byte = 1;
+    ssize_t n;
+    do n = write(s->fds[1], &byte, 1);
+    while (n < 0 && errno == EINTR);
+}
+
+static bool on_cancelled(void *user) { return atomic_load(&((tui_solver *)user)->cancel); }
+
+static void on_progress(void *user, const moa_search_progress *p) {
+    tui_solver *s = user;
+    (void)pthread_mutex_lock(&s->lock_report);
+    s->best = p->best;
+    s->bound = p->bound;
+    s->done = p->done;
+    s->total = p->total;
+    (void)pthread_mutex_unlock(&s->lock_report);
+    wake(s);
+}
+
+static moa_status work(tui_solver *s) {
+    moa_search_result r = {0};
+    const moa_status st = moa_search_run(s->losses, &s->config, &r, &s->err);
+    for (int32_t i = 0; st == MOA_OK && i < r.n_found && s->n < TUI_FIND_PLANS; i++) {
+        s->plans[s->n] = r.found[i].plan;
+        s->gaps[s->n++] = r.found[i].gap;
+        r.found[i].plan = NULL;
+    }
+    moa_search_result_free(&r);
+    return st == MOA_OK && s->n == 0 ? moa_fail(&s->err, MOA_E_FAILED, "no plan was found") : st;
+}
+
+static void *thread_main(void *arg) {
+    tui_solver *s = arg;
+    const moa_status st = work(s);
+    (void)pthread_mutex_lock(&s->lock_report);
+    s->status = st;
+    s->finished = true;
+    (void)pthread_mutex_unlock(&s->lock_report);
+    wake(s);
+    return NULL;
+}
+
+/* the curves of the measure, lengths of the planner's tables */
+static moa_status copy_losses(const tui_app *app, tui_solver *s, moa_err *err) {
+    const tui_planner *p = app->planner;
+    int32_t lengths[TUI_FIND_LENGTHS];
+    for (int i = 0; i < p->n_influence; i++) {
+        lengths[i] = p->influence[i]->n_tok;
+        if (!p->influence[i]->curve[p->measure])
+            return moa_fail(err, MOA_E_FAILED, "there is no %s influence at %d tokens; choose another measure", moa_measure_name(p->measure), lengths[i]);
+    }
+    const moa_status st = moa_losses_open(&s->losses, app->model.n_layer, app->model.n_head, app->model.n_head_kv, lengths, p->n_influence, err);
+    for (int i = 0; st == MOA_OK && i < p->n_influence; i++) {
+        const float *from = p->influence[i]->curve[p->measure];
+        const size_t n = (size_t)app->model.n_layer * (size_t)app->model.n_head * ((size_t)p->influence[i]->nb + 1);
+        for (size_t k = 0; k < n; k++) s->losses->curve[i][k] = (double)from[k];
+    }
+    return st;
+}
+
+static moa_status copy_locks(const tui_app *app, tui_solver *s, moa_err *err) {
+    const tui_planner *p = app->planner;
+    const size_t n = (size_t)app->model.n_layer * (size_t)app->model.n_head;
+    if (!p->locked || !app->plan.now) return MOA_OK;
+    s->locked = malloc(n);
+    if (!s->locked) return moa_fail(err, MOA_E_MEMORY, "no memory for the locks of %zu heads", n);
+    memcpy(s->locked, p->locked, n);
+    s->config.locked = s->locked;
+    const moa_status st = moa_plan_copy(&s->lock, app->plan.now, err);
+    s->config.lock = s->lock;
+    return st;
+}
+
+/* bounds hold at the lengths that plans are judged at, too */
+static void settle(const tui_app *app, tui_solver *s) {
+    const tui_planner *p = app->planner;
+    const int32_t longest = p->influence[p->n_influence - 1]->n_tok, more[] = {p->valid_at, p->try_at};
+    const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    for (int i = 0; i < 2; i++)
+        if (more[i] > longest && (i == 0 || more[1] != more[0])) s->extend[s->config.n_extend++] = more[i];
+    s->config.extend = s->extend;
+    s->config.density = p->density;
+    s->config.max_rules = p->max_rules;
+    s->config.per = p->per_head ? MOA_PER_HEAD : MOA_PER_GROUP;
+    s->config.n_plan_max = PLANS;
+    s->config.seed = p->seed;
+    s->config.n_thread = cpus < 1 ? 1 : cpus > THREADS_MAX ? THREADS_MAX : (int32_t)cpus;
+    s->config.cancelled = on_cancelled;
+    s->config.progress = on_progress;
+    s->config.user = s;
+}
+
+moa_status tui_solver_start(tui_app *app, moa_err *err) {
+    moa_status s = MOA_OK;
+    int e = 0;
+    tui_solver *v = calloc(1, sizeof *v);
+    if (!v) return moa_fail(err, MOA_E_MEMORY, "no memory for the solver");
+    (void)pthread_mutex_init(&v->lock_report, NULL);
+    v->best = v->bound = (double)NAN;
+    v->fds[0] = v->fds[1] = -1;
+    MOA_TRY(copy_losses(app, v, err));
+    MOA_TRY(copy_locks(app, v, err));
+    settle(app, v);
+    if (pipe2(v->fds, O_CLOEXEC | O_NONBLOCK) != 0) MOA_TRY(moa_fail(err, MOA_E_FAILED, "no pipe for the solver: %s", strerror(errno)));
+    e = pthread_create(&v->thread, NULL, thread_main, v);
+    if (e != 0) MOA_TRY(moa_fail(err, MOA_E_FAILED, "no thread for the solver: %s", strerror(e)));
+    v->started = true;
+    app->planner->solver = v;
+    app->planner->solver_best = app->planner->solver_bound = (double)NAN;
+    app->planner->solver_done = app->planner->solver_total = 0;
+    v = NULL;
+out:
+    tui_solver_close(&v);
+    return s;
+}
+
+void tui_solver_cancel(tui_planner *p) {
+    if (p->solver) atomic_store(&p->solver->cancel, true);
+}
+
+int tui_solver_fd(const tui_app *app) { return app->planner && app->planner->solver ? app->planner->solver->fds[0] : -1; }
+
+void tui_solver_read(tui_app *app) {
+    tui_planner *p = app->planner;
+    tui_solver *s = p ? p->solver : NULL;
+    char bytes[64];
+    if (!s || read(s->fds[0], bytes, sizeof bytes) <= 0) return;
+    (void)pthread_mutex_lock(&s->lock_report);
+    p->solver_best = s->best;
+    p->solver_bound = s->bound;
+    p->solver_done = s->done;
+    p->solver_total = s->total;
+    const bool finished = s->finished;
+    (void)pthread_mutex_unlock(&s->lock_report);
+    if (p->solver_total > 0) p->steps[TUI_STEP_SEARCH].share = (double)p->solver_done / p->solver_total;
+    tui_dirty(app);
+    if (!finished) return;
+    p->solver = NULL;
+    (void)pthread_join(s->thread, NULL);
+    s->started = false;
+    const int n = s->n;
+    s->n = 0; /* the plans are moved */
+    tui_planner_solved(app, s->status, s->err.text, s->plans, s->gaps, n);
+    tui_solver_close(&s);
+}
+
+void tui_solver_close(tui_solver **out) {
+    tui_solver *s = *out;
+    if (!s) return;
+    atomic_store(&s->cancel, true);
+    if (s->started) (void)pthread_join(s->thread, NULL);
+    for (int i = 0; i < s->n; i++) moa_plan_close(&s->plans[i]);
+    for (int i = 0; i < 2; i++)
+        if (s->fds[i] >= 0) (void)close(s->fds[i]);
+    moa_losses_close(&s->losses);
+    moa_plan_close(&s->lock);
+    free(s->locked);
+    (void)pthread_mutex_destroy(&s->lock_report);
+    free(s);
+    *out = NULL;
+}
