@@ -89,6 +89,26 @@ static moa_status run_help(tui_app *app, const tui_args *a, moa_err *err) {
         tui_popup_open(app, TUI_POPUP_TEXT, "Classes of heads");
         return MOA_OK;
     }
+    if (strcmp(a->rest, "search") == 0) {
+        moa_buf_clear(&app->popup_text);
+        moa_buf_str(&app->popup_text, "How plans are found, and what the figures of screen 8 mean.\n\n"
+                                      "  1 calibrate  long synthetic documents with a question; the model itself answers, with full\n"
+                                      "               attention. Only its answer counts in what follows\n"
+                                      "  2 profile    forward and backward through each item: what the loss would gain or lose, to\n"
+                                      "               first order, if a head saw less. Its influence, for every window at once\n"
+                                      "  3 search     a rule for each KV group (or head) so that the KV kept stays within the density at\n"
+                                      "               every length, and no plan is better at all lengths; gap: to the proven bound\n"
+                                      "  4 validate   cross-entropy of the same kind of items, new ones and longer, under each plan\n"
+                                      "  5 try        passkey under the best plan, uniform windows as large, and full attention\n\n"
+                                      "  @512         predicted change of the loss at 512 tokens, nats a token; below 0 it would fall\n"
+                                      "               (few items: noise is minimised, too; step 4 tells)\n"
+                                      "  measure      joint: whole windows; signed, abs: sums over blocks of 64 x 64\n"
+                                      "  KV           kept memory, each KV group keeps its widest head\n\n"
+                                      "Enter opens a plan as one edit (u takes it back); then < > { } change it and the predicted\n"
+                                      "loss follows on screens 2 and 4. gL locks heads: their rules stay when you search again.");
+        tui_popup_open(app, TUI_POPUP_TEXT, "The search");
+        return MOA_OK;
+    }
     char title[64];
     (void)snprintf(title, sizeof title, "Keys and commands: %s", tui_view_at(app->view) ? tui_view_at(app->view)->title : "");
     tui_popup_open(app, TUI_POPUP_HELP, title);
@@ -788,7 +808,7 @@ const tui_command tui_commands[] = {
     {"influence open", NULL, "FILE.npz", "read the heads' influence from a file, as `moascope profile` writes it", NULL, NULL, 0, run_influence_open, complete_npz},
     {"influence save", NULL, "FILE.npz", "write the influence that was measured", NULL, NULL, 0, run_influence_save, complete_npz},
     {"dump", "E", "FILE [txt|names|ansi|svg]", "write the screen to a file", NULL, "dump ", 0, run_dump, complete_file},
-    {"help", "?", "[classes]", "keys and commands of this screen", "help", NULL, 0, run_help, NULL},
+    {"help", "?", "[classes|search]", "keys and commands of this screen", "help", NULL, 0, run_help, NULL},
     {"back", "q", NULL, "close what is on top; from the first screen: quit", NULL, NULL, 0, run_back, NULL},
     {"quit", "Q", NULL, "quit (asks if the plan is not saved)", NULL, NULL, 0, run_quit, NULL},
     {"quit!", NULL, NULL, "quit without asking", NULL, NULL, TUI_CMD_HIDDEN, run_quit_now, NULL},

@@ -855,6 +855,7 @@ void tui_planner_forget_engine(tui_app *app, const char *why) {
         p->job = 0;
         tui_influence_close(&p->incoming);
     }
+    if (strncmp(p->steps[TUI_STEP_CALIBRATE].text, "from ", 5) == 0) return; /* there were none: influence is from a file */
     if (p->steps[TUI_STEP_CALIBRATE].state == TUI_STEP_DONE || p->steps[TUI_STEP_CALIBRATE].state == TUI_STEP_PART) p->steps[TUI_STEP_CALIBRATE].state = TUI_STEP_OLD;
 }
 

@@ -318,11 +318,13 @@ static void draw_front(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
 /* columns of a curve over windows of 1 .. n blocks; the plan's own window stands out */
 static void draw_columns(viz_pane p, const float *v, int n, int here, double hi, viz_role role) {
     for (int x = 0; x < p.w; x++) {
-        const int i = p.w > 1 ? (int)((int64_t)x * (n - 1) / (p.w - 1)) : 0, i_here = here;
+        const int i = p.w > 1 ? (int)((int64_t)x * (n - 1) / (p.w - 1)) : 0;
         const float a = fabsf(v[i]);
-        const viz_role r = i == i_here ? VIZ_EDGE : v[i] < 0 ? VIZ_GOOD : role;
+        const viz_role r = i == here ? VIZ_EDGE : v[i] < 0 ? VIZ_GOOD : role;
         viz_columns(p, 0, x, p.h, 1, viz_fg(r), &a, 1, 0, (float)hi);
-        if (v[i] < 0) viz_text(p, p.h - 1, x, viz_fg(VIZ_GOOD), "-");
+        if (v[i] < 0 && p.c->caps.depth == VIZ_MONO) /* told by colour elsewhere */
+            for (int y = 0; y < p.h; y++)
+                if (viz_canvas_at(p.c, p.y + y, p.x + x)->text[0] != ' ') viz_text(p, y, x, viz_fg(VIZ_GOOD), "-");
     }
 }
 
