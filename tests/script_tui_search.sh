@@ -49,7 +49,7 @@ u
 :dump undone.txt
 S
 has empty.txt "8 SEARCH"
-has empty.txt "None yet. s runs the next step"
+has empty.txt "None yet. s: next step"
 has_re empty.txt "1 Calibrate +-"
 has_re calibrated.txt "1 Calibrate +done"
 has calibrated.txt "8 of 8 items, 4 right"

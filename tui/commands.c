@@ -91,21 +91,26 @@ static moa_status run_help(tui_app *app, const tui_args *a, moa_err *err) {
     }
     if (strcmp(a->rest, "search") == 0) {
         moa_buf_clear(&app->popup_text);
-        moa_buf_str(&app->popup_text, "How plans are found, and what the figures of screen 8 mean.\n\n"
-                                      "  1 calibrate  long synthetic documents with a question; the model itself answers, with full\n"
-                                      "               attention. Only its answer counts in what follows\n"
-                                      "  2 profile    forward and backward through each item: what the loss would gain or lose, to\n"
-                                      "               first order, if a head saw less. Its influence, for every window at once\n"
-                                      "  3 search     a rule for each KV group (or head) so that the KV kept stays within the density at\n"
-                                      "               every length, and no plan is better at all lengths; gap: to the proven bound\n"
-                                      "  4 validate   cross-entropy of the same kind of items, new ones and longer, under each plan\n"
-                                      "  5 try        passkey under the best plan, uniform windows as large, and full attention\n\n"
-                                      "  @512         predicted change of the loss at 512 tokens, nats a token; below 0 it would fall\n"
-                                      "               (few items: noise is minimised, too; step 4 tells)\n"
-                                      "  measure      joint: whole windows; signed, abs: sums over blocks of 64 x 64\n"
-                                      "  KV           kept memory, each KV group keeps its widest head\n\n"
-                                      "Enter opens a plan as one edit (u takes it back); then < > { } change it and the predicted\n"
-                                      "loss follows on screens 2 and 4. gL locks heads: their rules stay when you search again.");
+        moa_buf_str(&app->popup_text,
+                    "1 calibrate  long synthetic documents with a question, answered by\n"
+                    "             the model itself with full attention; only the answer\n"
+                    "             counts in what follows\n"
+                    "2 profile    forward and backward: how the loss changes, to first\n"
+                    "             order, when a head sees less, for every window at once\n"
+                    "3 search     a rule for every KV group (or head): KV kept within the\n"
+                    "             density at every length, no plan better at all lengths;\n"
+                    "             gap: distance to the proven bound\n"
+                    "4 validate   cross-entropy on new, longer items under each plan\n"
+                    "5 try        passkey: best plan, uniform windows as large, full\n"
+                    "\n"
+                    "@512         predicted change of the loss at 512 tokens, nats; below\n"
+                    "             0 it would fall (with few items that is noise, too)\n"
+                    "measure      joint: whole windows; signed, abs: blocks of 64 x 64\n"
+                    "KV           memory kept: a KV group keeps its widest head's\n"
+                    "\n"
+                    "Enter opens a plan as one edit (u takes it back); then < > { }\n"
+                    "change it and the predicted loss follows on screens 2 and 4.\n"
+                    "gL locks heads: their rules stay when you search again.");
         tui_popup_open(app, TUI_POPUP_TEXT, "The search");
         return MOA_OK;
     }

@@ -182,8 +182,8 @@ static void draw_plans(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     const tui_planner *p = app->planner;
     viz_pane in = viz_box(viz_pane_of(c, rect), "Plans", p->n_found ? "Enter opens" : NULL, focus);
     if (p->n_found == 0) {
-        static const char *const lines[] = {"None yet. s runs the next step, A all of them:", "items answered by the model, what every head's", "window costs, plans, held-out items.",
-                                            "Rules of marked heads stay with gL."};
+        static const char *const lines[] = {"None yet. s: next step, A: all steps.", "Items the model answers, what each head's", "windows cost, plans, held-out items.",
+                                            ":help search explains; gL locks heads."};
         for (int i = 0; i < 4 && i < in.h; i++) viz_text_cut(in, i, 1, in.w - 2, viz_fg(VIZ_DIM), lines[i]);
         return;
     }
@@ -291,7 +291,7 @@ static void draw_front(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
             viz_printf(in, 0, 1, viz_fg(VIZ_TEXT), "solve %d of %d", p->solver_done + 1 > p->solver_total ? p->solver_total : p->solver_done + 1, p->solver_total);
             viz_printf(in, 1, 1, viz_fg(VIZ_DIM), "best %s, bound %s, gap %s", t, bound,
                        viz_percent_text(gap, p->solver_best > 0 ? (p->solver_best - p->solver_bound) / p->solver_best : (double)NAN, 3));
-        } else viz_text_cut(in, 0, 1, in.w - 2, viz_fg(VIZ_DIM), "The plans, each a point, once they are found.");
+        } else viz_text_cut(in, 0, 1, in.w - 2, viz_fg(VIZ_DIM), "The plans found, each a point.");
         return;
     }
     const front f = front_of(app);
@@ -388,7 +388,7 @@ static void draw_curve(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
         (void)snprintf(note, sizeof note, "span %s @%d: loss %s", viz_count_text(b, span), f->n_tok, tui_loss_text(t, tui_influence_loss(app, i, app->cursor.layer, app->cursor.head, span)));
     }
     viz_pane in = viz_box(viz_pane_of(c, rect), title, *note ? note : NULL, focus);
-    if (!f) viz_text_cut(in, 0, 1, in.w - 2, viz_fg(VIZ_DIM), "What each window of this head costs, after step 2.");
+    if (!f) viz_text_cut(in, 0, 1, in.w - 2, viz_fg(VIZ_DIM), "Loss by window of this head, after step 2.");
     else draw_head(app, in, f, i);
 }
 
