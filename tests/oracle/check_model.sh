@@ -9,7 +9,8 @@
 #   check_model.sh MODEL MOASCOPE [--device D] [--reference] [--kv T] [-n K] [--keep DIR] [-- compare.py options]
 #
 #   --device D     handed to moascope
-#   --reference    handed to moascope: its double-accumulating reference ops instead of the fast ones
+#   --reference    handed to moascope: its double-accumulating reference ops instead of the fast ones; the oracle then
+#                  multiplies in float64 too (in float32 it is 1.6e-3 off itself in a map of Qwen2.5-Coder-1.5B)
 #   --kv T         handed to moascope: element type of keys and values (f32 leaves least to rounding)
 #   -n K           tokens to generate (default 12; 0: none)
 #   --keep DIR     leave the arrays there instead of a temporary folder
@@ -70,7 +71,7 @@ for plan in full mixed; do
     greedy=()
     [ "$n_gen" -eq 0 ] || greedy=(--greedy "$n_gen" --out "$a.json" --gaps "$a.gaps.json")
     if ! "$python" "$here/forward.py" "$model" --ids "$dir/ids.json" --plan "$file" -N "$n" --logits "$a.npy" \
-        --maps "$a.maps.npz" --stats "$a.stats.npz" "${greedy[@]}" 2>"$a.log"; then
+        --maps "$a.maps.npz" --stats "$a.stats.npz" ${reference:+--double} "${greedy[@]}" 2>"$a.log"; then
         tail -n 3 "$a.log" >&2
         exit 3
     fi

@@ -2,7 +2,7 @@
 """An independent forward pass: what moascope must compute, said again in NumPy.
 
 It shares nothing with the C program, neither code nor parser: the weights come from gguf-py's reader and
-dequantiser, the matrix products from NumPy in float32, norms and softmax in float64. It is written to be
+dequantiser, the matrix products from NumPy in float32 (--double: float64), norms and softmax in float64. It is written to be
 read beside the method (docs): one function per idea, no tricks but chunking.
 
     span   S = roundup64(max(min(trunc(alpha + beta*N), N), 128)),   N = prompt tokens + generation limit
@@ -46,6 +46,7 @@ SINK = 64
 BLOCK = 64
 ROWS = 256  # queries per attention slice; a multiple of BLOCK, so that no map block is split over two slices
 VOCAB = 16384  # output rows per slice
+REAL = np.float32  # of weights, activations and matrix products; --double
 
 STATS_README = """per-head attention statistics of the prompt, each the mean over its queries
 entropy       [n_layer][n_head]      nats
@@ -113,7 +114,7 @@ class Weights:
     def rows(self, name, index):
         """Some rows of a matrix: float32 [len(index)][n_in]. index: a slice or an array of ids."""
         t = self.tensors[name]
-        return dequantize(t.data[index], t.tensor_type).astype(np.float32, copy=False)
+        return dequantize(t.data[index], t.tensor_type).astype(REAL, copy=False)
 
     def get(self, name):
         """A whole tensor, matrices as [n_out][n_in]; None where the file has none."""
@@ -122,7 +123,7 @@ class Weights:
         if name not in self.tensors:
             return None
         t = self.tensors[name]
-        w = dequantize(t.data, t.tensor_type).astype(np.float32, copy=False)
+        w = dequantize(t.data, t.tensor_type).astype(REAL, copy=False)
         if w.nbytes <= self.room:
             self.room -= w.nbytes
             self.cache[name] = w
@@ -167,7 +168,7 @@ class Model:
 
     def rmsnorm(self, x, name):
         ms = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
-        return (x / np.sqrt(ms + self.eps)).astype(np.float32) * self.w.get(name)
+        return (x / np.sqrt(ms + self.eps)).astype(REAL) * self.w.get(name)
 
     def linear(self, x, name):
         """x [n][n_in] -> [n][n_out], with the bias if the file has one."""
@@ -178,7 +179,7 @@ class Model:
     def rope(self, x, pos):
         """x [n][heads][d_head], turned to absolute positions pos [n]."""
         angle = np.asarray(pos, dtype=np.float64)[:, None, None] * self.freq
-        c, s = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+        c, s = np.cos(angle).astype(REAL), np.sin(angle).astype(REAL)
         half = self.d_rope // 2
         if self.arch == "llama":
             first, second = slice(0, self.d_rope, 2), slice(1, self.d_rope, 2)
@@ -203,7 +204,7 @@ class Model:
         """q [n][n_head][d], k and v [n_key][n_head_kv][d]; query r stands at position first + r.
         seen: None or a Probe that looks at A. Returns [n][n_head*d]."""
         n, group = len(q), self.n_head // self.n_head_kv
-        out = np.empty((n, self.n_head, self.d_head), dtype=np.float32)
+        out = np.empty((n, self.n_head, self.d_head), dtype=REAL)
         scale = 1 / math.sqrt(self.d_head)
         for lo in range(0, n, ROWS):
             hi = min(lo + ROWS, n)
@@ -217,7 +218,7 @@ class Model:
                 score -= score.max(axis=1, keepdims=True)  # j = 0 is always seen: the maximum is finite
                 a = np.exp(score)
                 a /= a.sum(axis=1, keepdims=True)
-                out[lo:hi, h] = a.astype(np.float32) @ v[:n_key, kv]
+                out[lo:hi, h] = a.astype(REAL) @ v[:n_key, kv]
                 if seen is not None:
                     seen.look(h, a, i, j)
         return out.reshape(n, -1)
@@ -226,7 +227,7 @@ class Model:
 
     def new_cache(self, n):
         shape = (self.n_layer, n, self.n_head_kv, self.d_head)
-        return np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+        return np.zeros(shape, dtype=REAL), np.zeros(shape, dtype=REAL)
 
     def forward(self, ids, first, cache, spans, probe=None, progress=None):
         """Hidden states [n][d_model] after the last norm, for tokens that stand at first, first + 1, ...
@@ -341,7 +342,11 @@ def main():
     p.add_argument("--out", help="where --greedy writes its ids")
     p.add_argument("--gaps", help="where --greedy writes, per id, how far apart the best two logits were")
     p.add_argument("--cache-gib", type=float, default=4.0, help="weights kept between tokens of --greedy (default 4)")
+    p.add_argument("--double", action="store_true", help="matrix products and activations in float64 too")
     args = p.parse_args()
+    if args.double:
+        global REAL
+        REAL = np.float64
 
     with open(args.ids) as f:
         ids = json.load(f)
