@@ -125,6 +125,7 @@ static bool grid_make(const tui_app *app, int metric, grid *g) {
             g->hi = fmax(g->hi, v);
         }
     if (metrics[metric].scale == 0) g->lo = 0, g->hi = 1;
+    if (metric == M_INFLUENCE && g->hi >= g->lo) g->hi = fmax(g->hi, -g->lo), g->lo = -g->hi; /* its middle is: nothing changes */
     if (metric == M_LOST) g->lo = 0, g->hi = fmax(g->hi, 0.01); /* a plan that cuts nothing is dark all over */
     if (!(g->hi > g->lo)) g->hi = g->lo + 1;
     return true;
@@ -136,7 +137,7 @@ static void value_text(char out[16], int metric, double v) {
     if (isnan(v)) (void)snprintf(out, 16, "-");
     else if (metric == M_RULE) (void)snprintf(out, 16, "%c", 'a' + (int)v % 26);
     else if (metric == M_CLASS) (void)snprintf(out, 16, "%c", class_names[(int)v][0]);
-    else if (metric == M_ENTROPY || (metric == M_INFLUENCE && fabs(v) < 9.95)) (void)snprintf(out, 16, "%.1f", v);
+    else if (metric == M_ENTROPY || (metric == M_INFLUENCE && fabs(v) < 9.95)) (void)snprintf(out, 16, "%.1f", fabs(v) < 0.05 ? 0 : v);
     else if (metric == M_INFLUENCE) (void)snprintf(out, 16, "%.0f", v);
     else if (metric == M_DISTANCE || metric == M_NEED || metric == M_SPAN) (void)(v < 10000 ? snprintf(out, 16, "%.0f", v) : snprintf(out, 16, "%.0fk", v / 1000));
     else (void)snprintf(out, 16, "%.0f", 100 * v);
@@ -175,9 +176,11 @@ static geometry fit(tui_app *app, int h, int w) {
     return g;
 }
 
+static viz_ramp ramp_of(const tui_app *app, int metric) { return metric == M_INFLUENCE ? VIZ_RAMP_DIVERGE : app->ramp; }
+
 static viz_color color_of(const tui_app *app, const grid *g, int metric, double v) {
     if (metrics[metric].scale == 2) return (viz_color)category[(int)v % N_CATEGORY];
-    return viz_ramp_color(app->ramp, shade(g, v), false);
+    return viz_ramp_color(ramp_of(app, metric), shade(g, v), false);
 }
 
 /* dark letters on light grounds, light ones on dark */
@@ -201,12 +204,12 @@ static void cell_wide(tui_app *app, viz_pane p, int y, int x, int w, const grid 
         return;
     }
     if (category_cell || w >= 5) { /* the shade as a glyph, the figure beside it */
-        glyph[0] = category_cell ? 0 : viz_ramp_glyph(app->ramp, shade(g, v));
+        glyph[0] = category_cell ? 0 : viz_ramp_glyph(ramp_of(app, metric), shade(g, v));
         viz_text(p, y, x, viz_fg(VIZ_FAINT), glyph);
         viz_text_right(p, y, x + 1, w - 1 > 4 ? 4 : w - 1, category_cell ? viz_fg(category[(int)v % N_CATEGORY]) : viz_fg(VIZ_TEXT), text);
         return;
     }
-    glyph[0] = viz_ramp_glyph(app->ramp, shade(g, v));
+    glyph[0] = viz_ramp_glyph(ramp_of(app, metric), shade(g, v));
     for (int k = 0; k < (w > 2 ? 2 : w); k++) viz_text(p, y, x + k, viz_fg(VIZ_TEXT), glyph);
 }
 
@@ -277,7 +280,7 @@ static void draw_legend(tui_app *app, viz_pane p, int y, const grid *g, int metr
         value_text(lo, metric, g->lo);
         value_text(hi, metric, g->hi);
         const bool share = metrics[metric].scale == 0 || metric == M_LOST;
-        x += viz_legend(p, y, x, app->ramp, lo, hi, share ? "%" : "");
+        x += viz_legend(p, y, x, ramp_of(app, metric), lo, hi, share ? "%" : "");
     }
     int32_t marked = 0;
     for (int64_t i = 0; i < (int64_t)app->plan.now->n_layer * app->plan.now->n_head; i++) marked += app->plan.marks[i];

@@ -328,17 +328,21 @@ static void draw_columns(viz_pane p, const float *v, int n, int here, double hi,
     }
 }
 
-/* spans under the columns, and an arrow where the plan's own is */
+/* spans under the columns, and an arrow where the plan's own is; where it falls on a figure the figure stands out */
 static void curve_axis(viz_pane in, int y, int w, int n, int here) {
     char t[16];
     int stride = 1;
+    const int at = here >= 0 && here < n ? n > 1 ? (int)((int64_t)here * (w - 1) / (n - 1)) : 0 : -9;
+    bool told = at < 0;
     while (n / stride > (w > 60 ? 8 : 4)) stride *= 2;
     for (int i = 0, end = -2; i < n; i++) {
         const int span = (i + 2) * MOA_PAGE_TOK, x = n > 1 ? (int)((int64_t)i * (w - 1) / (n - 1)) : 0;
         if ((i > 0 && (i + 2) % stride != 0) || x < end + 2 || x + 4 > w) continue;
-        end = x + viz_text(in, y, 8 + x, viz_fg(VIZ_FAINT), viz_short_text(t, span));
+        const bool on = at >= x && at < x + (int)strlen(viz_short_text(t, span));
+        end = x + viz_text(in, y, 8 + x, on ? viz_bold(VIZ_EDGE) : viz_fg(VIZ_FAINT), t);
+        told = told || on;
     }
-    if (here >= 0 && here < n) viz_text(in, y, 8 + (n > 1 ? (int)((int64_t)here * (w - 1) / (n - 1)) : 0), viz_bold(VIZ_EDGE), in.c->caps.utf8 ? "▲" : "^");
+    if (!told) viz_text(in, y, 8 + at, viz_bold(VIZ_EDGE), in.c->caps.utf8 ? "▲" : "^");
 }
 
 static void coverage_lost(tui_app *app, float *lost, int n) {
