@@ -10,6 +10,7 @@ play 120x40 "$FAST" <<'S' || fail "exit code $?: $(cat err)"
 :sync loaded
 8
 :dump empty.txt
+:step set measure joint
 s
 :sync one
 :dump calibrated.txt
@@ -119,7 +120,7 @@ j l
 :dump lengths.txt
 h
 :step set density 60%
-:step set measure abs
+:step set measure signed
 :step set validate-items 2
 A
 :sync all
@@ -137,7 +138,7 @@ Tab gg Enter
 S
 has_re lengths.txt "lengths +1024,2048"
 has_re all.txt "density +60 % of KV"
-has_re all.txt "measure +abs"
+has_re all.txt "measure +signed"
 has_re all.txt "4 Validate +done"
 has_re all.txt "5 Try +-"
 has_re all.txt "★plan"
@@ -267,6 +268,7 @@ P
 play 120x40 "$FAST" <<'S' && fail "a wrong file was taken"
 :sync loaded
 8
+:step set measure joint
 :influence open plain.npz
 :dump plain.txt
 s

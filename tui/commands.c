@@ -105,7 +105,8 @@ static moa_status run_help(tui_app *app, const tui_args *a, moa_err *err) {
                     "\n"
                     "@512         predicted change of the loss at 512 tokens, nats; below\n"
                     "             0 it would fall (with few items that is noise, too)\n"
-                    "measure      joint: whole windows; signed, abs: blocks of 64 x 64\n"
+                    "measure      abs, signed: sums over blocks of 64 x 64; joint: whole\n"
+                    "             windows. abs needs the fewest items\n"
                     "KV           memory kept: a KV group keeps its widest head's\n"
                     "\n"
                     "Enter opens a plan as one edit (u takes it back); then < > { }\n"
@@ -723,6 +724,12 @@ static void complete_step_set(tui_app *app, const char *prefix, moa_buf *out) {
     }
 }
 
+static moa_status run_step_docs(tui_app *app, const tui_args *a, moa_err *err) {
+    if (a->argc == 0) return moa_fail(err, MOA_E_USAGE, "usage: step docs FILE|FOLDER..., or step docs none");
+    const bool none = a->argc == 1 && strcmp(a->argv[0], "none") == 0;
+    return tui_planner_docs(app, a->argv, none ? 0 : a->argc, err);
+}
+
 static moa_status lock_heads(tui_app *app, const tui_args *a, bool lock, moa_err *err) {
     if (!app->plan.now) return moa_fail(err, MOA_E_FAILED, "there is no plan; load a model first");
     uint8_t *mask = calloc((size_t)app->plan.now->n_layer * (size_t)app->plan.now->n_head, 1);
@@ -808,6 +815,7 @@ const tui_command tui_commands[] = {
     {"set", NULL, "NAME VALUE", "settings: n gen temp top_k top_p min_p seed chat budget ramp", NULL, NULL, 0, run_set, complete_setting},
     {"step", NULL, "[next|all|stop|NAME]", "run a step of the search, as screen 8 does; stop keeps what it has", NULL, NULL, 0, run_step, complete_step},
     {"step set", NULL, "NAME VALUE", "settings of the search: lengths items kinds measure density per rules", NULL, NULL, 0, run_step_set, complete_step_set},
+    {"step docs", NULL, "FILE...|none", "documents that calibration items are made of: .txt, .md, .jsonl, folders", NULL, NULL, 0, run_step_docs, complete_file},
     {"lock", "gL", "[SELECTOR]", "the search keeps the rules of these heads (the marked ones, or this one)", NULL, NULL, 0, run_lock, complete_selector},
     {"unlock", "gU", "[SELECTOR]", "the search may choose their rules again; all heads without a selector", NULL, NULL, 0, run_unlock, complete_selector},
     {"influence open", NULL, "FILE.npz", "read the heads' influence from a file, as `moascope profile` writes it", NULL, NULL, 0, run_influence_open, complete_npz},

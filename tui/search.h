@@ -97,6 +97,7 @@ typedef struct tui_planner {
     bool per_head;  /* a rule for every query head, else for every KV group */
     int32_t max_rules; /* a layer; 0: any */
     int32_t valid_at, valid_items, try_at, try_items;
+    char docs[4096]; /* documents to calibrate on, of the engine's machine: one path a line; "" : none. Raw bytes */
     uint8_t *locked; /* (n_layer, n_head) of the model, owned; NULL: none */
 
     tui_step_info steps[TUI_STEP_COUNT];
@@ -139,6 +140,7 @@ double tui_planner_whole(const tui_app *app); /* seconds of all steps up to vali
 void tui_setting_text(const tui_planner *p, tui_setting s, char *out, size_t n);
 moa_status tui_setting_set(tui_app *app, tui_setting s, const char *text, moa_err *err);
 void tui_setting_turn(tui_app *app, tui_setting s, int by); /* to the next sensible value */
+moa_status tui_planner_docs(tui_app *app, char *const *paths, int n, moa_err *err); /* n 0: none */
 bool tui_setting_find(const char *name, tui_setting *out); /* "density", "validate items" ... */
 void tui_setting_key(tui_setting s, char *out, size_t n);  /* what tui_setting_find takes */
 
