@@ -4,8 +4,8 @@
  *   grid      --> kept[length][rule]       --+--> one solve per cell (search_solve.h) --> Pareto front (pareto.h) --> plans
  *
  *   unit   a KV group (its heads share one rule), or a query head
- *   cell   minimise the loss of one length, those of the others below a level; the levels split the ranges that the solves without
- *          levels leave. One more solve minimises the mean of the lengths.
+ *   cell   minimise the loss of one length (and a thousandth of the mean, which decides ties), those of the others below a level; the
+ *          levels split the ranges that the solves without levels leave. One more solve minimises the mean of the lengths.
  *
  * Which density is bounded: BUDGET_KV  mean over KV heads of the tokens kept for the widest head of the group / N
  *                           BUDGET_HEAD mean over query heads (one cache a query head, as the published plans count)
@@ -65,7 +65,7 @@ typedef struct moa_found {
     double density[MOA_SEARCH_BOUND_MAX];  /* bounded one, by bound */
     double density_kv[MOA_SEARCH_BOUND_MAX], density_head[MOA_SEARCH_BOUND_MAX];
     int32_t objective;      /* index of the length that was minimised; -1: the mean */
-    double best, bound, gap; /* certificate of that solve; best is its objective */
+    double best, bound, gap; /* certificate of that solve; best: what it minimised */
     double level[MOA_LOSSES_LENGTH_MAX]; /* the other lengths' limits in it; INFINITY: none */
     double seconds;         /* CPU of that solve */
 } moa_found;

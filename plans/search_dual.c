@@ -12,11 +12,12 @@
 
 #include "plans/search_impl.h"
 
-enum { CUT_MAX = 64 };
+enum { CUT_MAX = MOA_CUT_MAX };
 
 typedef struct bundle {
     int32_t n_row, n;
     double g[CUT_MAX][MOA_ROW_MAX], v[CUT_MAX], e[CUT_MAX], theta[CUT_MAX];
+    int32_t price[CUT_MAX]; /* which price gave the cut */
     double gram[CUT_MAX][CUT_MAX];
     double z[MOA_ROW_MAX], h; /* the centre */
     double t;
@@ -47,16 +48,17 @@ static void drop_cut(bundle *b) {
     const int32_t last = --b->n;
     if (out == last) return;
     memcpy(b->g[out], b->g[last], sizeof b->g[out]);
-    b->v[out] = b->v[last], b->e[out] = b->e[last], b->theta[out] = b->theta[last];
+    b->v[out] = b->v[last], b->e[out] = b->e[last], b->theta[out] = b->theta[last], b->price[out] = b->price[last];
     for (int32_t i = 0; i < b->n; i++) b->gram[out][i] = b->gram[i][out] = i == out ? b->gram[last][last] : b->gram[last][i];
 }
 
-static void add_cut(bundle *b, const double *z, double h, const double *g) {
+static void add_cut(bundle *b, const double *z, double h, const double *g, int32_t price) {
     if (b->n == CUT_MAX) drop_cut(b);
     const int32_t i = b->n++;
     memcpy(b->g[i], g, sizeof b->g[i]);
     b->v[i] = h - dot(g, z, b->n_row);
     b->theta[i] = 0;
+    b->price[i] = price;
     for (int32_t j = 0; j <= i; j++) b->gram[i][j] = b->gram[j][i] = dot(g, b->g[j], b->n_row);
 }
 
@@ -109,7 +111,7 @@ static bool one_step(bundle *b, moa_pricer *p, double unit, double *y_best, moa_
         if (step_of(b, z) <= 2e-6 * fabs(b->h) + 1e-13) return false;
     }
     const double h = price_at(p, z, unit, y, g), gain = h - b->h;
-    add_cut(b, z, h, g);
+    add_cut(b, z, h, g, p->n_price);
     if (gain >= .1 * promised) {
         b->t *= gain >= .5 * promised ? 2.5 : 1;
         memcpy(b->z, z, sizeof b->z);
@@ -120,29 +122,37 @@ static bool one_step(bundle *b, moa_pricer *p, double unit, double *y_best, moa_
     return true;
 }
 
-moa_dual moa_dual_solve(moa_pricer *p, double *y, int32_t n_step, const moa_solve_config *config,
-                        void (*met)(void *to, const moa_pricer *p), void *to) {
-    bundle b = {.n_row = p->c->n_row, .t = .1};
+/* the cuts that hold the optimum, and their shares */
+static void tell_mix(bundle *b, moa_dual *d) {
+    weigh(b);
+    for (int32_t i = 0; i < b->n; i++) {
+        if (b->theta[i] < 1e-9) continue;
+        d->price[d->n_mix] = b->price[i];
+        d->weight[d->n_mix++] = b->theta[i];
+    }
+}
+
+moa_dual moa_dual_solve(moa_pricer *p, double *y, double *t, const moa_dual_config *config) {
+    bundle b = {.n_row = p->c->n_row, .t = *t > 0 ? *t : .1};
     double g[MOA_ROW_MAX] = {0}, start[MOA_ROW_MAX] = {0};
     const double unit = p->range_loss > 0 ? p->range_loss : 1;
+    const double most = fmin(config->enough, p->loss_max + 1e-7 * (unit + fabs(p->loss_max)));
+    const moa_solve_config *solve = config->solve;
     moa_dual d = {0};
     for (int32_t k = 0; k < b.n_row; k++) b.z[k] = y[k] * p->range[k] / unit;
     b.h = price_at(p, b.z, unit, start, g);
     memcpy(y, start, (size_t)b.n_row * sizeof *y);
     d.bound = b.h * unit;
-    add_cut(&b, b.z, b.h, g);
-    met(to, p);
-    for (int32_t i = 0; i < n_step; i++) {
-        if (config->cancelled && config->cancelled(config->user)) {
-            d.cancelled = true;
-            break;
-        }
-        if (d.bound > p->loss_max + 1e-7 * (unit + fabs(p->loss_max))) {
-            d.infeasible = true;
-            break;
-        }
-        if (!one_step(&b, p, unit, y, &d)) break;
-        met(to, p);
+    add_cut(&b, b.z, b.h, g, p->n_price);
+    config->met(config->to, p);
+    for (int32_t i = 0; i < config->n_step; i++) {
+        if (solve->cancelled && solve->cancelled(solve->user)) d.cancelled = true;
+        if (d.bound > most) d.infeasible = true;
+        if (d.cancelled || d.infeasible || !one_step(&b, p, unit, y, &d)) break;
+        config->met(config->to, p);
     }
+    d.infeasible |= d.bound > most;
+    tell_mix(&b, &d);
+    *t = b.t;
     return d;
 }

@@ -32,14 +32,38 @@ double moa_pair_sum(const double *a, const double *b, int32_t n_pad);
 /* may rules i <= j (i == j: one) be all a layer uses? */
 bool moa_pricer_pair_ok(const moa_pricer *p, int32_t layer, int32_t i, int32_t j);
 
-/* search_dual.c: the best bound. y (n_row) in: where to begin, out: the best found. True: no choice is feasible (the bound exceeds any
- * loss). try_pick is called with every feasible pick met. */
+enum { MOA_CUT_MAX = 64 };
+
+/* search_dual.c: the best bound. y (n_row) in: where to begin, out: the best found; t: length of the steps, in and out (0: the default).
+ * infeasible: the bound exceeds any loss, or `enough` (INFINITY: none), which ends the work early. met is called after every price. */
 typedef struct moa_dual {
     double bound;
     bool infeasible, cancelled;
+    /* the prices (pricer.n_price after each) whose mixture is the relaxation's optimum, with their weights */
+    int32_t n_mix, price[MOA_CUT_MAX];
+    double weight[MOA_CUT_MAX];
 } moa_dual;
-moa_dual moa_dual_solve(moa_pricer *p, double *y, int32_t n_step, const moa_solve_config *config,
-                        void (*met)(void *to, const moa_pricer *p), void *to);
+typedef struct moa_dual_config {
+    const moa_solve_config *solve;
+    int32_t n_step;
+    double enough; /* a bound that ends the work; INFINITY: none */
+    void (*met)(void *to, const moa_pricer *p);
+    void *to;
+} moa_dual_config;
+moa_dual moa_dual_solve(moa_pricer *p, double *y, double *t, const moa_dual_config *config);
+
+/* search_branch.c: closes the gap between *bound and *best (pick's loss) by branching on which rules a layer may use, as far as
+ * n_node prices of the relaxation allow. Only under a limit of one or two rules, where the relaxation is exact in them. */
+typedef struct moa_branch {
+    const moa_choice *c;
+    const double *y; /* multipliers of *bound */
+    double t;
+    double bound, best;
+    int32_t *pick;
+    int32_t n_node, n_price; /* n_price: out */
+    bool cancelled;
+} moa_branch;
+moa_status moa_branch_solve(moa_branch *b, const moa_solve_config *config, moa_err *err);
 
 /* search_primal.c: from the costs at y (just priced, bound is L(y)) to a choice. best in: INFINITY or pick's loss; out: the same or less.
  * True in *exact: nothing below *best exists. */
@@ -47,7 +71,8 @@ typedef struct moa_primal {
     moa_pricer *pricer;
     const double *y;
     double bound, best;
-    int32_t *pick; /* (n_layer, n_unit) */
+    int32_t *pick;        /* (n_layer, n_unit) */
+    const int32_t *start; /* (n_layer, n_unit) a choice near the rows' bounds to begin with, not yet feasible; NULL: the cheapest */
     bool exact, cancelled;
 } moa_primal;
 moa_status moa_primal_solve(moa_primal *p, const moa_solve_config *config, moa_err *err);

@@ -14,7 +14,7 @@
 
 #include "plans/search_impl.h"
 
-enum { COLUMN_ALL = 8192, COLUMN_LEAST = 160, COLUMN_MOST = 2048, MOVE_MAX = 3000, SET_MAX = 16, STALE_MAX = 300 };
+enum { COLUMN_ALL = 8192, UNIT_ALL = 100000, COLUMN_LEAST = 160, UNIT_LEAST = 12, COLUMN_MOST = 2048, MOVE_MAX = 3000, SET_MAX = 16, STALE_MAX = 300 };
 
 typedef struct column {
     double rc, f;
@@ -31,7 +31,7 @@ typedef struct pool {
     moa_pricer *p;
     const double *y;
     int32_t n_group, n_unit; /* units of a group */
-    int32_t per_group;       /* columns kept for each under a rule limit */
+    int32_t per_group;       /* columns kept for each */
     int32_t *first;          /* (n_group + 1) columns of each, by rc */
     column *columns;
     size_t n_column, column_room;
@@ -45,6 +45,7 @@ typedef struct pool {
     move *moves;
     double *move_a[MOA_ROW_MAX], *move_f; /* (MOVE_MAX) changes, by move */
     int32_t n_move;
+    double bound, gap;     /* the search ends at this gap */
     uint64_t random, work, work_max;
 } pool;
 
@@ -236,7 +237,7 @@ static void close_group(pool *q, int32_t group, double complete) {
     const size_t from = (size_t)q->first[group];
     size_t n = q->n_column - from;
     qsort(q->columns + from, n, sizeof *q->columns, by_rc_column);
-    if (n > (size_t)q->per_group && q->p->limit > 0) {
+    if (n > (size_t)q->per_group) {
         complete = fmin(complete, q->columns[from + (size_t)q->per_group].rc);
         n = (size_t)q->per_group;
     }
@@ -313,8 +314,9 @@ static moa_status pool_open(pool *q, moa_primal *from, moa_err *err) {
     q->p = from->pricer, q->y = from->y, q->best = INFINITY, q->complete = INFINITY;
     q->n_group = q->p->limit > 0 ? c->n_layer : c->n_layer * c->n_unit;
     q->n_unit = q->p->limit > 0 ? c->n_unit : 1;
-    q->per_group = COLUMN_ALL / q->n_group;
-    if (q->per_group < COLUMN_LEAST) q->per_group = COLUMN_LEAST;
+    q->per_group = (q->p->limit > 0 ? COLUMN_ALL : UNIT_ALL) / q->n_group;
+    const int32_t least_kept = q->p->limit > 0 ? COLUMN_LEAST : UNIT_LEAST;
+    if (q->per_group < least_kept) q->per_group = least_kept;
     if (q->per_group > COLUMN_MOST) q->per_group = COLUMN_MOST;
     const size_t n = (size_t)q->n_group;
     q->first = calloc(n + 1, sizeof *q->first);
@@ -399,7 +401,7 @@ static void list_moves(pool *q, double win) {
         q->move_f[m] = to->f - from->f;
         for (int32_t k = 0; k < q->p->c->n_row; k++) q->move_a[k][m] = to->a[k] - from->a[k];
     }
-    q->work += (uint64_t)n * 8;
+    q->work += (uint64_t)n * 2;
 }
 
 /* Moves j in [from, to) after the sums `f` and `row`: the best value, its move in *best_j (group other than `not`); -1: none below `than` */
@@ -425,17 +427,39 @@ static double best_move(const pool *q, double f, const double *row, int32_t from
     return than;
 }
 
+/* the best single move of all columns; false: none below `than` */
+static bool best_single(pool *q, double than, move *best) {
+    const int32_t n_row = q->p->c->n_row;
+    const double before = than;
+    for (int32_t g = 0; g < q->n_group; g++) {
+        const column *from = &q->columns[q->at[g]];
+        double base[MOA_ROW_MAX];
+        for (int32_t k = 0; k < n_row; k++) base[k] = q->row[k] - from->a[k];
+        for (int32_t i = q->first[g]; i < q->first[g + 1]; i++) {
+            const column *x = &q->columns[i];
+            double value = q->f - from->f + x->f;
+            for (int32_t k = 0; k < n_row && value < than; k++) {
+                const double a = base[k] + x->a[k];
+                if (a > q->p->hi[k]) value += q->penalty[k] * (a - q->p->hi[k]);
+                else if (a < q->p->lo[k]) value += q->penalty[k] * (q->p->lo[k] - a);
+            }
+            if (value < than) than = value, *best = (move){0, g, i};
+        }
+    }
+    q->work += q->n_column;
+    return than < before;
+}
+
 /* one improving move or pair of moves; false: there is none */
 static bool improve(pool *q) {
     const double now = q->f + missed(q, q->row), win = to_win(q), least = now - 1e-12 * (fabs(now) + q->p->range_loss);
     int32_t j;
-    list_moves(q, win);
-    (void)best_move(q, q->f, q->row, 0, q->n_move, -1, least, &j);
-    q->work += (uint64_t)q->n_move;
-    if (j >= 0) {
-        apply(q, &q->moves[j]);
+    move single = {0};
+    if (best_single(q, least, &single)) {
+        apply(q, &single);
         return true;
     }
+    list_moves(q, win);
     for (int32_t i = 0, to = q->n_move; i < q->n_move; i++) {
         double row[MOA_ROW_MAX];
         while (to > i + 1 && q->moves[i].rc + q->moves[to - 1].rc >= win) to--;
@@ -463,7 +487,10 @@ static uint64_t draw(pool *q) { /* xorshift64* */
 }
 
 static void descend(pool *q) {
-    while (q->work <= q->work_max && improve(q)) note_best(q);
+    while (q->work <= q->work_max && improve(q)) {
+        note_best(q);
+        if (moa_solve_gap(q->best, q->bound) <= q->gap) break;
+    }
     sum_up(q); /* rounding of many moves */
     note_best(q);
 }
@@ -489,7 +516,11 @@ static void begin(pool *q, moa_primal *p, const moa_solve_config *config) {
     const double typical = q->p->range_loss > 0 ? q->p->range_loss : 1;
     for (int32_t k = 0; k < q->p->c->n_row; k++)
         q->penalty[k] = 2 * fabs(q->y[k]) + (q->p->range[k] > 0 ? .2 * typical / q->p->range[k] : 0);
-    for (int32_t g = 0; g < q->n_group; g++) q->at[g] = q->first[g];
+    for (int32_t g = 0; g < q->n_group; g++) {
+        q->at[g] = q->first[g];
+        for (int32_t i = q->first[g]; i < q->first[g + 1] && p->start && q->n_unit == 1; i++)
+            if (q->picks[q->columns[i].pick] == p->start[g]) q->at[g] = i;
+    }
     sum_up(q);
     note_best(q);
     descend(q);
@@ -602,6 +633,7 @@ moa_status moa_primal_solve(moa_primal *p, const moa_solve_config *config, moa_e
     moa_status s = MOA_OK;
     const double effort = config->effort > 0 ? config->effort : 1;
     q.work_max = (uint64_t)(effort * 6e7);
+    q.bound = p->bound, q.gap = config->gap;
     if (q.random == 0) q.random = 1;
     MOA_TRY(pool_open(&q, p, err));
     bool empty = false;

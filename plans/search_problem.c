@@ -121,7 +121,7 @@ static moa_status make_arrays(moa_problem *p, moa_err *err) {
                       moa_size_mul(n, sizeof(double), &bytes) &&
                       moa_size_mul((size_t)l->n_layer * (size_t)l->n_head, (size_t)p->n_rule, &heads);
     bool ok = fits && (p->mean = calloc(1, bytes)) && (p->allow = calloc((size_t)l->n_layer, (size_t)p->n_rule));
-    for (int32_t i = 0; ok && i < l->n_length; i++) ok = (p->loss[i] = calloc(1, bytes)) != NULL;
+    for (int32_t i = 0; ok && i < l->n_length; i++) ok = (p->loss[i] = calloc(1, bytes)) && (p->goal[i] = calloc(1, bytes));
     for (int32_t b = 0; ok && b < p->n_bound; b++) ok = (p->kept[b] = calloc(1, bytes)) != NULL;
     if (ok && p->config->per == MOA_PER_HEAD && p->n_head_of_unit > 1)
         ok = (p->under = calloc(heads, sizeof *p->under)) != NULL;
@@ -184,6 +184,9 @@ static void fill(moa_problem *p) {
                 for (int32_t b = 0; b < p->n_bound && p->under && open; b++)
                     p->kept[b][to] = fmax(p->kept[b][to], share(moa_span(p->rules[r], p->bound_at[b]), p->bound_at[b]) / units);
                 for (int32_t i = 0; i < l->n_length; i++) p->mean[to] += p->loss[i][to] / l->n_length;
+                /* ties of one length, and there are many, are decided by the others */
+                for (int32_t i = 0; i < l->n_length; i++)
+                    p->goal[i][to] = p->loss[i][to] + (l->n_length > 1 ? 1e-3 * p->mean[to] : 0);
             }
 }
 
@@ -210,14 +213,14 @@ void moa_problem_free(moa_problem *p) {
     free(p->mean);
     free(p->allow);
     free(p->under);
-    for (int i = 0; i < MOA_LOSSES_LENGTH_MAX; i++) free(p->loss[i]);
+    for (int i = 0; i < MOA_LOSSES_LENGTH_MAX; i++) free(p->loss[i]), free(p->goal[i]);
     for (int b = 0; b < MOA_SEARCH_BOUND_MAX; b++) free(p->kept[b]);
     *p = (moa_problem){0};
 }
 
 void moa_problem_choice(const moa_problem *p, int32_t objective, const double *level, moa_choice *c) {
     *c = (moa_choice){.n_layer = p->losses->n_layer, .n_unit = p->n_unit, .n_rule = p->n_rule, .max_rules = p->config->max_rules,
-                      .loss = objective < 0 ? p->mean : p->loss[objective], .allow = p->allow};
+                      .loss = objective < 0 ? p->mean : p->goal[objective], .allow = p->allow};
     for (int32_t b = 0; b < p->n_bound; b++) {
         c->row[c->n_row] = p->kept[b];
         c->lo[c->n_row] = p->low > 0 ? p->low : -INFINITY;

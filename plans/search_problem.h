@@ -17,6 +17,7 @@ typedef struct moa_problem {
     double low, high;
     double *loss[MOA_LOSSES_LENGTH_MAX]; /* (n_layer, n_unit, n_rule) at each profiled length, owned */
     double *mean;                        /* of them, owned */
+    double *goal[MOA_LOSSES_LENGTH_MAX]; /* what is minimised for a length: its loss and a thousandth of the mean, owned */
     double *kept[MOA_SEARCH_BOUND_MAX];  /* (n_layer, n_unit, n_rule) share of density a unit takes, owned */
     uint8_t *allow;                      /* (n_layer, n_rule), owned */
     /* per head under a KV budget: the rule each head takes under a cap; (n_layer, n_head, n_rule), owned; else NULL */
