@@ -113,19 +113,16 @@ none:
     return moa_fail(err, MOA_E_MEMORY, "no memory for the influence of %zu heads at %d tokens", heads, n_tok);
 }
 
-/* what is cut by a window of w blocks: all that lies w or more blocks back, block 0 apart */
 static float *curve_of_map(const tui_influence *f, const float *map) {
     const size_t heads = (size_t)f->n_layer * (size_t)f->n_head, nb = (size_t)f->nb;
     float *curve = calloc(heads * (nb + 1), sizeof *curve);
-    double *far = malloc((nb + 1) * sizeof *far);
-    for (size_t h = 0; curve && far && h < heads; h++) {
-        for (size_t d = 0; d <= nb; d++) far[d] = 0;
-        for (size_t q = 0; q < nb; q++)
-            for (size_t k = 1; k <= q; k++) far[q - k] += (double)map[(h * nb + q) * nb + k];
-        double sum = 0;
-        for (size_t w = nb; w >= 1; w--) curve[h * (nb + 1) + w] = (float)(sum += far[w]);
+    double *one = malloc((nb + 1) * sizeof *one);
+    for (size_t h = 0; curve && one && h < heads; h++) {
+        moa_losses_from_map(map + h * nb * nb, f->nb, one);
+        for (size_t w = 1; w <= nb; w++) curve[h * (nb + 1) + w] = (float)one[w];
     }
-    free(far);
+    if (!one) free(curve), curve = NULL;
+    free(one);
     return curve;
 }
 
