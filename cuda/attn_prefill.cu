@@ -300,11 +300,14 @@ template <typename T> static cudaError_t attend(moa_cuda *c, const moa_args_attn
     return a->probe.stat || a->probe.hist ? launch_by_size<T, true>(c, j) : launch_by_size<T, false>(c, j);
 }
 
-/* $MOASCOPE_CUDA_PREFILL: v1; v2 or v2x where they can (else v1): *parts is how many halves hold an element of q, 0: v1 */
-static moa_status choose(int *parts, moa_err *err) {
+/* $MOASCOPE_CUDA_PREFILL: v2 (or v1: $MOASCOPE_CUDA_PRECISE); v2 and v2x where they can, else v1: *parts is how many halves hold an
+ * element of q, 0: v1 */
+static moa_status choose(const moa_cuda *c, int *parts, moa_err *err) {
     const char *word = getenv("MOASCOPE_CUDA_PREFILL");
+    *parts = c->precise ? 0 : 1;
+    if (!word || !*word) return MOA_OK;
     *parts = 0;
-    if (!word || !*word || strcmp(word, "v1") == 0) return MOA_OK;
+    if (strcmp(word, "v1") == 0) return MOA_OK;
     *parts = strcmp(word, "v2") == 0 ? 1 : strcmp(word, "v2x") == 0 ? 2 : 0;
     return *parts ? MOA_OK
                   : moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_PREFILL is \"%s\": v1, v2 or v2x", word);
@@ -314,7 +317,7 @@ moa_status moa_cuda_attn_prefill(moa_backend *b, const moa_args_attn_prefill *a,
     moa_cuda *c = moa_cuda_self(b);
     int parts = 0;
     MOA_RETURN(moa_cuda_enter_op(c, err));
-    MOA_RETURN(choose(&parts, err));
+    MOA_RETURN(choose(c, &parts, err));
     if (a->n_tok <= 0) return MOA_OK;
     if (parts && moa_cuda_prefill_mma_takes(a)) return moa_cuda_prefill_mma(c, a, parts, err);
     if (a->kv.d_head % 8 != 0 || a->kv.d_head > 256 || a->kv.d_head <= 0)

@@ -37,6 +37,13 @@ struct moa_dev_weight {
 enum moa_cuda_gemm { MOA_GEMM_F32, MOA_GEMM_TF32, MOA_GEMM_BF16, MOA_GEMM_F16 };
 enum moa_cuda_elem { MOA_ELEM_F32, MOA_ELEM_BF16, MOA_ELEM_F16 }; /* F16: times the weight's f16_scale */
 
+/* the x that the workspace holds as float16; any call but the product that reads it forgets it */
+struct moa_cuda_half {
+    const float *x;
+    const void *space;
+    int32_t n_tok, n_in;
+};
+
 enum { MOA_STAGE_SLOTS = 16, MOA_STAGE_BYTES = 64 << 10 };
 enum { MOA_N_TICKET = 16384 };
 
@@ -49,6 +56,8 @@ typedef struct moa_cuda {
     void *blas_space;       /* device: cuBLAS's own workspace, so that its calls can be recorded */
     moa_cuda_gemm gemm;     /* precision of the matrix product of a prefill */
     int matmul, few_max;    /* version of the products, 1 or 2; 2: most rows of x without cuBLAS */
+    bool precise;           /* $MOASCOPE_CUDA_PRECISE: float32 throughout, unless another word says otherwise */
+    moa_cuda_half half;
     moa_cuda_block *blocks; /* everything allocated */
     moa_dev_weight *weights;
     void *scratch;
@@ -57,6 +66,8 @@ typedef struct moa_cuda {
     char *stage; /* pinned host memory: small uploads go through it, so that they need not wait */
     cudaEvent_t stage_free[MOA_STAGE_SLOTS];
     int stage_next;
+    struct moa_cuda_pump *pump;     /* what larger uploads go through (upload.cu), made by the first */
+    struct moa_cuda_scales *scales; /* of weights whose largest is still to be told (module.cu) */
     bool recording;
     struct moa_cuda_recording *recordings;
     bool lost; /* a sticky error: nothing works any more */
@@ -71,6 +82,10 @@ static inline moa_cuda *moa_cuda_self(moa_backend *b) {
 
 /* Says what failed; marks the backend lost when the error is sticky. E_MEMORY for cudaErrorMemoryAllocation. */
 moa_status moa_cuda_fail(moa_cuda *c, cudaError_t e, const char *what, moa_err *err);
+/* Bytes of any number to the device, in order with the stream; host may be reused on return. */
+moa_status moa_cuda_pump_send(moa_cuda *c, void *dst, const void *host, size_t bytes, moa_err *err);
+void moa_cuda_pump_close(moa_cuda *c);
+
 /* First thing of every call: fails when the device is lost, and makes it this thread's current device. */
 moa_status moa_cuda_enter(moa_cuda *c, moa_err *err);
 /* The same for an operation: counts it (fault injection of tests). */

@@ -9,10 +9,10 @@
  *                                                                     bytes each then meet 32 different banks
  *   prefill                       W is decoded to float32, at most TILE_BYTES of it at a time, and multiplied by cuBLAS with
  *                                 float32 accumulation. $MOASCOPE_CUDA_GEMM chooses the precision of the product: f32
- *                                 (default: agrees with the CPU), tf32, bf16 (x and W rounded to bfloat16)
+ *                                 (agrees with the CPU), tf32, bf16 (x and W rounded to bfloat16); f16 is matmul_gemm.cu's
  *   embed                         the decoding kernel with a list of rows
  *
- * This is the first version. $MOASCOPE_CUDA_MATMUL=v2 takes the second (matmul.cuh), until it has been measured.
+ * This is the first version, $MOASCOPE_CUDA_MATMUL=v1; the second (matmul.cuh) is what runs unless it is asked for.
  *
  * Sums are float32 in a fixed order, so a step repeats bit for bit.
  *
@@ -382,11 +382,12 @@ static moa_status gemm(moa_cuda *c, const moa_args_matmul *a, moa_err *err) {
 
 moa_status moa_cuda_matmul(moa_backend *b, const moa_args_matmul *a, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
+    const moa_cuda_half kept = c->half;
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_tok <= 0) return MOA_OK;
     if (c->matmul == 2 && a->n_tok == 1 && moa_cuda_row_fits(a->w)) return moa_cuda_matmul_row(c, a, err);
     if (c->matmul == 2 && a->n_tok > 1 && a->n_tok <= c->few_max && moa_cuda_few_fits(a->w))
         return moa_cuda_matmul_few(c, a, err);
     if (a->n_tok <= 8 && !a->w->packed) return matvec(c, a, err);
-    return c->gemm == MOA_GEMM_F16 ? moa_cuda_matmul_gemm(c, a, err) : gemm(c, a, err);
+    return c->gemm == MOA_GEMM_F16 ? moa_cuda_matmul_gemm(c, a, &kept, err) : gemm(c, a, err);
 }

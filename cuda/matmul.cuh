@@ -57,8 +57,9 @@ size_t moa_cuda_packed_bytes(const moa_dev_weight *w);
 /* Rows of a GGUF matrix on the device (`raw`, n_row of them) become rows row0 .. of w's packed form. */
 moa_status moa_cuda_pack_rows(moa_cuda *c, const void *raw, size_t raw_row_bytes, int32_t row0, int32_t n_row,
                               const moa_dev_weight *w, moa_err *err);
-/* sets w->f16_scale from the largest weight; waits */
-moa_status moa_cuda_pack_scale(moa_cuda *c, moa_dev_weight *w, moa_err *err);
+/* Finds the largest weight of w, into *most (device, 0 before); and w->f16_scale from it, once it is known. */
+moa_status moa_cuda_pack_largest(moa_cuda *c, const moa_dev_weight *w, uint32_t *most, moa_err *err);
+void moa_cuda_pack_scale(moa_dev_weight *w, uint32_t most);
 
 /* what is to be decoded: rows row0 .. row0 + n_row - 1 of w, or those that ids (device, n_row) names; ids outside give NaN */
 struct moa_cuda_decode {
@@ -75,7 +76,9 @@ bool moa_cuda_row_fits(const moa_dev_weight *w);
 bool moa_cuda_few_fits(const moa_dev_weight *w);
 moa_status moa_cuda_matmul_row(moa_cuda *c, const moa_args_matmul *a, moa_err *err); /* n_tok = 1 */
 moa_status moa_cuda_matmul_few(moa_cuda *c, const moa_args_matmul *a, moa_err *err); /* n_tok <= 64 */
-moa_status moa_cuda_matmul_gemm(moa_cuda *c, const moa_args_matmul *a, moa_err *err);
+/* kept: what x the workspace held, as float16, when the operation began */
+moa_status moa_cuda_matmul_gemm(moa_cuda *c, const moa_args_matmul *a, const moa_cuda_half *kept, moa_err *err);
+size_t moa_cuda_gemm_bytes(const moa_dev_weight *w, int32_t n_tok); /* of workspace that it takes */
 moa_status moa_cuda_blas_fail(moa_cuda *c, int status, const moa_args_matmul *a, moa_err *err);
 
 #endif

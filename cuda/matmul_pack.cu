@@ -170,11 +170,7 @@ static void largest_plain_launch(moa_cuda *c, const moa_dev_weight *w, uint32_t 
     largest_plain_v2<WORD><<<grid, THREADS, 0, c->stream>>>(data, n, out);
 }
 
-moa_status moa_cuda_pack_scale(moa_cuda *c, moa_dev_weight *w, moa_err *err) {
-    uint32_t *most = nullptr, bits = 0;
-    w->f16_scale = 1;
-    MOA_RETURN(moa_cuda_scratch(c, sizeof *most, reinterpret_cast<void **>(&most), err));
-    MOA_CU(c, cudaMemsetAsync(most, 0, sizeof *most, c->stream));
+moa_status moa_cuda_pack_largest(moa_cuda *c, const moa_dev_weight *w, uint32_t *most, moa_err *err) {
     switch ((int)w->type) {
 #define X(stem)                                                                                              \
     case moa_##stem##_id: largest_launch<packed_##stem>(c, w, most); break;
@@ -182,18 +178,19 @@ moa_status moa_cuda_pack_scale(moa_cuda *c, moa_dev_weight *w, moa_err *err) {
 #undef X
     case moa_bf16_id: largest_plain_launch<uint16_t>(c, w, most); break;
     case moa_f32_id: largest_plain_launch<uint32_t>(c, w, most); break;
-    default: return MOA_OK;
+    default: return MOA_OK; /* F16 is multiplied as it is */
     }
     MOA_LAUNCHED(c, "largest weight of a matrix");
-    MOA_CU(c, cudaMemcpyAsync(&bits, most, sizeof bits, cudaMemcpyDeviceToHost, c->stream));
-    MOA_CU(c, cudaStreamSynchronize(c->stream));
-    if (bits == 0 || bits >= 0x7f800000u)
-        return MOA_OK; /* a file with infinite weights gets infinite results */
-    int e = (int)(bits >> 23) - 127;
+    return MOA_OK;
+}
+
+void moa_cuda_pack_scale(moa_dev_weight *w, uint32_t most) {
+    w->f16_scale = 1;
+    if (most == 0 || most >= 0x7f800000u) return; /* a file with infinite weights gets infinite results */
+    int e = (int)(most >> 23) - 127;
     if (e < -60) e = -60;
     const uint32_t scale = (uint32_t)(127 + 10 - e) << 23;
     memcpy(&w->f16_scale, &scale, sizeof scale);
-    return MOA_OK;
 }
 
 template <typename F> static void unpack_launch(moa_cuda *c, const moa_cuda_decode *d) {

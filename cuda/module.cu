@@ -3,7 +3,9 @@
  *   libmoascope-cuda.so  ->  moa_backend_module  { n_devices, device_info, open }      the only symbol it exports
  *
  *   memory      cudaMalloc, every block in one list, so that close() returns all of it. cudaMalloc aligns to 256 bytes at least
- *   upload      up to 64 KiB through a ring of pinned slots, without waiting; more: a copy and a wait
+ *   upload      up to 64 KiB through a ring of pinned slots, more through upload.cu; without waiting
+ *   weights     nobody waits for one: what is to be known of its values (its largest) is fetched behind it and looked at before the
+ *               first operation
  *   recording   the stream is captured into a graph; a replay is one launch. Uploads, downloads and allocations have no place
  *               in a recording and are refused there
  *   failure     out of memory: what was needed and what is free. A sticky error: the backend is lost, every later call says
@@ -35,6 +37,14 @@ struct moa_cuda_recording {
 static const double MIB = 1048576.0;
 static const size_t SCRATCH_BYTES = (size_t)32 << 20, BLAS_BYTES = (size_t)32 << 20,
                     GEMM_TILE_BYTES = (size_t)64 << 20;
+enum { CHUNK = 2048, N_SCALE = 1024 }; /* tokens that a prefill likes at once; weights that wait for their scale */
+
+/* weights whose largest value is on its way */
+struct moa_cuda_scales {
+    uint32_t *device, *host; /* (N_SCALE), host pinned */
+    moa_dev_weight *of[N_SCALE];
+    int n;
+};
 enum { FAULT_NONE, FAULT_ILLEGAL, FAULT_HANG };
 
 /* doubly linked lists of blocks, weights, recordings */
@@ -121,7 +131,20 @@ moa_status moa_cuda_enter(moa_cuda *c, moa_err *err) {
         return moa_fail(err, MOA_E_DEVICE,
                         "GPU %d (%s) is lost to this process: %s; the engine has to be started again",
                         c->device, c->name, c->lost_text);
+    c->half.x = nullptr; /* whatever comes may change it */
     MOA_CU(c, cudaSetDevice(c->device));
+    return MOA_OK;
+}
+
+/* what the weights loaded so far are multiplied with where they become float16 */
+static moa_status settle_scales(moa_cuda *c, moa_err *err) {
+    moa_cuda_scales *s = c->scales;
+    if (!s || s->n == 0) return MOA_OK;
+    MOA_CU(c, cudaStreamSynchronize(c->stream));
+    for (int i = 0; i < s->n; i++)
+        if (s->of[i]) moa_cuda_pack_scale(s->of[i], s->host[i]);
+    s->n = 0;
+    MOA_CU(c, cudaMemsetAsync(s->device, 0, N_SCALE * sizeof *s->device, c->stream));
     return MOA_OK;
 }
 
@@ -136,6 +159,7 @@ __global__ static void fault_kernel(int fault, int64_t seconds) {
 
 moa_status moa_cuda_enter_op(moa_cuda *c, moa_err *err) {
     MOA_RETURN(moa_cuda_enter(c, err));
+    if (!c->recording) MOA_RETURN(settle_scales(c, err));
     if (c->fault == FAULT_NONE || c->n_op++ != c->fault_at) return MOA_OK;
     fault_kernel<<<1, 1, 0, c->stream>>>(c->fault, 120);
     MOA_LAUNCHED(c, "the fault that MOA_FAULT asked for");
@@ -178,7 +202,8 @@ moa_status moa_cuda_scratch(moa_cuda *c, size_t bytes, void **out, moa_err *err)
     if (bytes > c->scratch_bytes) {
         void *larger = nullptr;
         MOA_RETURN(allocate(c, bytes, "the workspace", &larger, err));
-        /* recordings and launched work may still use the old block: it stays until close() */
+        /* recordings may still use the old block: it stays until close() then */
+        if (c->scratch && !c->recordings && !c->recording) release(c, c->scratch);
         c->scratch = larger;
         c->scratch_bytes = bytes;
     }
@@ -223,9 +248,7 @@ static moa_status cuda_upload(moa_backend *b, void *dst, const void *host, size_
     MOA_RETURN(not_recording(c, "an upload", err));
     if (bytes == 0) return MOA_OK;
     if (bytes <= MOA_STAGE_BYTES) return upload_small(c, dst, host, bytes, err);
-    MOA_CU(c, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, c->stream));
-    MOA_CU(c, cudaStreamSynchronize(c->stream));
-    return MOA_OK;
+    return moa_cuda_pump_send(c, dst, host, bytes, err);
 }
 
 static moa_status cuda_download(moa_backend *b, void *host, const void *src, size_t bytes, moa_err *err) {
@@ -255,6 +278,7 @@ static moa_status cuda_sync(moa_backend *b, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter(c, err));
     MOA_RETURN(not_recording(c, "a wait", err));
+    MOA_RETURN(settle_scales(c, err));
     MOA_CU(c, cudaStreamSynchronize(c->stream));
     return MOA_OK;
 }
@@ -315,6 +339,17 @@ static moa_status load_packed(moa_cuda *c, const moa_weight *w, moa_dev_weight *
     return MOA_OK;
 }
 
+/* asks for the largest value of w, which settle_scales() looks at */
+static moa_status ask_scale(moa_cuda *c, moa_dev_weight *w, moa_err *err) {
+    moa_cuda_scales *s = c->scales;
+    if (s->n == N_SCALE) MOA_RETURN(settle_scales(c, err));
+    MOA_RETURN(moa_cuda_pack_largest(c, w, s->device + s->n, err));
+    MOA_CU(c, cudaMemcpyAsync(s->host + s->n, s->device + s->n, sizeof *s->host, cudaMemcpyDeviceToHost,
+                              c->stream));
+    s->of[s->n++] = w;
+    return MOA_OK;
+}
+
 static moa_status load_matrix(moa_cuda *c, const moa_weight *w, moa_dev_weight *d, moa_err *err) {
     void *unused = nullptr;
     if (c->matmul == 2 && moa_cuda_packed_bytes(d) > 0) {
@@ -323,9 +358,10 @@ static moa_status load_matrix(moa_cuda *c, const moa_weight *w, moa_dev_weight *
         MOA_RETURN(allocate(c, w->bytes, w->name ? w->name : "a weight", &d->data, err));
         MOA_RETURN(cuda_upload(&c->base, d->data, w->data, w->bytes, err));
     }
-    if (c->matmul == 2) MOA_RETURN(moa_cuda_pack_scale(c, d, err));
-    if (w->type == MOA_F32 && c->gemm != MOA_GEMM_BF16 && c->gemm != MOA_GEMM_F16) return MOA_OK;
+    MOA_RETURN(ask_scale(c, d, err));
     /* what its product will want, so that no operation has to grow the workspace */
+    if (c->gemm == MOA_GEMM_F16) return moa_cuda_scratch(c, moa_cuda_gemm_bytes(d, CHUNK), &unused, err);
+    if (w->type == MOA_F32 && c->gemm != MOA_GEMM_BF16) return MOA_OK;
     const size_t whole = (size_t)w->n_out * (size_t)w->n_in * sizeof(float);
     return moa_cuda_scratch(c, whole < GEMM_TILE_BYTES ? whole : GEMM_TILE_BYTES, &unused, err);
 }
@@ -333,6 +369,8 @@ static moa_status load_matrix(moa_cuda *c, const moa_weight *w, moa_dev_weight *
 static void cuda_weight_free(moa_backend *b, moa_dev_weight *w) {
     moa_cuda *c = moa_cuda_self(b);
     if (!w) return;
+    for (int i = 0; c->scales && i < c->scales->n; i++)
+        if (c->scales->of[i] == w) c->scales->of[i] = nullptr;
     unlink(&c->weights, w);
     cuda_free(b, w->data);
     delete w;
@@ -371,6 +409,7 @@ static moa_status cuda_record_begin(moa_backend *b, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter(c, err));
     leave_recording(c); /* one that an error left open */
+    MOA_RETURN(settle_scales(c, err));
     MOA_CU(c, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal));
     c->recording = true;
     return MOA_OK;
@@ -452,6 +491,7 @@ static moa_status module_device_info(int32_t device, moa_device_info *out, moa_e
     out->memory_bytes = p.totalGlobalMem;
     out->free_bytes = 0; /* asking would make a context, which takes memory and a quarter of a second */
     out->sm = p.major * 10 + p.minor;
+    out->chunk = CHUNK;
     return MOA_OK;
 }
 
@@ -480,6 +520,9 @@ static void cuda_close(moa_backend *b) {
     if (c->blas && !c->lost) (void)cublasDestroy(c->blas);
     for (int i = 0; i < MOA_STAGE_SLOTS; i++)
         if (c->stage_free[i]) (void)cudaEventDestroy(c->stage_free[i]);
+    moa_cuda_pump_close(c);
+    if (c->scales && c->scales->host) (void)cudaFreeHost(c->scales->host);
+    delete c->scales;
     if (c->stage) (void)cudaFreeHost(c->stage);
     if (c->stream) (void)cudaStreamDestroy(c->stream);
     (void)cudaGetLastError();
@@ -515,24 +558,34 @@ static moa_backend_vtable make_table() {
 }
 static const moa_backend_vtable table = make_table();
 
-/* $MOASCOPE_CUDA_MATMUL: v1, v2, or v2:N, N the most rows of x (2 to 64, 1: none) that v2 multiplies without cuBLAS */
+/* $MOASCOPE_CUDA_MATMUL: v2, v1, or v2:N, N the most rows of x (2 to 64, 1: none) that v2 multiplies without cuBLAS */
 static moa_status read_matmul(moa_cuda *c, moa_err *err) {
     const char *text = getenv("MOASCOPE_CUDA_MATMUL");
     char end = 0;
-    c->matmul = 1;
+    c->matmul = c->precise ? 1 : 2;
     c->few_max = 64;
-    if (!text || !*text || strcmp(text, "v1") == 0) return MOA_OK;
-    c->matmul = 2;
-    if (strcmp(text, "v2") == 0) return MOA_OK;
+    if (!text || !*text) return MOA_OK;
+    c->matmul = strcmp(text, "v1") == 0 ? 1 : 2;
+    if (c->matmul == 1 || strcmp(text, "v2") == 0) return MOA_OK;
     if (sscanf(text, "v2:%d%c", &c->few_max, &end) != 1 || c->few_max < 1 || c->few_max > 64)
         return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_MATMUL is \"%s\": v1, v2 or v2:N with N 1 to 64", text);
     return MOA_OK;
 }
 
+/* $MOASCOPE_CUDA_PRECISE=1: float32 throughout, as on the CPU: what a difference is looked for with. The words of single
+ * operations overrule it. */
+static moa_status read_precise(moa_cuda *c, moa_err *err) {
+    const char *text = getenv("MOASCOPE_CUDA_PRECISE");
+    c->precise = text && strcmp(text, "1") == 0;
+    if (c->precise || !text || !*text || strcmp(text, "0") == 0) return MOA_OK;
+    return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_PRECISE is \"%s\": 0 or 1", text);
+}
+
 static moa_status read_settings(moa_cuda *c, moa_err *err) {
     const char *gemm = getenv("MOASCOPE_CUDA_GEMM"), *fault = getenv("MOA_FAULT");
+    MOA_RETURN(read_precise(c, err));
     MOA_RETURN(read_matmul(c, err));
-    c->gemm = c->matmul == 2 ? MOA_GEMM_F16 : MOA_GEMM_F32;
+    c->gemm = c->matmul == 2 && !c->precise ? MOA_GEMM_F16 : MOA_GEMM_F32;
     if (gemm && strcmp(gemm, "tf32") == 0)
         c->gemm = MOA_GEMM_TF32;
     else if (gemm && strcmp(gemm, "bf16") == 0)
@@ -554,6 +607,18 @@ static moa_status read_settings(moa_cuda *c, moa_err *err) {
     return MOA_OK;
 }
 
+static moa_status start_scales(moa_cuda *c, moa_err *err) {
+    const size_t bytes = N_SCALE * sizeof(uint32_t);
+    void *device = nullptr;
+    moa_cuda_scales *s = c->scales = new (std::nothrow) moa_cuda_scales();
+    if (!s) return moa_fail(err, MOA_E_MEMORY, "no host memory for the record of scales");
+    MOA_RETURN(allocate(c, bytes, "scales", &device, err));
+    s->device = static_cast<uint32_t *>(device);
+    MOA_CU(c, cudaMallocHost(reinterpret_cast<void **>(&s->host), bytes));
+    MOA_CU(c, cudaMemsetAsync(s->device, 0, bytes, c->stream));
+    return MOA_OK;
+}
+
 static moa_status start(moa_cuda *c, moa_err *err) {
     cudaDeviceProp p;
     MOA_CU(c, cudaSetDevice(c->device));
@@ -568,6 +633,7 @@ static moa_status start(moa_cuda *c, moa_err *err) {
            cudaMallocHost(reinterpret_cast<void **>(&c->stage), (size_t)MOA_STAGE_SLOTS * MOA_STAGE_BYTES));
     for (int i = 0; i < MOA_STAGE_SLOTS; i++)
         MOA_CU(c, cudaEventCreateWithFlags(&c->stage_free[i], cudaEventDisableTiming));
+    MOA_RETURN(start_scales(c, err));
     void *unused = nullptr;
     MOA_RETURN(moa_cuda_scratch(c, SCRATCH_BYTES, &unused, err));
     MOA_RETURN(allocate(c, BLAS_BYTES, "cuBLAS's workspace", &c->blas_space, err));

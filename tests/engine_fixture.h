@@ -97,6 +97,12 @@ typedef struct spy {
 
 static inline const char *test_device(void) { return getenv("MOA_TEST_DEVICE"); }
 
+/* On a GPU the products and the prefill's attention round their operands to 11 bits unless $MOASCOPE_CUDA_PRECISE says otherwise. */
+static inline bool device_is_coarse(void) {
+    const char *precise = getenv("MOASCOPE_CUDA_PRECISE");
+    return test_device() && strncmp(test_device(), "cuda", 4) == 0 && !(precise && strcmp(precise, "1") == 0);
+}
+
 /* what the last spy left behind when it was closed */
 static struct {
     int64_t live, live_weights, live_recordings;
@@ -352,6 +358,17 @@ static inline void feed(rig *r, const int32_t *ids, int32_t n, int32_t chunk, fl
 }
 
 /* largest difference; NaN counts as infinite */
+/* |a - b| / |a|, as vectors */
+static inline double relative_error(const float *a, const float *b, int64_t n) {
+    double error = 0, norm = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double x = (double)a[i] - (double)b[i];
+        error += x * x;
+        norm += (double)a[i] * (double)a[i];
+    }
+    return isnan(error) ? INFINITY : sqrt(error / (norm > 0 ? norm : 1));
+}
+
 static inline double max_diff(const float *a, const float *b, int64_t n) {
     double d = 0;
     for (int64_t i = 0; i < n; i++) {

@@ -5,8 +5,17 @@ enum { N_MAX = 400 };
 /* absolute, logits of size 1 to 20 */
 static const double TOLERANCE = 1e-4;      /* float32 activations against double */
 static const double FAST_TOLERANCE = 2e-2; /* the fast CPU matmul rounds activations to 16 bits, block by block; 4e-3 seen */
-static const double DEVICE_TOLERANCE = 1e-3; /* CUDA: fast exponentials, probabilities rounded to half; 7e-5 seen */
-static double tolerance(bool fast) { return test_device() ? DEVICE_TOLERANCE : fast ? FAST_TOLERANCE : TOLERANCE; }
+static const double DEVICE_TOLERANCE = 1e-3; /* CUDA, MOASCOPE_CUDA_PRECISE=1: fast exponentials; 7e-5 seen */
+/* CUDA as it comes: operands of products rounded to float16. Not a difference, but the relative error of all logits that the
+ * project allows itself; differences of 7e-3 to 1.9e-2 seen */
+static const double COARSE_TOLERANCE = 5e-3;
+static double tolerance(bool fast) {
+    return device_is_coarse() ? COARSE_TOLERANCE : test_device() ? DEVICE_TOLERANCE : fast ? FAST_TOLERANCE : TOLERANCE;
+}
+/* what tolerance() limits */
+static double far_apart(const float *a, const float *b, int64_t n) {
+    return device_is_coarse() ? relative_error(a, b, n) : max_diff(a, b, n);
+}
 
 static const moa_engine_config f32 = {.kv_type = MOA_KV_F32, .chunk = 128};
 
@@ -32,9 +41,10 @@ static void check_brute(const char *model, bool fast, moa_kv_type type, uint64_t
     brute b = brute_run(r.model, ids, n, type, sees_by_plan, &sees, false);
     float *rows = whole(&r, rules, ids, n, 0);
     /* half-precision K and V: the last bit of a rounded value may differ between float and double */
-    const double limit = type == MOA_KV_F32 ? tolerance(fast) : 4e-3, d = max_diff(rows, b.logits, (int64_t)n * r.shape->n_vocab);
-    print_message("%s %s %s plan %d N %d: largest difference from brute force %.2e\n", model, fast ? "fast" : "reference",
-                  type == MOA_KV_F32 ? "f32" : "f16", what, n, d);
+    const double limit = type == MOA_KV_F32 || device_is_coarse() ? tolerance(fast) : 4e-3;
+    const double d = far_apart(b.logits, rows, (int64_t)n * r.shape->n_vocab);
+    print_message("%s %s %s plan %d N %d: %s from brute force %.2e\n", model, fast ? "fast" : "reference",
+                  type == MOA_KV_F32 ? "f32" : "f16", what, n, device_is_coarse() ? "relative error" : "largest difference", d);
     if (d > limit) fail_msg("difference %g above %g", d, limit);
     free(rows);
     brute_free(&b);
@@ -83,7 +93,7 @@ static void check_chunks(const char *model, bool fast, bool recording, int what)
     float *one = whole(&r, rules, ids, N_MAX, 0);
     for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
         float *rows = whole(&r, rules, ids, N_MAX, chunks[c]);
-        const double d = max_diff(one, rows, (int64_t)N_MAX * r.shape->n_vocab);
+        const double d = far_apart(one, rows, (int64_t)N_MAX * r.shape->n_vocab);
         if (d > tolerance(fast)) fail_msg("%s plan %d, chunks of %d: difference %g", model, what, chunks[c], d);
         free(rows);
     }
@@ -124,7 +134,7 @@ static void test_second_turn_equals_fresh_prefill(void **state) {
         must(moa_seq_plan(r.s, rules, NULL, n2, 0, NULL, 0, err));
         assert_int_equal(moa_seq_lost(r.s), 0);
         feed(&r, ids + n1 - 10, n2 - n1 + 10, 50, rows + (int64_t)(n1 - 10) * n_vocab);
-        assert_true(max_diff(fresh, rows, (int64_t)n2 * n_vocab) < tolerance(false));
+        assert_true(far_apart(fresh, rows, (int64_t)n2 * n_vocab) < tolerance(false));
         assert_memory_equal(moa_seq_ids(r.s), ids, (size_t)n2 * sizeof *ids);
         free(fresh), free(rows);
     }
@@ -183,7 +193,7 @@ static void check_widening(bool fast) {
         must(moa_seq_plan(r.s, rules2, NULL, n2, MOA_WATCH_STATS, NULL, 0, err));
         assert_int_equal(moa_seq_lost(r.s), lost);
         feed(&r, ids + n1, n2 - n1, chunk, rows + (int64_t)n1 * n_vocab);
-        const double d = max_diff(rows, b.logits, (int64_t)n2 * n_vocab);
+        const double d = far_apart(b.logits, rows, (int64_t)n2 * n_vocab);
         if (d > tolerance(fast)) fail_msg("chunks of %d: difference %g after widening", chunk, d);
         /* the probe too sees one row of mass 1 a query */
         moa_head_stats stats[64];
@@ -249,7 +259,7 @@ static void test_cancel_leaves_whole_chunks(void **state) {
             const bool exact = moa_seq_lost(r.s) == 0;
             f = (moa_forward){.ids = ids + n_past, .n = n - n_past, .chunk = chunk, .logits = last};
             must(moa_seq_forward(r.s, &f, err));
-            if (exact) assert_true(max_diff(last, expected + (int64_t)(n - 1) * n_vocab, n_vocab) < tolerance(false));
+            if (exact) assert_true(far_apart(expected + (int64_t)(n - 1) * n_vocab, last, n_vocab) < tolerance(false));
             for (int32_t i = 0; i < n_vocab; i++) assert_true(isfinite((double)last[i]));
             moa_seq_pages(r.s, &pages);
             assert_true(pages.used_bytes == moa_kv_formula(r.shape, MOA_KV_F32, rules, n, n).plan);
@@ -336,7 +346,7 @@ static void test_two_sequences(void **state) {
             if (i == 1) at += part;
         }
     for (int i = 0; i < 2; i++) {
-        assert_true(max_diff(expected[i], rows[i], (int64_t)n * n_vocab) < tolerance(false));
+        assert_true(far_apart(expected[i], rows[i], (int64_t)n * n_vocab) < tolerance(false));
         free(expected[i]), free(rows[i]);
     }
     r.s = both[0];

@@ -88,6 +88,13 @@ typedef struct moa_probe {
     X(attn_influence, "what masking keys would change of the loss, by blocks and by windows")                \
     X(cross_entropy, "loss of each row, and its gradient in place of the logits")
 
+/* Several operations of a decode step as one, for one row. A backend may lack them (NULL), and takes only shapes it can:
+ * *taken is false when it did nothing, and the single operations are called instead. They stay what these are checked against. */
+#define MOA_FUSED_MAP(X)                                                                                     \
+    X(fused_qkv, "rmsnorm; q, k, v products with biases; rope of q and k; k and v to their pages")           \
+    X(fused_gate_up, "rmsnorm; y = silu(gate) * up")                                                         \
+    X(fused_product, "rmsnorm or not; y = x W^T (+ y)")
+
 typedef struct moa_args_embed {
     const moa_dev_weight *w; /* (n_vocab, d_model) */
     const int32_t *ids;      /* device (n_tok), in range */
@@ -200,6 +207,40 @@ typedef struct moa_args_argmax {
     int32_t n_seq, n_vocab, log_stride, n_end;
 } moa_args_argmax;
 
+/* --- fused operations of a decode step, one row ----------------------------------------------------------------------- */
+
+typedef struct moa_fused_in {
+    const float *x;             /* (n) */
+    const moa_dev_weight *norm; /* (n), or NULL: x as it is */
+    float eps;
+} moa_fused_in;
+
+typedef struct moa_args_fused_qkv {
+    moa_fused_in in;
+    const moa_dev_weight *wq, *wk, *wv, *bq, *bk, *bv; /* biases may be NULL */
+    float *q, *k;       /* (n_head, d_head), (n_head_kv, d_head): after rope */
+    moa_args_rope rope; /* of q; x, n_tok and n_head are not looked at */
+    moa_kv_view kv;
+    const int32_t *seq; /* device (1) or NULL, as in kv_store */
+    int32_t n_head;
+    bool *taken;
+} moa_args_fused_qkv;
+
+typedef struct moa_args_fused_gate_up {
+    moa_fused_in in;
+    const moa_dev_weight *gate, *up; /* (d_ff, n) */
+    float *y;                        /* (d_ff) */
+    bool *taken;
+} moa_args_fused_gate_up;
+
+typedef struct moa_args_fused_product {
+    moa_fused_in in;
+    const moa_dev_weight *w; /* (n_out, n) */
+    float *y;                /* (n_out), not x */
+    bool accumulate;
+    bool *taken;
+} moa_args_fused_product;
+
 /* --- operations of the influence profile ------------------------------------------------------------------------------- */
 
 typedef struct moa_args_matmul_t {
@@ -276,6 +317,7 @@ typedef struct moa_device_info {
     char name[96];        /* "NVIDIA H100 80GB HBM3", "CPU AMD EPYC, 2 threads, AVX-512" */
     uint64_t memory_bytes, free_bytes; /* 0: not known */
     int32_t sm;           /* compute capability * 10; 0 on the CPU */
+    int32_t chunk;        /* tokens that a prefill step should take when there is memory for it; 0: no wish */
 } moa_device_info;
 
 typedef struct moa_backend_config {
@@ -314,6 +356,7 @@ typedef struct moa_backend_vtable {
 #define X(name, text) moa_status (*name)(moa_backend * b, const struct moa_args_##name *args, moa_err *err);
     MOA_OP_MAP(X)
     MOA_BWD_MAP(X) /* all or none */
+    MOA_FUSED_MAP(X) /* any may be NULL */
 #undef X
 } moa_backend_vtable;
 
@@ -322,7 +365,7 @@ struct moa_backend {
     const moa_backend_vtable *vt;
 };
 
-enum { MOA_BACKEND_ABI = 2 };
+enum { MOA_BACKEND_ABI = 3 };
 
 /* What a loadable backend module (libmoascope-cuda.so) exports under the name "moa_backend_module". */
 typedef struct moa_backend_module {

@@ -23,7 +23,7 @@ typedef struct moa_lanes moa_lanes;
 
 typedef struct moa_engine_config {
     moa_kv_type kv_type;          /* default MOA_KV_F16 */
-    int32_t chunk;                /* tokens a prefill step takes at most; 0: 512 */
+    int32_t chunk;                /* tokens a prefill step takes at most; 0: 512, or what the device likes and has memory for */
     uint64_t capture_limit_bytes; /* most memory the captured q and k of a sequence may take; 0: 1 GiB */
 } moa_engine_config;
 

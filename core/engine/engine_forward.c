@@ -20,6 +20,8 @@
 
 #include "core/engine/engine_impl.h"
 
+enum { LONG_CHUNK = 512, LOOK_LAYERS = 4 };
+
 typedef struct pass {
     moa_engine *e;
     moa_seq *s;                  /* or NULL: several, then */
@@ -329,6 +331,9 @@ static moa_status run_chunk(pass *p, moa_err *err) {
         MOA_TRY(moa_seq_state_upload(seq, err));
         MOA_TRY(run_layer(p, l, err));
         moa_seq_trim(seq, l, n_after, true);
+        /* the host runs ahead of a GPU: who may cancel is heard every few layers of a long chunk, for 20 us a wait */
+        if (p->f->cancelled && p->n >= LONG_CHUNK && l % LOOK_LAYERS == LOOK_LAYERS - 1)
+            MOA_TRY(seq->engine->vt->sync(seq->engine->backend, err));
     }
     if (p->rows)
         MOA_TRY(every_logits(p, err));
