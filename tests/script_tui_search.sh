@@ -48,6 +48,9 @@ i
 u
 4
 :dump undone.txt
+8
+:step set measure signed
+:dump signed_rows.txt
 S
 has empty.txt "8 SEARCH"
 has empty.txt "None yet. s: next step"
@@ -78,9 +81,9 @@ has signed.txt "INFLUENCE, signed"
 lacks attention.txt "INFLUENCE"
 lacks undone.txt "1 plan 1 of the search●"
 # what the table says of plan 1 is what the plan and the influence in the files come to; its memory is within the bound
-python3 - found.txt plan.txt first.json inf.npz <<'P' || fail "figures of plan 1"
+python3 - found.txt plan.txt first.json inf.npz signed_rows.txt <<'P' || fail "figures of plan 1"
 import json, re, struct, sys, zipfile
-found, screen, plan, npz = sys.argv[1:5]
+found, screen, plan, npz, signed_rows = sys.argv[1:6]
 def array(z, name):
     b = z.read(name + ".npy")
     n = struct.unpack_from("<H", b, 8)[0]
@@ -91,7 +94,7 @@ p = json.load(open(plan))
 a, b = p["alphas"], p["betas"]
 def span(l, h, n):
     return (int(max(min(int(a[l][h] + b[l][h] * n), n), 128)) + 63) // 64 * 64
-losses = []
+losses, by_map = [], []
 with zipfile.ZipFile(npz) as z:
     for n in (512, 1024):
         (L, H, nb1), joint = array(z, f"joint_{n}")
@@ -104,10 +107,15 @@ with zipfile.ZipFile(npz) as z:
         # the block map, cut by hand, gives a sum of its own: absolute influence is never below the signed one
         s1, mabs = array(z, f"abs_{n}")
         s2, msum = array(z, f"signed_{n}")
+        nb = n // 64
+        by_map.append(sum(msum[((l * H + h) * nb + q) * nb + k] for l in range(L) for h in range(H) for q in range(nb) for k in range(1, nb)
+                          if span(l, h, n) < n and k <= q - (span(l, h, n) // 64 - 1)))
         assert s1 == s2 == (8, 6, n // 64, n // 64) and all(x >= abs(y) - 1e-9 for x, y in zip(mabs, msum))
 row = re.search(r"plan 1 +\d+% +(\S+) +(\S+)", open(found).read())
 shown = [float(x) for x in row.groups()]
 assert all(abs(s - t) <= 5.1e-4 for s, t in zip(shown, losses)), (shown, losses)
+again = [float(x) for x in re.search(r"plan 1 +\d+% +(\S+) +(\S+)", open(signed_rows).read()).groups()]
+assert all(abs(s - t) <= 5.1e-4 for s, t in zip(again, by_map)) and again != shown, (again, by_map)
 cost = re.search(r"loss, nats +(\S+) @512 +(\S+) @1024", open(screen).read())
 assert [float(x) for x in cost.groups()] == shown, (cost.groups(), shown)
 P
