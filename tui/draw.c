@@ -90,22 +90,25 @@ static void upper(char *to, const char *from, size_t n) {
 }
 
 static void tabs(tui_app *app, viz_pane p) {
-    int x = 1;
+    int x = 1, need = 1 + 9; /* the head on the right, too */
+    for (int i = 0; i < tui_view_count(); i++) need += 4 + (int)strlen(tui_view_at(i)->title);
+    const bool tight = need > p.w; /* then the others are three letters */
     for (int i = 0; i < tui_view_count(); i++) {
         const tui_view *v = tui_view_at(i);
         const bool now = i == app->view;
         char title[32];
         if (now) upper(title, v->title, sizeof title);
-        else (void)snprintf(title, sizeof title, "%s", v->title);
+        else (void)snprintf(title, sizeof title, tight ? "%.3s" : "%s", v->title);
         const char digit[] = {v->key, now ? ' ' : ' ', 0};
         x += viz_text(p, 0, x, now ? viz_bold(VIZ_ACCENT) : viz_fg(VIZ_FAINT), digit);
         x += viz_text(p, 0, x, now ? (viz_style){VIZ_ACCENT, VIZ_DEFAULT, VIZ_A_BOLD | VIZ_A_UNDERLINE} : viz_fg(VIZ_DIM), title);
-        x += p.w >= 110 ? 3 : 2;
+        x += p.w >= 110 ? 3 : tight ? 1 : 2;
     }
     if (*app->sync && tui_idle(app)) {
         moa_buf b = {0};
         moa_text_clean(app->sync, strlen(app->sync), MOA_TEXT_LINE, &b);
-        if (b.data) viz_text_right(p, 0, p.w - 25, 24, viz_bold(VIZ_GOOD), b.data);
+        const int w = b.data ? moa_text_cells(b.data, b.size) + 1 : 0; /* a blank before it */
+        if (w) viz_text_right(p, 0, p.w - 1 - (w < 24 ? w : 24), w < 24 ? w : 24, viz_bold(VIZ_GOOD), b.data);
         moa_buf_free(&b);
     } else if (app->plan.now) {
         char text[64];
