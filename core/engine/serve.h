@@ -7,6 +7,7 @@
  *
  * CANCEL names the job in its frame: a waiting job leaves the queue (FAILED, E_CANCELLED), the running one ends; job 0, or a
  * number not seen yet, is the running one; a number of the past is ignored.
+ * TASK (serve_task.c) is a job as RUN is; it uses a sequence of its own, so the conversation and its maps stay.
  * WELCOME comes at once with what is known; asking for GPUs may take the start-up of their driver, so it is left to a child process, and a
  * second WELCOME brings its answer. The last WELCOME counts. */
 #ifndef MOA_ENGINE_SERVE_H
