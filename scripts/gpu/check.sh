@@ -27,12 +27,14 @@ run() { # run NAME LIMIT COMMAND...: says how it ended and how long it took
 
 run driver 120 "$pack/run" test_ops_cuda || failed=1
 tail -12 "$logs/driver.txt"
+run gemm 120 "$pack/run" test_ops_gemm || failed=1
+tail -5 "$logs/gemm.txt"
 run parity 240 "$pack/run" test_ops --device cuda || failed=1
 grep -v '^ *$' "$logs/parity.txt" | tail -40
 if [ "${BENCH:-1}" = 1 ]; then
     run bench 120 "$pack/run" test_ops_cuda --bench || failed=1
     cat "$logs/bench.txt"
-    for gemm in tf32 bf16; do
+    for gemm in f32 tf32 bf16; do
         MOASCOPE_CUDA_GEMM=$gemm run "parity_matmul_$gemm" 60 "$pack/run" test_ops --device cuda --op matmul
         grep -E "worst" "$logs/parity_matmul_$gemm.txt"
         MOASCOPE_CUDA_GEMM=$gemm run "bench_matmul_$gemm" 60 "$pack/run" test_ops_cuda --bench matmul

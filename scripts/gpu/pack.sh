@@ -3,7 +3,7 @@
 #
 #   scripts/gpu/pack.sh [BUILD [OUT]]        BUILD: a build folder with -DMOA_CUDA=ON (default build), OUT: default build/gpu
 #
-#   OUT/            moascope, test_ops, test_ops_cuda, bench programs if built, libmoascope-cuda.so: stripped
+#   OUT/            moascope, test_ops, test_ops_cuda, test_ops_gemm, bench programs if built, libmoascope-cuda.so: stripped
 #   OUT/lib/        the shared libraries they need, but for glibc, the compiler's and CUDA's own
 #   OUT/run         sh OUT/run PROGRAM [ARGS]: runs one of them with those libraries
 #
@@ -16,7 +16,7 @@ out=${2:-build/gpu}
 [ -f "$build/libmoascope-cuda.so" ] || { echo "pack.sh: $build has no libmoascope-cuda.so: build it with -DMOA_CUDA=ON" >&2; exit 2; }
 rm -rf "$out"
 mkdir -p "$out/lib"
-for name in moascope test_ops test_ops_cuda libmoascope-cuda.so; do
+for name in moascope test_ops test_ops_cuda test_ops_gemm libmoascope-cuda.so; do
     [ -f "$build/$name" ] || continue
     cp "$build/$name" "$out/$name"
     strip "$out/$name"
