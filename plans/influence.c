@@ -84,6 +84,14 @@ double moa_losses_rule(const moa_losses *l, int32_t i, int32_t layer, int32_t he
     return s >= l->nb[i] ? 0 : moa_losses_at(l, i, layer, head)[s - 1];
 }
 
+void moa_losses_drop_gains(moa_losses *l) {
+    for (int32_t i = 0; i < l->n_length; i++) {
+        const size_t n = (size_t)l->n_layer * (size_t)l->n_head * ((size_t)l->nb[i] + 1);
+        for (size_t k = 0; k < n; k++)
+            if (l->curve[i][k] < 0) l->curve[i][k] = 0;
+    }
+}
+
 /* --- the file --------------------------------------------------------------------------------------------------------------------- */
 
 static int32_t json_int(const cJSON *object, const char *key) {

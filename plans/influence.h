@@ -51,6 +51,10 @@ void moa_losses_from_map(const float *map, int32_t nb, double *curve);
 /* loss of a head under a rule at the i-th length */
 double moa_losses_rule(const moa_losses *l, int32_t i, int32_t layer, int32_t head, moa_rule rule);
 
+/* Gains that a first-order curve predicts of a cut (entries below 0) count as 0. They do not add up: of a profile's many heads whose cut
+ * helps a little by that account, a search takes all, and the sum it promises is more than the loss there is to lose. */
+void moa_losses_drop_gains(moa_losses *l);
+
 /* lengths: those to take, NULL: all there are. n_head_kv: 0 takes the file's. A file of one plain array [layers][heads][nb][nb] under any
  * name is taken as a map of length nb*64, whatever the measure. E_INVALID names array and shape that do not fit. */
 typedef struct moa_losses_config {

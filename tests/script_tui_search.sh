@@ -99,7 +99,7 @@ with zipfile.ZipFile(npz) as z:
     for n in (512, 1024):
         (L, H, nb1), joint = array(z, f"joint_{n}")
         assert (L, H, nb1) == (8, 6, n // 64 + 1), (L, H, nb1)
-        losses.append(sum(0 if span(l, h, n) >= n else joint[(l * H + h) * nb1 + span(l, h, n) // 64 - 1] for l in range(L) for h in range(H)))
+        losses.append(sum(0 if span(l, h, n) >= n else max(0, joint[(l * H + h) * nb1 + span(l, h, n) // 64 - 1]) for l in range(L) for h in range(H)))
         kept = sum(max(span(l, g * 3 + k, n) for k in range(3)) for l in range(8) for g in range(2)) / (16 * n)
         assert kept <= 0.5 + 1e-9, (n, kept)
         # groups share a rule, and the curve falls as windows widen
@@ -108,8 +108,8 @@ with zipfile.ZipFile(npz) as z:
         s1, mabs = array(z, f"abs_{n}")
         s2, msum = array(z, f"signed_{n}")
         nb = n // 64
-        by_map.append(sum(msum[((l * H + h) * nb + q) * nb + k] for l in range(L) for h in range(H) for q in range(nb) for k in range(1, nb)
-                          if span(l, h, n) < n and k <= q - (span(l, h, n) // 64 - 1)))
+        by_map.append(sum(max(0, sum(msum[((l * H + h) * nb + q) * nb + k] for q in range(nb) for k in range(1, nb)
+                                     if span(l, h, n) < n and k <= q - (span(l, h, n) // 64 - 1))) for l in range(L) for h in range(H)))
         assert s1 == s2 == (8, 6, n // 64, n // 64) and all(x >= abs(y) - 1e-9 for x, y in zip(mabs, msum))
 row = re.search(r"plan 1 +\d+% +(\S+) +(\S+)", open(found).read())
 shown = [float(x) for x in row.groups()]

@@ -499,6 +499,9 @@ static void test_files(void **state) {
     assert_int_equal(l->length[0], 250);
     assert_true(l->dense[0] == 1.5 && moa_losses_at(l, 0, 1, 3)[2] == 37 && moa_losses_rule(l, 0, 1, 3, (moa_rule){0, 1}) == 0);
     assert_true(moa_losses_rule(l, 0, 1, 3, (moa_rule){192, 0}) == 37);
+    moa_losses_at(l, 0, 1, 3)[2] = -2; /* a gain counts as nothing, a loss stays */
+    moa_losses_drop_gains(l);
+    assert_true(moa_losses_rule(l, 0, 1, 3, (moa_rule){192, 0}) == 0 && moa_losses_rule(l, 0, 1, 3, (moa_rule){128, 0}) == 36);
     moa_losses_close(&l);
     c.measure = MOA_MEASURE_ABS;
     assert_int_equal(moa_losses_load(&l, &c, &err), MOA_E_INVALID);

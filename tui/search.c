@@ -176,7 +176,10 @@ double tui_influence_plan(const tui_app *app, int i, const moa_plan *plan) {
     if (!f || !plan || plan->n_layer != f->n_layer || plan->n_head != f->n_head) return (double)NAN;
     double sum = 0;
     for (int32_t l = 0; l < f->n_layer; l++)
-        for (int32_t h = 0; h < f->n_head; h++) sum += tui_influence_loss(app, i, l, h, moa_span(*moa_plan_at(plan, l, h), f->n_tok));
+        for (int32_t h = 0; h < f->n_head; h++) {
+            const double x = tui_influence_loss(app, i, l, h, moa_span(*moa_plan_at(plan, l, h), f->n_tok));
+            sum += x < 0 ? 0 : x; /* gains count as 0, as in the search (moa_losses_drop_gains); unknown stays unknown */
+        }
     return sum;
 }
 

@@ -100,6 +100,7 @@ static moa_status copy_losses(const tui_app *app, tui_solver *s, moa_err *err) {
         const size_t n = (size_t)app->model.n_layer * (size_t)app->model.n_head * ((size_t)p->influence[i]->nb + 1);
         for (size_t k = 0; k < n; k++) s->losses->curve[i][k] = (double)from[k];
     }
+    if (st == MOA_OK) moa_losses_drop_gains(s->losses);
     return st;
 }
 
