@@ -120,8 +120,9 @@ static void script_set(script *s, char *line) {
         return;                                                                                              \
     }
     NUMBER(load_ms)
-    NUMBER(prefill_tok_s) NUMBER(tok_s) NUMBER(end) NUMBER(welcome_version) NUMBER(garbage_after)
-        NUMBER(hang_after) NUMBER(deaf) NUMBER(item_ms) NUMBER(fail_item) NUMBER(die_item) NUMBER(odd_item)
+    NUMBER(prefill_tok_s)
+    NUMBER(tok_s) NUMBER(end) NUMBER(welcome_version) NUMBER(garbage_after) NUMBER(hang_after) NUMBER(deaf)
+        NUMBER(item_ms) NUMBER(fail_item) NUMBER(die_item) NUMBER(odd_item)
 #undef NUMBER
             if (strcmp(line, "name") == 0)(void) snprintf(s->name, sizeof s->name, "%.200s", value);
     else if (strcmp(line, "device") == 0)(void) snprintf(s->device, sizeof s->device, "%.200s", value);
@@ -882,17 +883,22 @@ static double plan_loss(const fake *f, const moa_rule *rules, int32_t n_tok) {
 static void send_influence(fake *f, int32_t n_tok, int32_t n_item) {
     const int32_t nb = (n_tok + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK, n_head = f->s.n_head;
     const size_t map = (size_t)n_head * (size_t)nb * (size_t)nb, curve = (size_t)n_head * (size_t)(nb + 1);
-    float *abs_of = must(calloc(map, sizeof *abs_of)), *sum = must(calloc(map, sizeof *sum)), *joint = must(calloc(curve, sizeof *joint));
+    float *abs_of = must(calloc(map, sizeof *abs_of)), *sum = must(calloc(map, sizeof *sum)),
+          *joint = must(calloc(curve, sizeof *joint));
     for (int32_t layer = 0; layer < f->s.n_layer; layer++) {
         for (int32_t h = 0; h < n_head; h++) {
             const law l = law_of(f, layer, h);
-            for (int32_t w = 1; w <= nb; w++) joint[(size_t)h * (size_t)(nb + 1) + (size_t)w] = (float)(worth(layer, h) * cut_mass(l, n_tok, w));
+            for (int32_t w = 1; w <= nb; w++)
+                joint[(size_t)h * (size_t)(nb + 1) + (size_t)w] =
+                    (float)(worth(layer, h) * cut_mass(l, n_tok, w));
             for (int32_t q = 0; q < nb; q++)
                 for (int32_t k = 0; k <= q; k++) {
                     const view v = view_of(l, MOA_N_MAX, q * MOA_PAGE_TOK + 32);
-                    const float e = (float)(worth(layer, h) * view_mass(&v, k * MOA_PAGE_TOK, (k + 1) * MOA_PAGE_TOK) / nb);
+                    const float e = (float)(worth(layer, h) *
+                                            view_mass(&v, k * MOA_PAGE_TOK, (k + 1) * MOA_PAGE_TOK) / nb);
                     abs_of[((size_t)h * (size_t)nb + (size_t)q) * (size_t)nb + (size_t)k] = e;
-                    sum[((size_t)h * (size_t)nb + (size_t)q) * (size_t)nb + (size_t)k] = (q + k) % 3 == 0 ? -e : e;
+                    sum[((size_t)h * (size_t)nb + (size_t)q) * (size_t)nb + (size_t)k] =
+                        (q + k) % 3 == 0 ? -e : e;
                 }
         }
         moa_wire_msg m = {.type = MOA_WIRE_INFLUENCE,
@@ -943,23 +949,32 @@ static void work_item(const fake *f, job_work *w, int32_t l, int32_t i) {
         const double loss = w->rules ? plan_loss(f, w->rules + (size_t)p * cells, w->lengths[l]) : 0;
         w->n[c]++;
         w->loss[c] = w->kind == MOA_WIRE_PROFILE || w->kind == MOA_WIRE_VALIDATE ? 2 + loss : (double)NAN;
-        w->right[c] += w->kind == MOA_WIRE_CALIBRATE ? i % 2 == 0 : w->kind == MOA_WIRE_EVAL && (i * 7 + 3) % 10 >= 8 * loss;
+        w->right[c] += w->kind == MOA_WIRE_CALIBRATE
+                           ? i % 2 == 0
+                           : w->kind == MOA_WIRE_EVAL && (i * 7 + 3) % 10 >= 8 * loss;
     }
 }
 
 static void task(fake *f, const moa_msg_task *t) {
     job_work *w = must(calloc(1, sizeof *w));
     const size_t cells = (size_t)f->s.n_layer * (size_t)f->s.n_head;
-    *w = (job_work){.kind = t->kind, .n_length = (int32_t)t->lengths.n, .n_plan = t->kind < MOA_WIRE_VALIDATE ? 1 : t->n_plan, .n_item = t->n_item, .start = now_s()};
-    if (w->n_length < 1 || w->n_length > MOA_WIRE_LENGTHS_MAX || w->n_plan < 1 || w->n_plan > MOA_WIRE_PLANS_MAX ||
-        (t->kind >= MOA_WIRE_VALIDATE && (t->alphas.n != cells * (size_t)w->n_plan || t->betas.n != t->alphas.n))) {
+    *w = (job_work){.kind = t->kind,
+                    .n_length = (int32_t)t->lengths.n,
+                    .n_plan = t->kind < MOA_WIRE_VALIDATE ? 1 : t->n_plan,
+                    .n_item = t->n_item,
+                    .start = now_s()};
+    if (w->n_length < 1 || w->n_length > MOA_WIRE_LENGTHS_MAX || w->n_plan < 1 ||
+        w->n_plan > MOA_WIRE_PLANS_MAX ||
+        (t->kind >= MOA_WIRE_VALIDATE &&
+         (t->alphas.n != cells * (size_t)w->n_plan || t->betas.n != t->alphas.n))) {
         send_failed(f->job, MOA_E_INVALID, "the task does not fit the model");
         free(w);
         return;
     }
     memcpy(w->lengths, t->lengths.data, (size_t)w->n_length * sizeof *w->lengths);
     w->rules = t->alphas.n ? must(malloc(t->alphas.n * sizeof *w->rules)) : NULL;
-    for (uint32_t i = 0; i < t->alphas.n; i++) w->rules[i] = (moa_rule){t->alphas.data[i], t->betas.data[i]};
+    for (uint32_t i = 0; i < t->alphas.n; i++)
+        w->rules[i] = (moa_rule){t->alphas.data[i], t->betas.data[i]};
     /* the message's memory goes with the next pump: nothing of it is used below */
     bool failed = false;
     for (int32_t l = 0, done = 0; l < w->n_length && !f->cancelled && !failed; l++) {
@@ -975,8 +990,10 @@ static void task(fake *f, const moa_msg_task *t) {
         }
         if (w->kind == MOA_WIRE_PROFILE && w->n[l] > 0 && !failed) send_influence(f, w->lengths[l], w->n[l]);
     }
-    if (failed) send_failed(f->job, MOA_E_FAILED, "the item went wrong");
-    else if (!f->closed) send_result(f, w, f->cancelled ? MOA_WIRE_CANCELLED : MOA_WIRE_FINISHED, false);
+    if (failed)
+        send_failed(f->job, MOA_E_FAILED, "the item went wrong");
+    else if (!f->closed)
+        send_result(f, w, f->cancelled ? MOA_WIRE_CANCELLED : MOA_WIRE_FINISHED, false);
     free(w->rules);
     free(w);
 }

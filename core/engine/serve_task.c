@@ -32,7 +32,7 @@ struct moa_serve_items {
     struct kept {
         moa_tokens tokens; /* owned */
         int32_t length;
-    } *data; /* (n), owned */
+    } * data; /* (n), owned */
     int32_t n;
 };
 
@@ -135,7 +135,8 @@ static moa_calib calib_of(const task *t) {
 
 /* Item i of a length, with the model's answer as what is supervised. *right: the answer was the expected one. tokens->ids NULL: it
  * answered nothing, or what it answered does not fit. */
-static moa_status answered(task *t, int32_t length, int32_t i, moa_tokens *tokens, bool *right, moa_err *err) {
+static moa_status answered(task *t, int32_t length, int32_t i, moa_tokens *tokens, bool *right,
+                           moa_err *err) {
     const moa_calib c = calib_of(t);
     moa_calib_item it = {0};
     moa_answer a = {0};
@@ -202,7 +203,8 @@ static void means(const moa_influence *f, const double *sums, size_t n, float *o
 static void send_heads(task *t, int32_t layer, int32_t head0, int32_t n, bool maps, float *room) {
     const moa_influence *f = &t->sums;
     const size_t map = (size_t)f->nb * (size_t)f->nb, curve = (size_t)f->nb + 1;
-    const size_t first = (size_t)layer * (size_t)f->n_head + (size_t)head0, n_map = maps ? (size_t)n * map : 0;
+    const size_t first = (size_t)layer * (size_t)f->n_head + (size_t)head0,
+                 n_map = maps ? (size_t)n * map : 0;
     float *sum = room + n_map, *joint = sum + n_map;
     means(f, f->abs + first * map, n_map, room);
     means(f, f->sum + first * map, n_map, sum);
