@@ -572,13 +572,19 @@ template <typename T> static moa_status attend(moa_cuda *c, const moa_args_attn_
     return MOA_OK;
 }
 
-/* $MOASCOPE_CUDA_DECODE: v1 or v2; asked each time, so that one process can compare them */
-static moa_status choose_version(bool *v2, moa_err *err) {
+/* $MOASCOPE_CUDA_DECODE: v1, v2, v3, or auto, which takes v3 up to AUTO_V3_BYTES; asked each time, so that one process can compare
+ * them. Shapes that v3 has not are v2's, those that v2 has not are v1's. */
+static const size_t AUTO_V3_BYTES = (size_t)96 << 20; /* of the pages that the sequences may come to hold */
+static moa_status attend_fast(moa_cuda *c, const moa_args_attn_decode *a, bool *taken, moa_err *err) {
     const char *name = getenv("MOASCOPE_CUDA_DECODE");
-    *v2 = name && strcmp(name, "v2") == 0;
-    if (name && *name && !*v2 && strcmp(name, "v1") != 0)
-        return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_DECODE is \"%s\": v1 or v2", name);
-    return MOA_OK;
+    *taken = false;
+    if (!name || !*name || strcmp(name, "v1") == 0) return MOA_OK;
+    const bool v3 = strcmp(name, "v3") == 0, automatic = strcmp(name, "auto") == 0;
+    if (!v3 && !automatic && strcmp(name, "v2") != 0)
+        return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_DECODE is \"%s\": v1, v2, v3 or auto", name);
+    if (v3 || automatic)
+        MOA_RETURN(moa_cuda_decode_v3(c, a, automatic ? AUTO_V3_BYTES : SIZE_MAX, taken, err));
+    return *taken ? MOA_OK : moa_cuda_decode_v2(c, a, taken, err);
 }
 
 moa_status moa_cuda_attn_decode(moa_backend *b, const moa_args_attn_decode *a, moa_err *err) {
@@ -589,9 +595,8 @@ moa_status moa_cuda_attn_decode(moa_backend *b, const moa_args_attn_decode *a, m
         return moa_fail(err, MOA_E_UNSUPPORTED,
                         "heads of %d elements: the CUDA backend takes multiples of 8 up to 256",
                         a->kv.d_head);
-    bool v2 = false;
-    MOA_RETURN(choose_version(&v2, err));
-    if (v2) MOA_RETURN(moa_cuda_decode_v2(c, a, &v2, err));
-    if (v2) return MOA_OK;
+    bool taken = false;
+    MOA_RETURN(attend_fast(c, a, &taken, err));
+    if (taken) return MOA_OK;
     return a->kv.type == MOA_KV_F32 ? attend<float>(c, a, err) : attend<__half>(c, a, err);
 }

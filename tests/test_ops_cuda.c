@@ -207,6 +207,9 @@ static void check_memory(moa_backend *b) {
 
 /* --- attention: shapes, recording, repeat --------------------------------------------------------------- */
 
+static const char *const decode_versions[] = {"v1", "v2", "v3"};
+enum { N_DECODE_VERSION = sizeof decode_versions / sizeof *decode_versions };
+
 typedef struct shape {
     int32_t d_head, group, n_head_kv, n_seq, n_tok; /* n_tok: of the longest sequence */
     moa_kv_type type;
@@ -476,6 +479,55 @@ static void check_shapes(moa_backend *reference, moa_backend *cuda) {
         check_shape(&shapes[i], reference, cuda);
 }
 
+/* whether some head sees a key of page k of the table */
+static bool page_is_seen(const problem *p, int32_t k) {
+    const int32_t page = k % p->max_pages, head_kv = k / p->max_pages % p->s.n_head_kv,
+                  seq = k / p->max_pages / p->s.n_head_kv, pos = p->pos[seq];
+    for (int32_t h = head_kv * p->s.group; h < (head_kv + 1) * p->s.group; h++)
+        for (int32_t j = page * MOA_PAGE_TOK; j < (page + 1) * MOA_PAGE_TOK; j++)
+            if (pos >= 0 && moa_sees(p->span[seq * p->n_head + h], pos, j)) return true;
+    return false;
+}
+
+/* Visible pages that are gone: the reference refuses, v1 explains what a kernel does (their keys do not count), the others agree with it. */
+static void check_decode_gone(moa_backend *reference, moa_backend *cuda) {
+    static const shape shapes[] = {{64, 3, 3, 1, 3000, MOA_KV_F16}, {128, 4, 8, 2, 700, MOA_KV_F16}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        problem p;
+        moa_err err = {0};
+        problem_open(&p, &shapes[i], reference, cuda);
+        const int32_t n_pages = p.s.n_seq * p.s.n_head_kv * p.max_pages;
+        int32_t *table = calloc((size_t)n_pages, sizeof *table);
+        if (!table) abort();
+        for (int32_t k = 0; k < n_pages; k++)
+            table[k] = k % p.max_pages == 0 || random_u32() % 3 == 0 ? -1 : n_pages - 1 - k;
+        for (int b = 0; b < 2; b++)
+            update(p.side[b].b, p.side[b].table, table, (size_t)n_pages * 4);
+        free(table);
+        const moa_args_attn_decode a = decode_args(&p, 0, true);
+        CHECK(reference->vt->attn_decode(reference, &a, &err) != MOA_OK && strstr(err.text, "gone"), "%s",
+              err.text);
+        float *x[N_DECODE_VERSION][2];
+        size_t n[2];
+        for (int v = 0; v < N_DECODE_VERSION; v++) {
+            (void)setenv("MOASCOPE_CUDA_DECODE", decode_versions[v], 1);
+            decode(&p, 1, true);
+            for (int k = 0; k < 2; k++)
+                x[v][k] = results(&p, 1, k, &n[k]);
+        }
+        for (int v = 1; v < N_DECODE_VERSION; v++)
+            for (int k = 0; k < 2; k++) {
+                const double e = nmse(x[0][k], x[v][k], n[k]);
+                CHECK(e <= 1e-8, "%s, pages gone: %s: NMSE %.2e from v1's", decode_versions[v],
+                      k ? "statistics" : "o", e);
+            }
+        for (int v = 0; v < N_DECODE_VERSION; v++)
+            for (int k = 0; k < 2; k++)
+                free(x[v][k]);
+        problem_close(&p);
+    }
+}
+
 /* decode attention by version: shapes where the line, the ring of stages and the merging have their edges; pages that are gone */
 static void check_decode(moa_backend *reference, moa_backend *cuda) {
     static const shape shapes[] = {
@@ -485,6 +537,9 @@ static void check_decode(moa_backend *reference, moa_backend *cuda) {
         {128, 8, 1, 1, 30000, MOA_KV_F16}, {256, 2, 2, 2, 2500, MOA_KV_F16},
         {256, 16, 1, 1, 5000, MOA_KV_F16}, {64, 1, 20, 37, 300, MOA_KV_F16},
         {128, 2, 8, 40, 700, MOA_KV_F16},  {128, 5, 3, 2, 63, MOA_KV_F16},
+        {128, 4, 8, 1, 4096, MOA_KV_F16},  {128, 1, 32, 1, 3000, MOA_KV_F16},
+        {128, 4, 8, 8, 500, MOA_KV_F16},   {64, 2, 25, 5, 300, MOA_KV_F16},
+        {64, 2, 8, 1, 40000, MOA_KV_F16},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int round = 0; round < 4; round++) {
@@ -494,10 +549,11 @@ static void check_decode(moa_backend *reference, moa_backend *cuda) {
             const int32_t n_pages = p.s.n_seq * p.s.n_head_kv * p.max_pages;
             int32_t *table = calloc((size_t)n_pages, sizeof *table);
             if (!table) abort();
-            for (int32_t k = 0; k < n_pages; k++) /* round 2: a fifth is gone; round 3: all but the sink */
-                table[k] = round == 2 && random_u32() % 5 == 0  ? -1
-                           : round == 3 && k % p.max_pages != 0 ? -1
-                                                                : n_pages - 1 - k;
+            for (int32_t k = 0; k < n_pages;
+                 k++) /* round 2: half of those that nobody sees are gone; round 3: all */
+                table[k] = round >= 2 && (round == 3 || random_u32() % 2) && !page_is_seen(&p, k)
+                               ? -1
+                               : n_pages - 1 - k;
             for (int i2 = 0; i2 < 2; i2++) {
                 update(p.side[i2].b, p.side[i2].pos, p.pos, (size_t)p.s.n_seq * 4);
                 update(p.side[i2].b, p.side[i2].span, p.span, (size_t)p.s.n_seq * (size_t)p.n_head * 4);
@@ -660,15 +716,14 @@ static double set_spans(problem *p, double density) {
     return bytes;
 }
 
-/* decode attention of one layer, both versions, without and with statistics; caches are rotated so that none is found in the L2 */
+/* decode attention of one layer, every version, without and with statistics; caches are rotated so that none is found in the L2 */
 static void bench_decode(moa_backend *b, const char *name, const shape *s, double density, double ceiling) {
     enum { MAX_COPY = 64 };
-    static const char *const versions[] = {"v1", "v2"};
     static problem p[MAX_COPY];
     moa_err err = {0};
     const double whole = 2.0 * s->d_head * MOA_PAGE_TOK * (double)moa_kv_elem_bytes(s->type) * s->n_seq *
                          s->n_head_kv * ((s->n_tok + 63) / 64);
-    double bytes = 0, us[2][2];
+    double bytes = 0, us[N_DECODE_VERSION][2];
     int copies = whole > 200e6 ? 1 : (int)(200e6 / (whole * (density < 1 ? density : 1))) + 2;
     if (copies > MAX_COPY) copies = MAX_COPY;
     for (int c = 0; c < copies; c++) {
@@ -676,10 +731,10 @@ static void bench_decode(moa_backend *b, const char *name, const shape *s, doubl
         bytes = set_spans(&p[c], density);
     }
     const int n_inside = copies * (whole > 200e6 ? 4 : 2);
-    for (int v = 0; v < 2; v++)
+    for (int v = 0; v < N_DECODE_VERSION; v++)
         for (int probe = 0; probe < 2; probe++) {
             void *recording = NULL;
-            (void)setenv("MOASCOPE_CUDA_DECODE", versions[v], 1);
+            (void)setenv("MOASCOPE_CUDA_DECODE", decode_versions[v], 1);
             must(b->vt->record_begin(b, &err), &err, "record_begin");
             for (int i = 0; i < n_inside; i++)
                 decode(&p[i % copies], 1, probe);
@@ -690,8 +745,8 @@ static void bench_decode(moa_backend *b, const char *name, const shape *s, doubl
     (void)unsetenv("MOASCOPE_CUDA_DECODE");
     (void)printf("attn_decode\t%s %d/%d x %d\tB %d\tN %d\tdensity %.2f\t%.1f MB", name,
                  s->group * s->n_head_kv, s->n_head_kv, s->d_head, s->n_seq, s->n_tok, density, bytes * 1e-6);
-    for (int v = 0; v < 2; v++)
-        (void)printf("\t%s %.1f us %.0f %%\tprobe %.1f us", versions[v], us[v][0],
+    for (int v = 0; v < N_DECODE_VERSION; v++)
+        (void)printf("\t%s %.1f us %.0f %%\tprobe %.1f us", decode_versions[v], us[v][0],
                      100 * bytes / us[v][0] * 1e-3 / ceiling, us[v][1]);
     (void)printf("\n");
     (void)fflush(stdout);
@@ -706,8 +761,9 @@ static void bench_product(moa_backend *b, moa_dev_weight *const *w, int copies, 
     void *recording = NULL;
     float *host = random_floats((size_t)n_tok * (size_t)m->n_in),
           *x = put(b, host, (size_t)n_tok * (size_t)m->n_in * 4),
-          *other = put(b, host, (size_t)n_tok * (size_t)m->n_in * 4), /* the same x again would not be rounded again */
-          *y = take(b, (size_t)n_tok * (size_t)m->n_out * 4);
+          *other = put(b, host,
+                       (size_t)n_tok * (size_t)m->n_in * 4), /* the same x again would not be rounded again */
+              *y = take(b, (size_t)n_tok * (size_t)m->n_out * 4);
     if (n_tok > 64 && copies > 2) copies = 2;
     const int n_inside = n_tok > 64 ? 2 : copies * 4;
     CALL(b, matmul, .x = x, .w = w[0], .y = y, .n_tok = n_tok); /* the workspace grows before the recording */
@@ -946,14 +1002,15 @@ int main(int argc, char **argv) {
         if (!reference) must(MOA_E_FAILED, &err, "opening the CPU");
         check_upload(cuda);
         check_memory(cuda);
-        for (int v = 0; v < 2; v++) {
-            (void)setenv("MOASCOPE_CUDA_DECODE", v ? "v2" : "v1", 1);
+        for (int v = 0; v < N_DECODE_VERSION; v++) {
+            (void)setenv("MOASCOPE_CUDA_DECODE", decode_versions[v], 1);
             const int before = n_failed;
             check_decode(reference, cuda);
             check_shapes(reference, cuda);
             check_recording(cuda);
-            (void)printf("decode attention %s: %d failed\n", v ? "v2" : "v1", n_failed - before);
+            (void)printf("decode attention %s: %d failed\n", decode_versions[v], n_failed - before);
         }
+        check_decode_gone(reference, cuda);
         (void)unsetenv("MOASCOPE_CUDA_DECODE");
         const int before = n_failed;
         check_prefill(reference, cuda);
