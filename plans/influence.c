@@ -92,6 +92,46 @@ void moa_losses_drop_gains(moa_losses *l) {
     }
 }
 
+/* from (nb + 1) to (to_nb + 1), to_nb > nb */
+static void stretch(const double *from, int32_t nb, double *to, int32_t to_nb) {
+    for (int32_t w = 1; w <= to_nb; w++) {
+        const double at = (double)(w + 1) * nb / to_nb - 1; /* w + 1: the sink's block is kept too */
+        const int32_t low = at < 1 ? 1 : at >= nb ? nb : (int32_t)at, high = low < nb && at > 1 ? low + 1 : low;
+        to[w] = from[low] + (at > low ? at - low : 0) * (from[high] - from[low]);
+    }
+}
+
+moa_status moa_losses_stretch(moa_losses *l, const int32_t *length, int32_t n, moa_err *err) {
+    const int32_t last = l->n_length - 1;
+    const size_t heads = (size_t)l->n_layer * (size_t)l->n_head;
+    int32_t more[MOA_LOSSES_LENGTH_MAX], n_more = 0;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t k = n_more;
+        bool twin = length[i] <= l->length[last];
+        for (int32_t m = 0; m < n_more; m++) twin |= more[m] == length[i];
+        if (twin) continue;
+        if (l->n_length + n_more == MOA_LOSSES_LENGTH_MAX || length[i] > MOA_N_MAX)
+            return moa_fail(err, MOA_E_INVALID, "length %d beside %d others: at most %d lengths of at most %d tokens", length[i],
+                            l->n_length + n_more, MOA_LOSSES_LENGTH_MAX, MOA_N_MAX);
+        for (; k > 0 && more[k - 1] > length[i]; k--) more[k] = more[k - 1];
+        more[k] = length[i];
+        n_more++;
+    }
+    for (int32_t i = 0; i < n_more; i++) {
+        const int32_t at = l->n_length, nb = moa_roundup64(more[i]) / MOA_PAGE_TOK;
+        size_t count;
+        if (nb == l->nb[last]) continue; /* the same blocks: nothing to tell apart */
+        if (curve_count(l->n_layer, l->n_head, nb, &count)) l->curve[at] = calloc(count, sizeof(double));
+        if (!l->curve[at])
+            return moa_fail(err, MOA_E_MEMORY, "no memory for the curves of %d x %d heads at %d tokens", l->n_layer, l->n_head, more[i]);
+        l->length[at] = more[i], l->nb[at] = nb, l->dense[at] = (double)NAN;
+        l->n_length++;
+        for (size_t h = 0; h < heads; h++)
+            stretch(l->curve[last] + h * ((size_t)l->nb[last] + 1), l->nb[last], l->curve[at] + h * ((size_t)nb + 1), nb);
+    }
+    return MOA_OK;
+}
+
 /* --- the file --------------------------------------------------------------------------------------------------------------------- */
 
 static int32_t json_int(const cJSON *object, const char *key) {

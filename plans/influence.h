@@ -55,6 +55,11 @@ double moa_losses_rule(const moa_losses *l, int32_t i, int32_t layer, int32_t he
  * helps a little by that account, a search takes all, and the sum it promises is more than the loss there is to lose. */
 void moa_losses_drop_gains(moa_losses *l);
 
+/* Adds lengths longer than any there (those that are not are passed over): the longest one's curves, stretched. A head that keeps a share of
+ * the document at E tokens loses what it loses there with the same share; between blocks the curve is a line, below one block it is flat. So
+ * rules are told apart that have the same spans at every profiled length and not beyond. E_INVALID beyond the limits of plan.h. */
+moa_status moa_losses_stretch(moa_losses *l, const int32_t *length, int32_t n, moa_err *err);
+
 /* lengths: those to take, NULL: all there are. n_head_kv: 0 takes the file's. A file of one plain array [layers][heads][nb][nb] under any
  * name is taken as a map of length nb*64, whatever the measure. E_INVALID names array and shape that do not fit. */
 typedef struct moa_losses_config {

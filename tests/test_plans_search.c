@@ -438,6 +438,30 @@ static void test_grid(void **state) {
     free(rules);
 }
 
+/* a stretched curve at the same share of the document; a rule's loss there is told by its span there */
+static void test_stretch(void **state) {
+    (void)state;
+    const int32_t at[] = {256, 512}, more[] = {1024, 512, 768, 1024};
+    moa_losses *l;
+    moa_err err = {0};
+    assert_int_equal(moa_losses_open(&l, 1, 2, 1, at, 2, &err), MOA_OK);
+    for (int w = 1; w < 7; w++) moa_losses_at(l, 1, 0, 1)[w] = 70 - 10 * w; /* of 8 blocks: 60 ... 10, 0, 0 */
+    assert_int_equal(moa_losses_stretch(l, more, 4, &err), MOA_OK);
+    assert_int_equal(l->n_length, 4);
+    assert_true(l->length[2] == 768 && l->length[3] == 1024 && l->nb[3] == 16 && isnan(l->dense[3]));
+    for (int32_t span = 128; span <= 1024; span += 64) { /* half a block between those of 512 tokens */
+        const double want = span <= 256 ? 60 : span >= 1024 ? 0 : 70 - 10 * (span / 128. - 1);
+        assert_float_equal(moa_losses_rule(l, 3, 0, 1, (moa_rule){span, 0}), want, 1e-9);
+    }
+    const moa_rule fixed = {256, .5}, elastic = {0, 1}; /* the same up to 512 tokens */
+    assert_true(moa_losses_rule(l, 1, 0, 1, fixed) == 0 && moa_losses_rule(l, 1, 0, 1, elastic) == 0);
+    assert_true(moa_losses_rule(l, 3, 0, 1, fixed) > 0 && moa_losses_rule(l, 3, 0, 1, elastic) == 0);
+    assert_true(moa_losses_rule(l, 3, 0, 0, fixed) == 0);
+    const int32_t many[] = {1100, 1200, 1300, 1400, 1500, 1600, 1700, 1800, 1900, 2000, 2100, 2200, 2300};
+    assert_int_equal(moa_losses_stretch(l, many, 13, &err), MOA_E_INVALID);
+    moa_losses_close(&l);
+}
+
 /* the mask itself, token by token, against the curves */
 static void test_curves(void **state) {
     (void)state;
@@ -532,7 +556,7 @@ int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "--front") == 0) return front(argc > 2 ? atoi(argv[2]) : 2);
     if (argc > 4 && strcmp(argv[1], "--lp") == 0) return write_lp(strtoull(argv[2], NULL, 10), atoi(argv[3]), argv[4]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_grid),        cmocka_unit_test(test_curves),        cmocka_unit_test(test_pareto),
+        cmocka_unit_test(test_grid),        cmocka_unit_test(test_curves), cmocka_unit_test(test_stretch),       cmocka_unit_test(test_pareto),
         cmocka_unit_test(test_files),       cmocka_unit_test(test_enumeration),   cmocka_unit_test(test_allowed),
         cmocka_unit_test(test_search),      cmocka_unit_test(test_threads_agree), cmocka_unit_test(test_locks_and_forbidden),
         cmocka_unit_test(test_refusals),    cmocka_unit_test(test_real_size),

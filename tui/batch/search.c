@@ -25,7 +25,7 @@ enum { DENSITY_MAX = 16, FORBID_MAX = 256, PATH_BYTES = 4096 };
 /* rows of `own` below, in its order */
 enum {
     OWN_DENSITY = MOA_OPT_OWN, OWN_DENSITY_LOW, OWN_EXTEND, OWN_MEASURE, OWN_PER, OWN_BUDGET, OWN_MAX_RULES, OWN_ALPHA_STEP, OWN_FORBID,
-    OWN_LOCK, OWN_LOCKED, OWN_INTERVALS, OWN_PLANS, OWN_GAP, OWN_GAINS, OWN_LP, OWN_SEED, OWN_THREADS
+    OWN_LOCK, OWN_LOCKED, OWN_INTERVALS, OWN_PLANS, OWN_GAP, OWN_GAINS, OWN_STRETCH, OWN_LP, OWN_SEED, OWN_THREADS
 };
 
 typedef struct job {
@@ -152,6 +152,10 @@ static moa_status take_losses(job *j, moa_err *err) {
     s = moa_losses_load(&j->losses, &c, err);
     if (s != MOA_OK) return s;
     if (!moa_args_has(j->args, OWN_GAINS)) moa_losses_drop_gains(j->losses);
+    if (moa_args_has(j->args, OWN_STRETCH)) {
+        s = moa_losses_stretch(j->losses, j->config.extend, j->config.n_extend, err);
+        if (s != MOA_OK) return s;
+    }
     if (!j->losses->kv_known)
         moa_remark(j->args, "%s does not say how many KV heads there are: taken as %d, one a query head; --model-heads-kv says otherwise",
                    c.path, j->losses->n_head);
@@ -208,9 +212,9 @@ static void put_settings(const job *j, const moa_search_result *r, moa_buf *out)
     const char *path = moa_args_word(j->args, 0);
     moa_buf_str(out, "{\"program\": \"" MOA_VERSION "\", \"influence\": ");
     moa_text_json(path, strlen(path), out);
-    moa_buf_printf(out, ", \"measure\": \"%s\", \"per\": \"%s\", \"budget\": \"%s\", \"gains\": %s", moa_measure_name(j->measure),
+    moa_buf_printf(out, ", \"measure\": \"%s\", \"per\": \"%s\", \"budget\": \"%s\", \"gains\": %s, \"stretch\": %s", moa_measure_name(j->measure),
                    c->per == MOA_PER_HEAD ? "head" : "group", c->budget == MOA_BUDGET_HEAD ? "head" : "kv",
-                   moa_args_has(j->args, OWN_GAINS) ? "true" : "false");
+                   moa_args_has(j->args, OWN_GAINS) ? "true" : "false", moa_args_has(j->args, OWN_STRETCH) ? "true" : "false");
     put_number(out, ", \"density\": ", r->density_high);
     put_number(out, ", \"density_low\": ", r->density_low);
     moa_buf_printf(out, ", \"max_rules\": %d, \"alpha_step\": %d, \"rules\": %d, \"locked\": %s, \"forbidden\": %d, \"seed\": %llu}",
@@ -423,6 +427,7 @@ static const moa_option own[] = {
     {"--plans", MOA_OPTION_INT, "P", "24", 0, 900, false, "plans to keep of a density's front, spread out; 0: all"},
     {"--gap", MOA_OPTION_REAL, "G", "0.0002", 0, 1, false, "a solve stops at this certified gap"},
     {"--gains", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "count the loss that a cut head is predicted to save, too"},
+    {"--stretch", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "the lengths of --extend have losses too: the longest profile, stretched"},
     {"--lp", MOA_OPTION_TEXT, "FILE", NULL, 0, 0, false, "also write the mean-loss problem for other solvers"},
     {"--seed -s", MOA_OPTION_INT, "S", "1", 0, 9007199254740992.0, false, "same seed, same plans, whatever the threads"},
     {"--threads -t", MOA_OPTION_INT, "N", "0", 0, 256, false, "solves at a time; 0: all cores"},
