@@ -11,6 +11,7 @@
  *
  * What a warp does with a unit stands in attn_decode_mma.cuh. Heads of 64, 80, 96, 128, 256 elements, f16 pages; the rest is v1's. */
 #include "cuda/attn_decode_mma.cuh"
+#include "cuda/launch.cuh"
 
 static constexpr int MAX_BLOCK = 256;
 static constexpr int MIN_UNITS = 4; /* a block gets no fewer units, but for the last: parts cost merging */
@@ -297,7 +298,7 @@ __device__ static void merge(const mma_job &j, const segment &s, int64_t slot, i
         float4 sum = make_float4(0, 0, 0, 0);
         if (e < columns && team < teams) {
             const float *weight = s_merge + e / (D / 4) * MAX_BLOCK;
-            constexpr int AHEAD = 8;
+            constexpr int AHEAD = D > 128 || (STATS && D > 96) ? 8 : 16; /* as registers allow */
             for (int k = team; k < n_part; k += AHEAD * teams) {
                 float4 x[AHEAD];
 #pragma unroll
@@ -432,9 +433,11 @@ __global__ static void __launch_bounds__(layout<D>::THREADS, 1) decode_v2(const 
     r.at = 0, r.phase = 0;
     for (int i = 0; lane == 0 && i < j.n_stage; i++)
         barrier_init(r.bars + (unsigned)i * 8);
+    moa_launch_go();
     const v2_line l = count_line<t::THREADS>(j, &sh.line); /* its barriers also publish the mbarriers */
     segment s;
     bool more = next_segment<t::WARPS>(j, l, l.at, l.n, l.line, &s);
+    moa_launch_wait();
     if (more) issue_first<D>(j, s, r);
     while (more) {
         segment after;
@@ -521,7 +524,9 @@ static moa_status launch(moa_cuda *c, mma_job *j, int n_block, bool *taken, moa_
     *taken = j->n_stage > 0;
     if (!*taken) return MOA_OK;
     MOA_CU(c, moa_allow_shared(decode_v2<D, STATS>, bytes));
-    decode_v2<D, STATS><<<(unsigned)n_block, layout<D>::THREADS, bytes, c->stream>>>(*j);
+    moa_launch l = {dim3((unsigned)n_block), dim3(layout<D>::THREADS), bytes, 1, false, c->stream};
+    MOA_CU(c, moa_launch_may_be_early(c->device, &l.early));
+    MOA_CU(c, moa_launch_kernel(l, decode_v2<D, STATS>, *j));
     MOA_LAUNCHED(c, "attn_decode");
     return MOA_OK;
 }
