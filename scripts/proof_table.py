@@ -1,0 +1,358 @@
+#!/usr/bin/env python3
+"""The table of the proof: proof_table.py OUT... [--data FILE.jsonl] [--md FILE.md] [--from FILE.jsonl ...]
+
+Reads what proof.sh left in its folders (finished evaluations and, where a run was cut off, their .part), or the compact
+records of earlier runs (--from), and writes
+
+  --data   one record a line: an evaluation of one plan at one length, a validation, a search, a profile, a calibration
+  --md     tables by model with 95 % intervals, and the goals with met or missed, by the figures alone
+
+Retrieval is compared case by case: every plan of a model answers the same questions. Ratios are of measured shares; the interval of a
+share is Wilson's, that of a difference of two plans on the same cases comes from the cases they differ in. Standard library only."""
+import argparse
+import json
+import math
+import os
+import re
+import sys
+
+LIMIT = 64 << 20  # bytes of a file read
+
+
+def read_json(path):
+    if os.path.getsize(path) > LIMIT:
+        raise ValueError(f"{path}: larger than {LIMIT} bytes")
+    with open(path, encoding="utf-8") as f:
+        return json.load(f)
+
+
+def wilson(right, n, z=1.959963984540054):
+    if n == 0:
+        return 0.0, 1.0
+    p, zz = right / n, z * z
+    mid, half = p + zz / (2 * n), z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
+    return max(0.0, (mid - half) / (1 + zz / n)), min(1.0, (mid + half) / (1 + zz / n))
+
+
+def plan_name(spec):
+    """full, uniform:0.5, or the variant's folder of a plan's path"""
+    return os.path.basename(os.path.dirname(spec)) if spec.endswith(".json") else spec
+
+
+# --- from the folders -------------------------------------------------------------------------------------------------------------
+
+def of_length(base, plan, length, items, whole, settings):
+    r = dict(base, kind="eval", plan=plan, length=length, n=len(items), whole=whole)
+    r["kv_density"] = sum(x["kv_density"] for x in items) / len(items)
+    if settings.get("span_mean") is not None:
+        r["span_mean"] = settings["span_mean"]
+        r["kv_density_plan"] = settings["kv_density_plan"]
+    if "right" in items[0]:
+        r["right"] = "".join("1" if x["right"] else "0" for x in items)
+        r["depth"] = [round(x.get("position", -1), 3) for x in items]
+    else:
+        r["loss"] = [round(x["loss"], 6) for x in items]
+        r["judged"] = [x["n_judged"] for x in items]
+    r["prefill_s"] = round(sum(x["prefill_s"] for x in items), 3)
+    r["tokens"] = sum(x["prompt_tokens"] for x in items)
+    return r
+
+
+def from_eval(folder, name, base):
+    path = os.path.join(folder, "eval", name)
+    with open(path + ".args", encoding="utf-8") as f:
+        args = f.read().splitlines()
+    specs, base = args[3:], dict(base, task=args[0])
+    out = []
+    if os.path.exists(path + ".json"):
+        d = read_json(path + ".json")
+        base = dict(base, model=d["model"], fingerprint=d["fingerprint"], device=d["device"], form=d["form"], seed=d["seed"])
+        for p in d.get("plans", [d]):
+            for x in p["lengths"]:
+                out.append(of_length(base, plan_name(p["plan"]), x["length"], x["items"], True, x))
+    elif os.path.exists(path + ".json.part"):
+        groups = {}
+        with open(path + ".json.part", encoding="utf-8") as f:
+            for line in f:
+                try:
+                    x = json.loads(line)
+                except ValueError:
+                    continue  # cut short by a crash
+                if "case" in x:
+                    groups.setdefault((x["plan"], x["length"]), {})[x["case"]] = x
+        for (p, length), cases in sorted(groups.items()):
+            if sorted(cases) == list(range(len(cases))):  # the first ones, without a hole
+                out.append(of_length(base, plan_name(specs[p]), length, [cases[i] for i in range(len(cases))], False, {}))
+    return out
+
+
+def from_folder(folder):
+    with open(os.path.join(folder, "settings"), encoding="utf-8") as f:
+        model, budget, task = f.read().split()
+    base = {"file": model, "budget": budget, "main_task": task}
+    out = []
+    evals = sorted(x[:-5] for x in os.listdir(os.path.join(folder, "eval")) if x.endswith(".args"))
+    for name in evals:
+        out += from_eval(folder, name, base)
+    for variant in sorted(os.listdir(os.path.join(folder, "plans"))):
+        path = os.path.join(folder, "plans", variant)
+        if os.path.exists(path + "/pareto.json"):
+            for s in read_json(path + "/pareto.json")["searches"]:
+                out.append(dict(base, kind="search", variant=variant, rules=s["settings"]["rules"],
+                                alpha_step=s["settings"]["alpha_step"], solves=s["solves"], gap_median=s["gap_median"],
+                                gap_worst=s["gap_worst"], cpu_seconds=round(s["cpu_seconds"], 3)))
+        if os.path.exists(path + "/validate.json"):
+            v = read_json(path + "/validate.json")
+            out.append(dict(base, kind="validate", variant=variant, length=v["length"], items=v["items"], best=os.path.basename(v["best"]),
+                            plans=[{k: (os.path.basename(p[k]) if k == "plan" else round(p[k], 6)) for k in
+                                    ("plan", "loss", "loss_over_full", "standard_error", "kv_density")
+                                    if p.get(k) is not None} for p in v["plans"]]))
+    for name in sorted(os.listdir(os.path.join(folder, "log"))):
+        m = re.match(r"calibrate-(\w+)\.err$", name)
+        if not m:
+            continue
+        with open(os.path.join(folder, "log", name), encoding="utf-8", errors="replace") as f:
+            for line in f:
+                c = re.search(r"(\d+) tokens: (\d+) items, .* of (\d+) with a known answer (\d+) right", line)
+                if c:
+                    out.append(dict(base, kind="calibrate", data=m[1], length=int(c[1]), items=int(c[2]), asked=int(c[3]),
+                                    right=int(c[4])))
+    times = os.path.join(folder, "times.jsonl")
+    if os.path.exists(times):
+        with open(times, encoding="utf-8") as f:
+            out += [dict(base, kind="time", **json.loads(x)) for x in f]
+    return out
+
+
+# --- the tables ---------------------------------------------------------------------------------------------------------------------
+
+class Model:
+    def __init__(self, file, records):
+        self.file, self.records = file, records
+        self.task = records[0]["main_task"]
+        self.evals = {}
+        for r in records:  # of two runs over the same cases the longer one
+            if r["kind"] == "eval":
+                key = r["task"], r["plan"], r["length"]
+                if key not in self.evals or r["n"] > self.evals[key]["n"]:
+                    self.evals[key] = r
+        self.name = next((r["model"] for r in records if r["kind"] == "eval" and "model" in r), file)
+        self.device = next((r["device"] for r in records if r["kind"] == "eval" and "device" in r), "-")
+
+    def get(self, task, plan, length):
+        return self.evals.get((task, plan, length))
+
+    def lengths(self, task):
+        return sorted({k[2] for k in self.evals if k[0] == task})
+
+    def plans(self, task):
+        def order(p):
+            m = re.match(r"uniform:([\d.]+)$", p)
+            if p == "full":
+                return 0, 0, 0, ""
+            density = float(m[1]) if m else float(p.rsplit("-", 1)[1])
+            return 1, -density, 0 if m else 1 if p.startswith(f"{self.task}-joint-group") else 2, p
+        return sorted({k[1] for k in self.evals if k[0] == task}, key=order)
+
+
+def share(r):
+    return r["right"].count("1") / r["n"]
+
+
+def cell(r):
+    if r is None:
+        return "-"
+    low, high = wilson(r["right"].count("1"), r["n"])
+    return f"{100 * share(r):.0f} ({100 * low:.0f}-{100 * high:.0f})" + ("" if r["n"] >= 50 else f" n={r['n']}")
+
+
+def loss_of(r):
+    return sum(a * b for a, b in zip(r["loss"], r["judged"])) / sum(r["judged"])
+
+
+def loss_change(r, full):
+    """mean difference to full attention in nats a token, and its standard error over windows"""
+    n = min(r["n"], full["n"])
+    d = [a - b for a, b in zip(r["loss"][:n], full["loss"][:n])]
+    mean = sum(d) / n
+    return mean, math.sqrt(sum((x - mean) ** 2 for x in d) / (n - 1) / n) if n > 1 else math.nan
+
+
+def effective(m, task, plan):
+    """(longest length with at least 90 % right, its record) over lengths that follow each other without a miss"""
+    best = (0, None)
+    for n in m.lengths(task):
+        r = m.get(task, plan, n)
+        if r is None:
+            continue
+        if 10 * r["right"].count("1") < 9 * r["n"]:
+            break
+        best = (n, r)
+    return best
+
+
+def density(r):
+    return r.get("kv_density_plan", r["kv_density"])
+
+
+def retrieval_table(m, task, out):
+    lengths = m.lengths(task)
+    if not lengths:
+        return
+    out.append(f"**{task}**: share right in %, 95 % interval; n = "
+               f"{max(r['n'] for k, r in m.evals.items() if k[0] == task)} a length unless said; in brackets the KV density there\n")
+    out.append("| plan | " + " | ".join(f"{n:,}" for n in lengths) + " | effective context | that / mean span |")
+    out.append("|---|" + "---|" * (len(lengths) + 2))
+    for plan in m.plans(task):
+        row = [f"`{plan}`"]
+        for n in lengths:
+            r = m.get(task, plan, n)
+            row.append("-" if r is None else f"{cell(r)} [{100 * density(r):.1f}]")
+        length, r = effective(m, task, plan)
+        row.append(f"{length:,}" if length else "below " + f"{lengths[0]:,}")
+        row.append(f"{length / r['span_mean']:.1f}" if r and "span_mean" in r else "-")
+        out.append("| " + " | ".join(row) + " |")
+    out.append("")
+
+
+def ppl_table(m, out):
+    lengths = [n for n in m.lengths("ppl") if m.get("ppl", "full", n)]
+    if not lengths:
+        return
+    out.append("**Perplexity** on held-out texts; the change against full attention over the same windows, in %, with two standard errors\n")
+    out.append("| plan | " + " | ".join(f"{n:,} tokens" for n in lengths) + " | KV density |")
+    out.append("|---|" + "---|" * (len(lengths) + 1))
+    for plan in m.plans("ppl"):
+        row, last = [f"`{plan}`"], None
+        for n in lengths:
+            r, full = m.get("ppl", plan, n), m.get("ppl", "full", n)
+            if r is None:
+                row.append("-")
+                continue
+            last = r
+            change, error = loss_change(r, full)
+            text = f"{math.exp(loss_of(r)):.3f}"
+            if plan != "full":
+                text += f", {100 * math.expm1(change):+.2f} ± {200 * error:.2f}"
+            row.append(text + ("" if r["n"] >= 8 else f" n={r['n']}"))
+        row.append(f"{density(last):.3f}" if last else "-")
+        out.append("| " + " | ".join(row) + " |")
+    out.append("")
+
+
+def verdict(ok):
+    return "met" if ok else "**missed**"
+
+
+def goals(m, out):
+    ours, uniform = f"{m.task}-joint-group-0.5", "uniform:0.5"
+    variants = sorted({k[1] for k in m.evals if k[0] == m.task and k[1].endswith("-0.5") and k[1] != ours})
+    out.append("Goals, at 50 % density:\n")
+    for plan in [ours] + variants:
+        lines = goal_lines(m, plan, uniform)
+        if lines:
+            out.append(f"- `{plan}`: " + "; ".join(lines))
+    out.append("")
+
+
+def goal_lines(m, plan, uniform):
+    lines = []
+    both = [n for n in m.lengths(m.task) if m.get(m.task, plan, n) and m.get(m.task, "full", n)]
+    able = [n for n in both if share(m.get(m.task, "full", n)) > .1]
+    if able:
+        kept = {n: share(m.get(m.task, plan, n)) / share(m.get(m.task, "full", n)) for n in able}
+        worst = min(kept, key=kept.get)
+        right = sum(m.get(m.task, plan, n)["right"].count("1") for n in able)
+        full = sum(m.get(m.task, "full", n)["right"].count("1") for n in able)
+        lines.append(f"keeps {100 * right / full:.1f} % of what full attention gets right over {len(able)} lengths "
+                     f"(least {100 * kept[worst]:.0f} % at {worst:,}; goal 95 %): {verdict(right / full >= .95)}")
+        longest = able[-1]
+        u, r = m.get(m.task, uniform, longest), m.get(m.task, plan, longest)
+        if u:
+            ratio = share(r) / share(u) if share(u) else math.inf
+            lines.append(f"at {longest:,} {'all' if ratio == math.inf else f'{ratio:.2f}'} times uniform's {100 * share(u):.0f} % "
+                         f"(goal 1.5): {verdict(ratio >= 1.5)}")
+    ppl = [n for n in m.lengths("ppl") if m.get("ppl", plan, n) and m.get("ppl", "full", n)]
+    if ppl:
+        change = max(math.expm1(loss_change(m.get("ppl", plan, n), m.get("ppl", "full", n))[0]) for n in ppl)
+        lines.append(f"perplexity {100 * change:+.2f} % (goal within 1 %): {verdict(change <= .01)}")
+    length, r = effective(m, m.task, plan)
+    if r and "span_mean" in r:
+        full_length = effective(m, m.task, "full")[0]
+        x = length / r["span_mean"]
+        lines.append(f"effective context {length:,} (full attention {full_length:,}), {x:.2f} times the mean span (goal 3): {verdict(x >= 3)}")
+    return lines
+
+
+def pipeline(m, out):
+    rows = [r for r in m.records if r["kind"] == "calibrate"]
+    if rows:
+        out.append("Calibration items asked and right: " + "; ".join(
+            f"{r['data']} {r['length']:,}: {r['right']} of {r['asked']}" for r in rows) + ".\n")
+    rows = [r for r in m.records if r["kind"] == "validate"]
+    if rows:
+        out.append("| variant | validated at | full | uniform | front's best | of plans |")
+        out.append("|---|---|---|---|---|---|")
+        for r in rows:
+            by = {p["plan"]: p for p in r["plans"]}
+            u = next((p for k, p in by.items() if k.startswith("uniform")), None)
+            out.append(f"| `{r['variant']}` | {r['length']:,}, {r['items']} items | {by['full']['loss']:.4f} | "
+                       f"{u['loss'] if u else math.nan:.4f} | {by[r['best']]['loss']:.4f} | {len(r['plans']) - 2} |")
+        out.append("")
+    rows = [r for r in m.records if r["kind"] == "time"]
+    if rows:
+        out.append("Time, s: " + "; ".join(f"{r['step']} {r['seconds']:.1f}" for r in rows) + ".\n")
+
+
+def markdown(records):
+    out = ["# Do searched plans keep what uniform windows lose?", "",
+           "Generated by `scripts/proof_table.py` from `docs/measurements/proof-*.jsonl`; the runs are `scripts/proof.sh MODEL OUT`, which "
+           "says what each stage does. A plan's name is calibration-measure-per-density. Calibration, held-out and evaluation documents "
+           "differ; all plans answer the same questions.", ""]
+    models = {}
+    for r in records:
+        models.setdefault(r["file"], []).append(r)
+    for file, rs in models.items():
+        m = Model(file, rs)
+        out += [f"## {m.name}", "", f"`{file}`, {m.device}, budget {rs[0]['budget']}.", ""]
+        for task in dict.fromkeys([m.task, "retrieval", "passkey", "needle", "facts"]):
+            retrieval_table(m, task, out)
+        ppl_table(m, out)
+        goals(m, out)
+        pipeline(m, out)
+    return "\n".join(out).rstrip() + "\n"
+
+
+def main():
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument("folders", nargs="*")
+    a.add_argument("--from", dest="data_in", nargs="+", default=[])
+    a.add_argument("--data")
+    a.add_argument("--md")
+    o = a.parse_args()
+    records = []
+    for path in o.data_in:
+        with open(path, encoding="utf-8") as f:
+            records += [json.loads(x) for x in f if x.strip()]
+    for folder in o.folders:
+        records += from_folder(folder)
+    if not records:
+        sys.exit("proof_table.py: nothing was measured yet")
+    if o.data:
+        with open(o.data, "w", encoding="utf-8") as f:
+            f.writelines(json.dumps(r) + "\n" for r in records)
+    text = markdown(records)
+    if o.md:
+        begin, keep = "<!-- reading -->", ""
+        if os.path.exists(o.md):  # what a person wrote below the mark stays
+            with open(o.md, encoding="utf-8") as f:
+                old = f.read()
+            keep = old[old.index(begin):] if begin in old else ""
+        with open(o.md, "w", encoding="utf-8") as f:
+            f.write(text + ("\n" + keep if keep else ""))
+    else:
+        sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()
