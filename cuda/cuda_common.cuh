@@ -112,6 +112,7 @@ moa_status moa_cuda_scratch(moa_cuda *c, size_t bytes, void **out, moa_err *err)
 #define X(name, text)                                                                                        \
     moa_status moa_cuda_##name(moa_backend *b, const struct moa_args_##name *a, moa_err *err);
 MOA_OP_MAP(X)
+MOA_FUSED_MAP(X)
 #undef X
 
 /* rows row0 .. row0 + n_row - 1 of a matrix as float32, bfloat16 or float16, (n_row, n_in); any type */

@@ -19,7 +19,7 @@
  *
  * What an H100 can do: 3.0 TB/s are 13.4 bytes a clock and multiprocessor, of Q4 27 weights; a unit of 32 costs about 30 instructions and
  * 76 bytes of shared memory: 25 of 128 issue slots and 64 of 128 bytes a clock. */
-#include "cuda/matmul.cuh"
+#include "cuda/row.cuh"
 
 static constexpr int MAX_WARPS = 16, MAX_SHARED = 200 << 10;
 
@@ -35,123 +35,6 @@ __device__ static inline float4 load_x4(const row_job &j, int i) {
     if (j.wide_x) return *reinterpret_cast<const float4 *>(j.x + i);
     return make_float4(j.x[i], j.x[i + 1], j.x[i + 2], j.x[i + 3]);
 }
-__device__ static inline int dot4(int codes, int x, int sum) {
-    return __dp4a(codes, x, sum);
-}
-
-/* --- quantised weights ----------------------------------------------------------------------------------- */
-
-template <typename F> struct row_packed {
-    static constexpr int U = 4, UNIT = 32; /* loads in flight; weights a unit */
-    typedef packed_raw<F> raw;
-
-    __device__ static inline void load(const row_job &j, int row, int u, raw &r) {
-        packed_load<F>(j.w, row, u, r);
-    }
-
-    /* eight lanes a unit, four values a lane */
-    __device__ static inline void prepare(const row_job &j, uint4 *s) {
-        const int n = j.w.n_unit, e = threadIdx.x % 8;
-        uint32_t *words = reinterpret_cast<uint32_t *>(s);
-        float *factor = reinterpret_cast<float *>(s + 4 * n);
-        int *all = reinterpret_cast<int *>(factor + n), *half = all + n;
-        for (int u0 = 0; u0 < n; u0 += (int)blockDim.x / 8) { /* all lanes stay: they exchange */
-            const int u = u0 + (int)threadIdx.x / 8;
-            const float4 v = u < n ? load_x4(j, 32 * u + 4 * e) : make_float4(0, 0, 0, 0);
-            uint32_t most = max(max(magnitude(v.x), magnitude(v.y)), max(magnitude(v.z), magnitude(v.w)));
-#pragma unroll
-            for (int lane = 1; lane < 8; lane *= 2)
-                most = max(most, __shfl_xor_sync(0xffffffffu, most, lane));
-            const float m = __uint_as_float(most), inverse = m > 1e-30f ? 32512.0f / m : 0.0f;
-            const int q0 = __float2int_rn(v.x * inverse), q1 = __float2int_rn(v.y * inverse),
-                      q2 = __float2int_rn(v.z * inverse), q3 = __float2int_rn(v.w * inverse);
-            int sum = q0 + q1 + q2 + q3;
-            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-            const int other = __shfl_xor_sync(0xffffffffu, sum, 4);
-            if (u >= n) continue;
-            /* q = 256 hi + lo with lo in -128..127: the low byte of q is lo, the byte above that of q + 128 is hi */
-            words[(e / 4 * n + u) * 4 + e % 4] =
-                bytes((q0 + 128) >> 8, (q1 + 128) >> 8, (q2 + 128) >> 8, (q3 + 128) >> 8);
-            words[((2 + e / 4) * n + u) * 4 + e % 4] = bytes(q0, q1, q2, q3);
-            if (e == 4) { /* of the second half */
-                factor[u] = most >= 0x7f800000u ? __uint_as_float(0x7fc00000u)
-                            : m > 1e-30f        ? m / 32512.0f
-                                                : 0.0f;
-                all[u] = sum + other;
-                half[u] = sum;
-            }
-        }
-    }
-    __device__ static inline uint32_t bytes(int a, int b, int c, int d) {
-        return ((uint32_t)a & 255u) | ((uint32_t)b & 255u) << 8 | ((uint32_t)c & 255u) << 16 |
-               (uint32_t)d << 24;
-    }
-
-    __device__ static inline float dot(const row_job &j, const raw &r, int u, const uint4 *s) {
-        const int n = j.w.n_unit;
-        const float *factor = reinterpret_cast<const float *>(s + 4 * n);
-        const int *all = reinterpret_cast<const int *>(factor + n), *half = all + n;
-        int sum[2] = {};
-#pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const uint4 hi = s[k * n + u], lo = s[(2 + k) * n + u];
-            const int c0 = (int)packed_codes<F>(r, 4 * k), c1 = (int)packed_codes<F>(r, 4 * k + 1),
-                      c2 = (int)packed_codes<F>(r, 4 * k + 2), c3 = (int)packed_codes<F>(r, 4 * k + 3);
-            const int high =
-                dot4(c0, (int)hi.x, dot4(c1, (int)hi.y, dot4(c2, (int)hi.z, dot4(c3, (int)hi.w, 0))));
-            const int low =
-                dot4(c0, (int)lo.x, dot4(c1, (int)lo.y, dot4(c2, (int)lo.z, dot4(c3, (int)lo.w, 0))));
-            sum[k] = 256 * high + low; /* at most 16 * 128 * 32640 */
-        }
-        const packed_step p = packed_scale<F>(r, u);
-        float t;
-        if constexpr (F::KIND == SCALES_K6)
-            t = p.step[0] * (float)(sum[0] - F::ZERO * (all[u] - half[u])) +
-                p.step[1] * (float)(sum[1] - F::ZERO * half[u]);
-        else
-            t = p.step[0] * (float)(sum[0] + sum[1] - (F::ZERO ? F::ZERO * all[u] : 0));
-        if constexpr (F::KIND == SCALES_DM || F::KIND == SCALES_K) t += p.off * (float)all[u];
-        return factor[u] * t;
-    }
-};
-
-/* --- single elements ------------------------------------------------------------------------------------- */
-
-template <int ID> struct row_plain {
-    static constexpr int U = 8, SIZE = ID == moa_f32_id ? 4 : 2, UNIT = 16 / SIZE;
-    typedef uint4 raw;
-
-    __device__ static inline void load(const row_job &j, int row, int u, raw &r) {
-        r = load_stream(j.w.low + 16 * ((int64_t)row * j.w.n_unit + u));
-    }
-    /* planes of 4 values: [UNIT / 4][n_unit] float4 */
-    __device__ static inline void prepare(const row_job &j, uint4 *s) {
-        float4 *x = reinterpret_cast<float4 *>(s);
-        for (int i = threadIdx.x; i < j.n_in / 4; i += (int)blockDim.x) {
-            constexpr int P = UNIT / 4;
-            x[i % P * j.w.n_unit + i / P] = load_x4(j, 4 * i);
-        }
-    }
-    __device__ static inline float2 pair(uint32_t two) {
-        if constexpr (ID == moa_bf16_id)
-            return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
-        else
-            return make_float2(half_bits(two & 0xffffu), half_bits(two >> 16));
-    }
-    __device__ static inline float dot(const row_job &j, const raw &r, int u, const uint4 *s) {
-        const float4 *x = reinterpret_cast<const float4 *>(s);
-        const float4 a = x[u];
-        if constexpr (ID == moa_f32_id)
-            return __uint_as_float(r.x) * a.x + __uint_as_float(r.y) * a.y + __uint_as_float(r.z) * a.z +
-                   __uint_as_float(r.w) * a.w;
-        const float4 b = x[j.w.n_unit + u];
-        const float2 w0 = pair(r.x), w1 = pair(r.y), w2 = pair(r.z), w3 = pair(r.w);
-        return (w0.x * a.x + w0.y * a.y + w1.x * a.z + w1.y * a.w) +
-               (w2.x * b.x + w2.y * b.y + w3.x * b.z + w3.y * b.w);
-    }
-};
-
 /* --- the product ------------------------------------------------------------------------------------------ */
 
 /* where a warp is: its group of outputs and the step along n_in */
@@ -171,14 +54,14 @@ template <typename T, int G> struct row_walk {
         if (row(p) >= j.out.n_out) return;
 #pragma unroll
         for (int i = 0; i < T::U; i++)
-            if (unit(p, i) < j.w.n_unit) T::load(j, row(p), unit(p, i), r[i]);
+            if (unit(p, i) < j.w.n_unit) T::load(j.w, row(p), unit(p, i), r[i]);
     }
     __device__ inline float use(const row_job &j, const row_place &p, const uint4 *s) const {
         float sum = 0;
         if (row(p) >= j.out.n_out) return 0;
 #pragma unroll
         for (int i = 0; i < T::U; i++)
-            if (unit(p, i) < j.w.n_unit) sum += T::dot(j, r[i], unit(p, i), s);
+            if (unit(p, i) < j.w.n_unit) sum += T::dot(s, j.w.n_unit, r[i], unit(p, i));
         return sum;
     }
 };
@@ -194,7 +77,10 @@ __global__ static void __launch_bounds__(MAX_WARPS * 32, 1) matvec_v2(row_job j)
     row_place at = {(int)(blockIdx.x * blockDim.x + threadIdx.x) / 32, 0};
     walk a, b;
     if (at.group < n_group) a.load(j, at);
-    T::prepare(j, s);
+    for (int i0 = 0; i0 < j.n_in / 4; i0 += (int)blockDim.x) { /* whole warps */
+        const int i = i0 + (int)threadIdx.x;
+        T::put(s, j.w.n_unit, i, i < j.n_in / 4 ? load_x4(j, 4 * i) : make_float4(0, 0, 0, 0));
+    }
     __syncthreads();
     float sum = 0;
     /* `now` is used while what follows it is loaded into `next` */
@@ -252,13 +138,6 @@ template <typename T> static moa_status row_launch(moa_cuda *c, row_job j, size_
     return s.lanes == 8    ? row_launch_as<T, 8>(c, j, s, shared, err)
            : s.lanes == 16 ? row_launch_as<T, 16>(c, j, s, shared, err)
                            : row_launch_as<T, 32>(c, j, s, shared, err);
-}
-
-/* shared memory that x takes; 0: not for this kernel */
-static size_t row_shared_bytes(const moa_dev_weight *w) {
-    if (w->packed) return (size_t)(w->n_in / 32) * 76;
-    if (w->n_in % (w->type == MOA_F32 ? 4 : 8) != 0) return 0;
-    return (size_t)w->n_in * 4;
 }
 
 bool moa_cuda_row_fits(const moa_dev_weight *w) {

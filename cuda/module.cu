@@ -553,6 +553,7 @@ static moa_backend_vtable make_table() {
 #define X(name, text) t.name = moa_cuda_##name;
     MOA_OP_MAP(X)
     MOA_BWD_MAP(X)
+    MOA_FUSED_MAP(X)
 #undef X
     return t;
 }

@@ -9,6 +9,9 @@
  * A step reads all that changes (id, position, page tables, spans) from device memory, so its operations are recorded the
  * second time they run (the first lets the backend allocate what it wants) and replayed from then on, until a buffer moves.
  *
+ * A step of one row goes by the fused operations where the backend has them and takes the shape: five launches a layer rather than
+ * sixteen. $MOASCOPE_FUSED=1 asks for that; the single operations stay what it is checked against.
+ *
  * While keys of the windows are lost (seq.c), a chunk is attended as if its tokens were as many sequences that share one page
  * table, so that each can have its own spans: attn_decode with a stride of 0.
  *
@@ -32,6 +35,7 @@ typedef struct pass {
     float *last;              /* host, for the last token's logits; or NULL */
     float *rows;              /* host scratch (n_logits, n_vocab) for each_logits; or NULL */
     bool stopped;             /* by each_logits */
+    bool fused;               /* one row, by fused operations where there are some */
 } pass;
 
 static const moa_shape *shape_of(const pass *p) {
@@ -47,9 +51,21 @@ static moa_status multiply(const pass *p, const float *x, const moa_dev_weight *
                          err);
 }
 
+/* y = x W^T (+ y), x normalised first where there is a norm; *taken false: nothing was done */
+static moa_status fused_product(const pass *p, const moa_args_fused_product *a, moa_err *err) {
+    moa_engine *e = p->e;
+    *a->taken = false;
+    return p->fused && e->vt->fused_product ? e->vt->fused_product(e->backend, a, err) : MOA_OK;
+}
+
 /* x += y W^T: back onto the residual stream */
 static moa_status add_back(const pass *p, const float *y, const moa_dev_weight *w, moa_err *err) {
     moa_engine *e = p->e;
+    bool taken;
+    const moa_status s = fused_product(
+        p, &(moa_args_fused_product){.in.x = y, .w = w, .y = e->ws.x, .accumulate = true, .taken = &taken},
+        err);
+    if (s != MOA_OK || taken) return s;
     return e->vt->matmul(
         e->backend, &(moa_args_matmul){.x = y, .w = w, .y = e->ws.x, .n_tok = p->n, .accumulate = true}, err);
 }
@@ -64,21 +80,22 @@ static moa_status normalise(const pass *p, const float *x, const moa_dev_weight 
         err);
 }
 
-static moa_status rotate(const pass *p, float *x, int32_t n_head, moa_err *err) {
-    moa_engine *e = p->e;
+static moa_args_rope rope_of(const pass *p, float *x, int32_t n_head) {
     const moa_shape *shape = shape_of(p);
-    return e->vt->rope(e->backend,
-                       &(moa_args_rope){.x = x,
-                                        .pos = p->pos,
-                                        .freq_factors = e->rope_freqs,
-                                        .n_tok = p->n,
-                                        .n_head = n_head,
-                                        .d_head = shape->d_head,
-                                        .rope_dim = shape->rope_dim,
-                                        .kind = shape->rope_kind,
-                                        .theta = shape->rope_theta,
-                                        .scale = shape->rope_scale},
-                       err);
+    return (moa_args_rope){.x = x,
+                           .pos = p->pos,
+                           .freq_factors = p->e->rope_freqs,
+                           .n_tok = p->n,
+                           .n_head = n_head,
+                           .d_head = shape->d_head,
+                           .rope_dim = shape->rope_dim,
+                           .kind = shape->rope_kind,
+                           .theta = shape->rope_theta,
+                           .scale = shape->rope_scale};
+}
+static moa_status rotate(const pass *p, float *x, int32_t n_head, moa_err *err) {
+    const moa_args_rope a = rope_of(p, x, n_head);
+    return p->e->vt->rope(p->e->backend, &a, err);
 }
 
 static moa_kv_view view(const pass *p, int32_t layer) {
@@ -163,12 +180,40 @@ static moa_status attend(const pass *p, int32_t layer, moa_err *err) {
                                err);
 }
 
-static moa_status attention_half(const pass *p, int32_t layer, moa_err *err) {
+static moa_status fused_qkv(const pass *p, int32_t layer, bool *taken, moa_err *err) {
+    moa_engine *e = p->e;
+    const moa_shape *shape = shape_of(p);
+    const moa_engine_layer *w = &e->layers[layer];
+    *taken = false;
+    if (!p->fused || !e->vt->fused_qkv) return MOA_OK;
+    return e->vt->fused_qkv(
+        e->backend,
+        &(moa_args_fused_qkv){.in = {.x = e->ws.x, .norm = w->attn_norm, .eps = shape->rms_eps},
+                              .wq = w->wq,
+                              .wk = w->wk,
+                              .wv = w->wv,
+                              .bq = w->bq,
+                              .bk = w->bk,
+                              .bv = w->bv,
+                              .q = e->ws.q,
+                              .k = e->ws.k,
+                              .rope = rope_of(p, e->ws.q, shape->n_head),
+                              .kv = view(p, layer),
+                              .seq = p->lanes ? p->lanes->seq : NULL,
+                              .n_head = shape->n_head,
+                              .taken = taken},
+        err);
+}
+
+/* q, k, v of the chunk; k and v to their pages */
+static moa_status queries_keys_values(const pass *p, int32_t layer, moa_err *err) {
     moa_engine *e = p->e;
     const moa_shape *shape = shape_of(p);
     const moa_engine_layer *w = &e->layers[layer];
     moa_workspace *ws = &e->ws;
-    moa_status s = MOA_OK;
+    bool taken;
+    moa_status s = fused_qkv(p, layer, &taken, err);
+    if (s != MOA_OK || taken) return s;
     MOA_TRY(normalise(p, ws->x, w->attn_norm, ws->h, p->n, err));
     MOA_TRY(multiply(p, ws->h, w->wq, w->bq, ws->q, err));
     MOA_TRY(multiply(p, ws->h, w->wk, w->bk, ws->k, err));
@@ -183,18 +228,31 @@ static moa_status attention_half(const pass *p, int32_t layer, moa_err *err) {
                                                  .pos = p->pos,
                                                  .n_tok = p->n},
                             err));
-    if (p->s) MOA_TRY(moa_capture_rows(p->s, layer, ws->q, ws->k, p->pos, p->n, err));
-    MOA_TRY(attend(p, layer, err));
-    MOA_TRY(add_back(p, ws->o, w->wo, err));
 out:
     return s;
 }
 
-static moa_status feed_forward_half(const pass *p, int32_t layer, moa_err *err) {
+static moa_status attention_half(const pass *p, int32_t layer, moa_err *err) {
+    moa_workspace *ws = &p->e->ws;
+    moa_status s = queries_keys_values(p, layer, err);
+    if (s == MOA_OK && p->s) s = moa_capture_rows(p->s, layer, ws->q, ws->k, p->pos, p->n, err);
+    if (s == MOA_OK) s = attend(p, layer, err);
+    return s == MOA_OK ? add_back(p, ws->o, p->e->layers[layer].wo, err) : s;
+}
+
+/* silu(gate) * up, into ws.gate */
+static moa_status gate_and_up(const pass *p, const moa_engine_layer *w, moa_err *err) {
     moa_engine *e = p->e;
-    const moa_engine_layer *w = &e->layers[layer];
     moa_workspace *ws = &e->ws;
+    const moa_fused_in in = {.x = ws->x, .norm = w->ffn_norm, .eps = shape_of(p)->rms_eps};
+    bool taken = false;
     moa_status s = MOA_OK;
+    if (p->fused && e->vt->fused_gate_up)
+        MOA_TRY(e->vt->fused_gate_up(
+            e->backend,
+            &(moa_args_fused_gate_up){.in = in, .gate = w->gate, .up = w->up, .y = ws->gate, .taken = &taken},
+            err));
+    if (taken) return MOA_OK;
     MOA_TRY(normalise(p, ws->x, w->ffn_norm, ws->h, p->n, err));
     MOA_TRY(multiply(p, ws->h, w->gate, NULL, ws->gate, err));
     MOA_TRY(multiply(p, ws->h, w->up, NULL, ws->up, err));
@@ -203,9 +261,14 @@ static moa_status feed_forward_half(const pass *p, int32_t layer, moa_err *err) 
         &(moa_args_silu_mul){
             .gate = ws->gate, .up = ws->up, .y = ws->gate, .n = (int64_t)p->n * shape_of(p)->d_ff},
         err));
-    MOA_TRY(add_back(p, ws->gate, w->down, err));
 out:
     return s;
+}
+
+static moa_status feed_forward_half(const pass *p, int32_t layer, moa_err *err) {
+    const moa_engine_layer *w = &p->e->layers[layer];
+    const moa_status s = gate_and_up(p, w, err);
+    return s == MOA_OK ? add_back(p, p->e->ws.gate, w->down, err) : s;
 }
 
 static moa_status run_layer(const pass *p, int32_t layer, moa_err *err) {
@@ -224,8 +287,13 @@ static moa_status project(const pass *p, int32_t first, int32_t n, moa_err *err)
     moa_engine *e = p->e;
     const int32_t d_model = shape_of(p)->d_model;
     float *y = p->lanes ? p->lanes->logits : e->ws.logits;
-    const moa_status s = normalise(p, e->ws.x + (int64_t)first * d_model, e->out_norm, e->ws.h, n, err);
-    if (s != MOA_OK) return s;
+    const float *x = e->ws.x + (int64_t)first * d_model;
+    const moa_fused_in in = {.x = x, .norm = e->out_norm, .eps = shape_of(p)->rms_eps};
+    bool taken;
+    moa_status s =
+        fused_product(p, &(moa_args_fused_product){.in = in, .w = e->output, .y = y, .taken = &taken}, err);
+    if (s == MOA_OK && !taken) s = normalise(p, x, e->out_norm, e->ws.h, n, err);
+    if (s != MOA_OK || taken) return s;
     return e->vt->matmul(e->backend, &(moa_args_matmul){.x = e->ws.h, .w = e->output, .y = y, .n_tok = n},
                          err);
 }
@@ -238,19 +306,24 @@ static moa_status download_logits(const pass *p, float *host, int32_t n, moa_err
 
 /* --- a step: one token ------------------------------------------------------------------------------------------------------ */
 
+static bool fused_wanted(void) {
+    const char *text = getenv("MOASCOPE_FUSED");
+    return text && strcmp(text, "1") == 0;
+}
+
+/* p's rows are single tokens, of as many sequences */
 static moa_status step_operations(const pass *p, bool logits, moa_err *err) {
-    moa_status s = embed(p, err);
+    pass q = *p;
+    q.fused = p->n == 1 && fused_wanted();
+    moa_status s = embed(&q, err);
     for (int32_t l = 0; l < shape_of(p)->n_layer && s == MOA_OK; l++)
-        s = run_layer(p, l, err);
-    return s == MOA_OK && logits ? project(p, 0, 1, err) : s;
+        s = run_layer(&q, l, err);
+    return s == MOA_OK && logits ? project(&q, 0, p->n, err) : s;
 }
 
 moa_status moa_lanes_operations(moa_engine *e, const moa_lanes_rows *rows, moa_err *err) {
     const pass p = {.e = e, .lanes = rows, .n = rows->n, .ids = rows->ids, .pos = rows->pos};
-    moa_status s = embed(&p, err);
-    for (int32_t l = 0; l < shape_of(&p)->n_layer && s == MOA_OK; l++)
-        s = run_layer(&p, l, err);
-    return s == MOA_OK ? project(&p, 0, p.n, err) : s;
+    return step_operations(&p, true, err);
 }
 
 /* A recording that cannot be made is no error: the operations are then called one by one. */
