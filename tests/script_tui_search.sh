@@ -305,6 +305,8 @@ for size in 61x17 80x24 120x40 200x50; do
     play $size "$FAST" $how <<'S' || fail "$size $how: exit code $?: $(cat err)"
 :sync loaded
 8
+:step set validate-length 1024
+:step set try-length 1024
 A
 :sync all
 :dump all.txt
