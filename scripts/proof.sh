@@ -11,7 +11,8 @@
 #   main         the task, full attention, uniform:.5 and ours, at the lengths up to 4k, then 8k        eval/TASK-*.json
 #   perplexity   held-out texts, the same plans            densities   .25 and .75
 #   far          the task at 16k                           measures    abs and signed beside joint, at .5
-#   kinds        other calibration data at .5              heads       one rule a query head at .5
+#   kinds        other calibration data at .5 (mix: the task's and summaries of texts, in turns)
+#   heads        one rule a query head at .5
 #   passkey      the plans of main at another task than they were calibrated for
 # in the order of their worth: a run that is cut off has the main table. At 8k and beyond only where full attention still knows something.
 #
@@ -51,19 +52,19 @@ command -v python3 > /dev/null || { echo "proof.sh: python3 is not there (its st
 # A span is never below 128 tokens, so that no plan keeps less than a quarter at 512 tokens: no length below that is calibrated or bounded.
 # items and lengths. further, far: beyond `lengths`, tried only where full attention still answers; few: lengths of the comparisons
 case $budget in
-small) cal_lengths=512,768 n_cal=3 n_profile=2 hold_length=1024 n_hold=2 lengths=768,1024 further= far= n_eval=4 few=1024 n_few=4
+small) cal_lengths=512,768 n_cal=3 n_profile=2 hold_length=1024 n_hold=2 lengths=768,1024 further='' far='' n_eval=4 few=1024 n_few=4
        ppl_lengths=768 n_ppl=2 passkey_lengths=768 n_passkey=2 n_plan=4 kinds=facts ;;
 standard) cal_lengths=1024,2048,4096 n_cal=24 n_profile=12 hold_length=6144 n_hold=6 lengths=512,1024,2048,4096 further=8192 far=16384
-       n_eval=50 few=4096,8192 n_few=50 ppl_lengths=4096 n_ppl=8 passkey_lengths=4096,8192 n_passkey=20 n_plan=6 kinds="passkey facts summary" ;;
+       n_eval=50 few=4096,8192 n_few=50 ppl_lengths=4096 n_ppl=8 passkey_lengths=4096,8192 n_passkey=20 n_plan=6 kinds="mix passkey facts summary" ;;
 full) cal_lengths=1024,2048,4096,8192 n_cal=60 n_profile=50 hold_length=12288 n_hold=20 lengths=512,1024,2048,4096 further=8192 far=16384
        n_eval=100 few=1024,2048,4096,8192 n_few=100 ppl_lengths=2048,8192,16384 n_ppl=24 passkey_lengths=1024,4096,8192,16384 n_passkey=50
-       n_plan=12 kinds="passkey needle facts summary spread" ;;
+       n_plan=12 kinds="mix passkey needle facts summary spread" ;;
 *) usage ;;
 esac
 # SmolLM2 answers at most 2k to 4k, and only passkey: its own lengths
 if [ "$budget" != small ] && [ "$task" = passkey ]; then
-    cal_lengths=512,1024,2048 hold_length=3072 lengths=512,1024,2048 further=4096 far= few=1024,2048 ppl_lengths=2048 passkey_lengths=
-    kinds="retrieval facts summary"
+    cal_lengths=512,1024,2048 hold_length=3072 lengths=512,1024,2048 further=4096 far='' few=1024,2048 ppl_lengths=2048 passkey_lengths=''
+    kinds="mix retrieval facts summary"
 fi
 extend=512,$lengths${further:+,$further}${far:+,$far},$hold_length
 
@@ -122,7 +123,10 @@ failed=0
 
 calibrate() { # KIND
     local from=(--synthetic "$1")
-    case $1 in summary | spread) from=(--docs "$corpus/calibration" --ask "$1") ;; esac
+    case $1 in
+    mix) from=(--synthetic "$main_kind" --docs "$corpus/calibration" --ask summary) ;;
+    summary | spread) from=(--docs "$corpus/calibration" --ask "$1") ;;
+    esac
     step "calibrate-$1" $(($(sum $cal_lengths) * n_cal)) "$out/cal/$1.jsonl" calibrate "$model" "${from[@]}" --lengths $cal_lengths \
         --items $n_cal --only-right --seed 1 --device "$device" -o "$out/cal/$1.jsonl"
 }
@@ -207,7 +211,7 @@ others() { # NAME KIND-MEASURE-PER...: at density .5
     evaluate ppl-$name ppl $ppl_lengths $n_ppl "${plans[@]}"
 }
 run_stages() {
-    local stage list k
+    local stage k
     for stage in $stages; do
         case $stage in
         calibrate) calibrate $main_kind && holdout ;;
@@ -220,7 +224,7 @@ run_stages() {
         passkey) [ -z "$passkey_lengths" ] || evaluate passkey-main passkey $passkey_lengths $n_passkey full uniform:0.5 "$(best $main)" ;;
         densities) densities ;;
         measures) others measures $main_kind-abs-group $main_kind-signed-group ;;
-        kinds) list=; for k in $kinds; do list="$list $k-joint-group"; done; others kinds $list ;;
+        kinds) for k in $kinds; do others kind-$k $k-joint-group; done ;;
         heads) others heads $main_kind-joint-head ;;
         esac
     done

@@ -27,7 +27,6 @@ proof --stages calibrate,profile,search,validate > "$temp/log" 2>&1 || complain 
 proof --stages main --limit 8 > "$temp/log" 2>&1 || complain "$(cat "$temp/log")"
 python3 -B "$source/scripts/proof_table.py" "$temp/out" > "$temp/part.md" || complain "the table of an unfinished run"
 proof --stages main > "$temp/log" 2>&1 || complain "$(cat "$temp/log")"
-before=$(find "$temp/out" -type f -newer "$temp/log" | wc -l)
 proof --stages calibrate,profile,search,validate,main > "$temp/again" 2>&1 || complain "$(cat "$temp/again")"
 grep -q "^== " "$temp/again" && complain "what was there was made again: $(cat "$temp/again")"
 python3 -B "$source/scripts/proof_table.py" "$temp/out" --data "$temp/data.jsonl" --md "$temp/proof.md" || complain "the table"

@@ -122,6 +122,7 @@ static moa_status copy_losses(const tui_app *app, tui_solver *s, moa_err *err) {
         const float *from = p->influence[i]->curve[p->measure];
         for (size_t k = 0; k < heads * ((size_t)p->influence[i]->nb + 1); k++) s->losses->curve[i][k] = (double)from[k];
     }
+    moa_losses_drop_gains(s->losses);
     const int last = p->n_influence - 1;
     const int32_t nb = s->losses->nb[last], nb_to = n > p->n_influence ? s->losses->nb[last + 1] : 0;
     for (size_t h = 0; nb_to && h < heads; h++) stretch(s->losses->curve[last] + h * (size_t)(nb + 1), nb, s->losses->curve[last + 1] + h * (size_t)(nb_to + 1), nb_to);
