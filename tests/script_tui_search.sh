@@ -95,6 +95,9 @@ a, b = p["alphas"], p["betas"]
 def span(l, h, n):
     return (int(max(min(int(a[l][h] + b[l][h] * n), n), 128)) + 63) // 64 * 64
 losses, by_map = [], []
+for n in (1536, 2048): # the bound holds where plans are judged, too
+    kept = sum(max(span(l, g * 3 + k, n) for k in range(3)) for l in range(8) for g in range(2)) / (16 * n)
+    assert 0.4 <= kept <= 0.5 + 1e-9, (n, kept)
 with zipfile.ZipFile(npz) as z:
     for n in (512, 1024):
         (L, H, nb1), joint = array(z, f"joint_{n}")
