@@ -11,7 +11,8 @@
 #   main         the task, full attention, uniform:.5 and ours, at the lengths up to 4k, then 8k        eval/TASK-*.json
 #   perplexity   held-out texts, the same plans            densities   .25 and .75
 #   far          the task at 16k                           measures    abs and signed beside joint, at .5
-#   kinds        other calibration data at .5 (mix: the task's and summaries of texts, in turns)
+#   mix          calibrated on the task's items and on summaries of texts, in turns, at .5
+#   kinds        other calibration data at .5
 #   heads        one rule a query head at .5
 #   passkey      the plans of main at another task than they were calibrated for
 # in the order of their worth: a run that is cut off has the main table. At 8k and beyond only where full attention still knows something.
@@ -26,7 +27,7 @@ usage() { sed -n '4,5s/^# *//p' "$0" >&2; exit 2; }
 model=$1 out=$2; shift 2
 source=$(cd "$(dirname "$0")/.." && pwd)
 device=auto budget=standard task=retrieval limit=0 rate=0 print=0 corpus=$HOME/.cache/moascope/corpus moascope=
-all="calibrate profile search validate main perplexity densities far measures kinds heads passkey"
+all="calibrate profile search validate main perplexity mix densities far measures kinds heads passkey"
 stages=$all
 while [ $# -gt 0 ]; do
     case $1 in
@@ -224,6 +225,7 @@ run_stages() {
         far) far ;;
         perplexity) evaluate ppl-main ppl $ppl_lengths $n_ppl full uniform:0.5 "$(best $main)" ;;
         passkey) [ -z "$passkey_lengths" ] || evaluate passkey-main passkey $passkey_lengths $n_passkey full uniform:0.5 "$(best $main)" ;;
+        mix) others kind-mix mix-joint-group ;;
         densities) densities ;;
         measures) others measures $main_kind-abs-group $main_kind-signed-group ;;
         kinds) for k in $kinds; do others kind-$k $k-joint-group; done ;;
