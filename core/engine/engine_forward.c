@@ -10,7 +10,7 @@
  * second time they run (the first lets the backend allocate what it wants) and replayed from then on, until a buffer moves.
  *
  * A step of one row goes by the fused operations where the backend has them and takes the shape: five launches a layer rather than
- * sixteen. $MOASCOPE_FUSED=1 asks for that; the single operations stay what it is checked against.
+ * sixteen. $MOASCOPE_FUSED=0 goes by the single operations, which it is checked against.
  *
  * While keys of the windows are lost (seq.c), a chunk is attended as if its tokens were as many sequences that share one page
  * table, so that each can have its own spans: attn_decode with a stride of 0.
@@ -308,7 +308,7 @@ static moa_status download_logits(const pass *p, float *host, int32_t n, moa_err
 
 static bool fused_wanted(void) {
     const char *text = getenv("MOASCOPE_FUSED");
-    return text && strcmp(text, "1") == 0;
+    return !text || strcmp(text, "0") != 0;
 }
 
 /* p's rows are single tokens, of as many sequences */
