@@ -16,11 +16,13 @@
  *
  * Order of summing is fixed: the same bits every time. Needs sm_90 (clusters); what a warp does with a unit is attn_decode_mma.cuh's.
  *
- *   version   H100, f16, one layer, us (v2, best of FlashInfer, FlashAttention-3 and cuDNN); N dense, N half
- *   v2        SmolLM2 9/3 x 64 4k 11.7, 10.9    Qwen2.5-0.5B 14/2 x 64 4k 13.2, 32k 20.3, 23.0    Qwen2.5-1.5B 12/2 x 128 4k 15.7,
- *             16k 21.9, 26.3    Llama-3-8B 32/8 x 128 4k 20.5 (12.6), 19.7 (11.3), 16k 39.3 (33.4), 27.5 (20.5), 128k 200 (184), 115 (99.8)
- *             Half slower than dense at Qwen's: the block that comes last merges 106 parts instead of 66, 0.8 us a round of loads
- *   v3        not measured yet                                                                                             */
+ *   version   H100, f16, one layer, us; N dense, N half (v1 -> v2 -> v3)
+ *   SmolLM2 9/3 x 64        4k  14.2 -> 10.7 -> 7.5,   14.5 ->  8.5 ->  6.6
+ *   Qwen2.5-1.5B 12/2 x 128 4k  22.9 -> 13.2 -> 10.0,  25.2 -> 11.8 ->  9.8    16k 43.9 -> 20.1 -> 18.0, 35.6 -> 26.6 -> 13.8
+ *   Llama-3-8B 32/8 x 128   4k  23.9 -> 19.3 -> 13.4,  24.1 -> 18.1 -> 11.2    16k 48.8 -> 37.2 -> 36.1, 37.2 -> 26.5 -> 22.0
+ *                           128k 249 ->  199 ->  228,   140 ->  113 ->  133: not for long heads
+ *   v2's half was slower than its dense: the block that comes last merges 106 parts instead of 66, 0.8 us a round of loads
+ *   2026-11-24, test_ops_cuda --bench attn_decode (docs/measurements/2026-11-24-h100-decode.md)                          */
 #include "cuda/attn_decode_mma.cuh"
 #include "cuda/launch.cuh"
 

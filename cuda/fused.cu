@@ -18,7 +18,11 @@
  * read before its wait only what no kernel of the step writes (weights, ids, positions, tables, spans, pages but for the newest token's row).
  *
  * q, k and v of different types are as many launches as there are types. Sums are float32 in a fixed order: the same bits each
- * time. The single operations are the check (tests/test_ops_fused.c), $MOASCOPE_FUSED=0 goes by them. */
+ * time. The single operations are the check (tests/test_ops_fused.c), $MOASCOPE_FUSED=0 goes by them.
+ *
+ *   H100, a whole step   SmolLM2 Q4_1 1081 us by single operations (attention v3), 600 fused, 713 without early launches
+ *                        Llama-3-8B Q4_0 4204 (attention v1), 2629 fused: 51 % of what reading allows; BF16 6196: 77 %
+ *   2026-11-24, moascope bench --what step (docs/measurements/2026-11-24-h100-decode.md) */
 #include "cuda/launch.cuh"
 #include "cuda/row.cuh"
 
