@@ -1,27 +1,6 @@
 #!/bin/bash
 # The subcommands end to end: run, plan, chat, sessions, engine --devices, on tiny random models and, where it is fetched, SmolLM2.
-set -u
-build=$1
-source=$(cd "$(dirname "$0")/.." && pwd)
-moascope=$build/moascope
-[ -x "$moascope" ] || { echo "skipped: $moascope is not built"; exit 77; }
-command -v python3 > /dev/null || { echo "skipped: no python3 to read the results with"; exit 77; }
-temp=$(mktemp -d) || exit 1
-trap 'rm -r "$temp"' EXIT
-unset MOASCOPE_MODEL MOASCOPE_DEVICE MOASCOPE_THREADS LLAMA_ARG_MODEL LLAMA_ARG_DEVICE LLAMA_ARG_THREADS
-export XDG_STATE_HOME=$temp/state
-failed=0
-complain() { echo "FAILED: $*"; failed=1; }
-# expect CODE command...: runs it, output to $temp/out and $temp/err
-expect() {
-    local want=$1 code; shift
-    "$@" > "$temp/out" 2> "$temp/err" < /dev/null
-    code=$?
-    [ $code -eq "$want" ] || { complain "exit code $code, expected $want: $*"; cat "$temp/err"; }
-}
-says() { grep -qF -- "$1" "$temp/err" || { complain "stderr does not say '$1':"; cat "$temp/err"; }; }
-# check FILE expression: python with j = the JSON of FILE
-check() { python3 -c 'import json,sys; j=json.load(open(sys.argv[1])); sys.exit(0 if eval(sys.argv[2]) else 1)' "$1" "$2" || complain "$1: not $2"; }
+. "$(dirname "$0")/batch_lib.sh" "$1"
 llama=$source/tests/data/tiny_llama.gguf
 text="the quick brown fox jumps over the lazy dog, again and again and again. "
 text=$text$text$text$text

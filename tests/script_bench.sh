@@ -1,24 +1,6 @@
 #!/bin/bash
 # moascope bench on the CPU: rows, figures against each other and against the formulas, JSON, refusals.
-set -u
-build=$1
-moascope=$build/moascope
-[ -x "$moascope" ] || { echo "skipped: $moascope is not built"; exit 77; }
-command -v python3 > /dev/null || { echo "skipped: no python3 to read the results with"; exit 77; }
-source=$(cd "$(dirname "$0")/.." && pwd)
-temp=$(mktemp -d) || exit 1
-trap 'rm -r "$temp"' EXIT
-unset MOASCOPE_MODEL MOASCOPE_DEVICE MOASCOPE_THREADS LLAMA_ARG_MODEL LLAMA_ARG_DEVICE LLAMA_ARG_THREADS
-export XDG_STATE_HOME=$temp/state
-failed=0
-complain() { echo "FAILED: $*"; failed=1; }
-expect() {
-    local want=$1 code; shift
-    "$@" > "$temp/out" 2> "$temp/err" < /dev/null
-    code=$?
-    [ $code -eq "$want" ] || { complain "exit code $code, expected $want: $*"; cat "$temp/err"; }
-}
-says() { grep -qF -- "$1" "$temp/err" || { complain "stderr does not say '$1':"; cat "$temp/err"; }; }
+. "$(dirname "$0")/batch_lib.sh" "$1"
 llama=$source/tests/data/tiny_llama.gguf
 few="--device cpu --reps 1 --big 8"
 

@@ -1,22 +1,6 @@
 #!/bin/bash
 # `moascope search` end to end: a profile of a tiny model, plans from it, what they say of themselves against `plan show`, refusals.
-set -u
-build=$1
-source=$(cd "$(dirname "$0")/.." && pwd)
-moascope=$build/moascope
-[ -x "$moascope" ] || { echo "skipped: $moascope is not built"; exit 77; }
-command -v python3 > /dev/null || { echo "skipped: no python3 to read the results with"; exit 77; }
-temp=$(mktemp -d) || exit 1
-trap 'rm -r "$temp"' EXIT
-failed=0
-complain() { echo "FAILED: $*"; failed=1; }
-expect() { # CODE command...
-    local want=$1 code; shift
-    "$@" > "$temp/out" 2> "$temp/err" < /dev/null
-    code=$?
-    [ $code -eq "$want" ] || { complain "exit code $code, expected $want: $*"; cat "$temp/err"; }
-}
-says() { grep -qF -- "$1" "$temp/err" || { complain "stderr does not say '$1':"; cat "$temp/err"; }; }
+. "$(dirname "$0")/batch_lib.sh" "$1"
 python3 - "$temp/data.jsonl" <<'P'
 import json, random, sys
 random.seed(1)

@@ -1,25 +1,7 @@
 #!/bin/bash
 # calibrate, eval and validate end to end on a tiny random model (what they compute, that they go on after an interruption), and, where it
 # is fetched, SmolLM2: passkey found, perplexity equal to NumPy's from `run --logits`.
-set -u
-build=$1
-source=$(cd "$(dirname "$0")/.." && pwd)
-moascope=$build/moascope
-[ -x "$moascope" ] || { echo "skipped: $moascope is not built"; exit 77; }
-command -v python3 > /dev/null || { echo "skipped: no python3 to read the results with"; exit 77; }
-temp=$(mktemp -d) || exit 1
-trap 'rm -r "$temp"' EXIT
-unset MOASCOPE_MODEL MOASCOPE_DEVICE MOASCOPE_THREADS LLAMA_ARG_MODEL LLAMA_ARG_DEVICE LLAMA_ARG_THREADS
-failed=0
-complain() { echo "FAILED: $*"; failed=1; }
-expect() {
-    local want=$1 code; shift
-    "$@" > "$temp/out" 2> "$temp/err" < /dev/null
-    code=$?
-    [ $code -eq "$want" ] || { complain "exit code $code, expected $want: $*"; cat "$temp/err"; }
-}
-says() { grep -qF -- "$1" "$temp/err" || { complain "stderr does not say '$1':"; cat "$temp/err"; }; }
-check() { python3 -c 'import json,sys; j=json.load(open(sys.argv[1])); sys.exit(0 if eval(sys.argv[2]) else 1)' "$1" "$2" || complain "$1: not $2"; }
+. "$(dirname "$0")/batch_lib.sh" "$1"
 tiny=$source/tests/data/tiny_llama.gguf
 cpu="--device cpu -q"
 
