@@ -19,28 +19,9 @@
 #include <unistd.h>
 
 #include "core/engine/backend.h"
+#include "tests/ops_check.h"
 
 enum { SKIP = 77, MAX_MEM = 32 };
-
-static int n_failed, n_check;
-
-#define CHECK(condition, ...)                                                                                \
-    do {                                                                                                     \
-        n_check++;                                                                                           \
-        if (!(condition)) {                                                                                  \
-            n_failed++;                                                                                      \
-            (void)printf("FAILED %s:%d: %s: ", __FILE__, __LINE__, #condition);                              \
-            (void)printf(__VA_ARGS__);                                                                       \
-            (void)printf("\n");                                                                              \
-        }                                                                                                    \
-    } while (0)
-
-/* a failure after which nothing more can be said */
-static void must(moa_status s, const moa_err *err, const char *what) {
-    if (s == MOA_OK) return;
-    (void)printf("FAILED: %s: %s\n", what, err->text);
-    exit(1);
-}
 
 static moa_backend *open_device(const char *device, bool reference, moa_err *err) {
     const moa_backend_config config = {.reference = reference};
@@ -48,13 +29,6 @@ static moa_backend *open_device(const char *device, bool reference, moa_err *err
     char why[256];
     return moa_backend_open(&b, device, &config, why, sizeof why, err) == MOA_OK ? b : NULL;
 }
-
-#define CALL(b, op, ...)                                                                                     \
-    do {                                                                                                     \
-        const moa_args_##op args_ = {__VA_ARGS__};                                                           \
-        moa_err err_ = {0};                                                                                  \
-        must((b)->vt->op((b), &args_, &err_), &err_, #op);                                                   \
-    } while (0)
 
 static uint64_t state = 88172645463325252u;
 static uint32_t random_u32(void) {

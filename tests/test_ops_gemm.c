@@ -13,35 +13,10 @@
 #include <string.h>
 
 #include "core/engine/backend.h"
+#include "tests/ops_check.h"
 
 enum { SKIP = 77, N_ROW = 70 };
 static const double LIMIT = 1e-6; /* NMSE, of test_ops's products */
-
-static int n_failed, n_check;
-
-#define CHECK(condition, ...)                                                                                \
-    do {                                                                                                     \
-        n_check++;                                                                                           \
-        if (!(condition)) {                                                                                  \
-            n_failed++;                                                                                      \
-            (void)printf("FAILED %s:%d: %s: ", __FILE__, __LINE__, #condition);                              \
-            (void)printf(__VA_ARGS__);                                                                       \
-            (void)printf("\n");                                                                              \
-        }                                                                                                    \
-    } while (0)
-
-static void must(moa_status s, const moa_err *err, const char *what) {
-    if (s == MOA_OK) return;
-    (void)printf("FAILED: %s: %s\n", what, err->text);
-    exit(1);
-}
-
-#define CALL(b, op, ...)                                                                                     \
-    do {                                                                                                     \
-        const moa_args_##op args_ = {__VA_ARGS__};                                                           \
-        moa_err err_ = {0};                                                                                  \
-        must((b)->vt->op((b), &args_, &err_), &err_, #op);                                                   \
-    } while (0)
 
 static uint64_t state = 88172645463325252u;
 static uint32_t random_u32(void) {
