@@ -3,6 +3,7 @@
  *   show     what a plan means at given lengths          check    is the file valid, does it fit, what is odd about it
  *   diff     the heads whose rules differ                convert  our superset <-> the two keys of the interchange format
  *   uniform  one rule for every head                     edit     SELECTOR and EDIT pairs, as in the workbench
+ *   export   in the formats of other programs (plans/plan_export.h)
  *
  * One function a verb. A plan is a file, or full, uniform:D, sink when the shape is known (--model or --shape). */
 #include <math.h>
@@ -14,9 +15,10 @@
 #include "core/base/text.h"
 #include "core/model/model.h"
 #include "plans/plan.h"
+#include "plans/plan_export.h"
 #include "tui/batch/batch.h"
 
-enum { AT_MAX = 256, OWN_SHAPE = MOA_OPT_OWN, OWN_PLAIN, OWN_ALPHA, OWN_BETA, OWN_STRICT, OWN_MODEL };
+enum { AT_MAX = 256, OWN_SHAPE = MOA_OPT_OWN, OWN_PLAIN, OWN_ALPHA, OWN_BETA, OWN_STRICT, OWN_MODEL, OWN_TO };
 
 typedef struct shape {
     int32_t n_layer, n_head, n_head_kv; /* 0: not known */
@@ -373,11 +375,47 @@ out:
     return s;
 }
 
+/* duo is a folder of two files, as its loader wants it */
+static moa_status save_duo(const char *folder, const moa_buf *tsv, const moa_buf *config, moa_err *err) {
+    char path[4096];
+    moa_status s = moa_dir_make(folder, err);
+    if (s != MOA_OK) return s;
+    if (snprintf(path, sizeof path, "%s/full_attention_heads.tsv", folder) >= (int)sizeof path)
+        return moa_fail(err, MOA_E_USAGE, "-o: a path of %zu bytes is too long", strlen(folder));
+    s = moa_file_save(path, tsv->data, tsv->size, 0644, 0, err);
+    if (s != MOA_OK) return s;
+    (void)snprintf(path, sizeof path, "%s/config.json", folder);
+    return moa_file_save(path, config->data, config->size, 0644, 0, err);
+}
+
 static moa_status export_plan(const moa_args *args, moa_err *err) {
-    (void)args;
-    return moa_fail(
-        err, MOA_E_UNSUPPORTED,
-        "exports for other programs are not there yet; `plan convert --plain` writes the interchange format");
+    const char *to = moa_args_text(args, OWN_TO), *path = moa_args_text(args, MOA_OPT_OUTPUT);
+    char loss[MOA_EXPORT_LOSS_BYTES] = "";
+    int32_t at[AT_MAX];
+    moa_export how = {.at = at};
+    shape known;
+    moa_plan *plan = NULL;
+    moa_buf text = {0}, side = {0};
+    moa_status s = MOA_OK;
+    MOA_TRY(want_words(args, 1, 1, "export PLAN --to FORMAT [--at N,N,...] [-o FILE]", err));
+    MOA_TRY(moa_export_find(to ? to : "", &how.format, err));
+    if (how.format == MOA_EXPORT_DUO && (!path || strcmp(path, "-") == 0))
+        MOA_TRY(moa_fail(err, MOA_E_USAGE, "duo is a folder of two files: -o FOLDER"));
+    /* the default lengths are for a look; an export holds what was asked for */
+    if (moa_args_has(args, MOA_OPT_AT)) how.n_at = moa_args_ints(args, MOA_OPT_AT, at, AT_MAX);
+    if (how.n_at > AT_MAX) MOA_TRY(moa_fail(err, MOA_E_USAGE, "--at: %d lengths, at most %d", how.n_at, AT_MAX));
+    MOA_TRY(shape_of(args, &known, err));
+    MOA_TRY(open_plan(&plan, moa_args_word(args, 1), &known, err));
+    how.n_head_kv = known.n_head_kv;
+    MOA_TRY(moa_plan_export(plan, &how, &text, &side, loss, err));
+    MOA_TRY(how.format == MOA_EXPORT_DUO ? save_duo(path, &text, &side, err)
+                                         : moa_output_save(path ? path : "-", &text, err));
+    if (loss[0]) moa_remark(args, "%s: %s", to, loss);
+out:
+    moa_buf_free(&text);
+    moa_buf_free(&side);
+    moa_plan_close(&plan);
+    return s;
 }
 
 /* --- the verbs -------------------------------------------------------------------------------------------------------------------------- */
@@ -390,10 +428,10 @@ static const struct {
 
 static moa_status run(const moa_args *args, moa_err *err) {
     const char *word = moa_args_word(args, 0);
-    if (!word) return moa_fail(err, MOA_E_USAGE, "what? show, check, diff, convert, uniform or edit");
+    if (!word) return moa_fail(err, MOA_E_USAGE, "what? show, check, diff, convert, uniform, edit or export");
     for (size_t v = 0; v < sizeof verbs / sizeof *verbs; v++)
         if (strcmp(word, verbs[v].name) == 0) return verbs[v].run(args, err);
-    return moa_fail(err, MOA_E_USAGE, "'%s': show, check, diff, convert, uniform or edit", word);
+    return moa_fail(err, MOA_E_USAGE, "'%s': show, check, diff, convert, uniform, edit or export", word);
 }
 
 static const int options[] = {MOA_OPT_AT,     MOA_OPT_MODEL_HEADS_KV, MOA_OPT_JSON,
@@ -407,6 +445,7 @@ static const moa_option own[] = {
     {"--strict", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "check: remarks are failures (exit 1)"},
     /* not the shared row: a model named in the environment must not decide what a plan is for */
     {"--model -m", MOA_OPTION_TEXT, "MODEL", NULL, 0, 0, false, "the model a plan is for: its shape"},
+    {"--to", MOA_OPTION_TEXT, "FORMAT", NULL, 0, 0, false, "export: moa, csv, windows, minference or duo"},
     {0},
 };
 
@@ -418,13 +457,18 @@ const moa_batch moa_batch_plan = {
              "diff PLAN PLAN [--json F|-]\n"
              "convert PLAN [--plain] -o FILE\n"
              "uniform D --model MODEL -o FILE\n"
-             "edit PLAN SELECTOR EDIT [SELECTOR EDIT ...] -o FILE",
+             "edit PLAN SELECTOR EDIT [SELECTOR EDIT ...] -o FILE\n"
+             "export PLAN --to FORMAT [--at N,N,...] -o FILE",
     .options = options,
     .own = own,
     .min_words = 1,
     .max_words = 64,
     .more = "PLAN is a file, or full, uniform:D, sink with --model or --shape. SELECTOR: L14.H13  L14.*  "
             "L10-20.H0,4  *.H3  L3.G1  *\n"
-            "EDIT: full  sink  w=1024  \"alpha=0 beta=0.25\"  alpha+=64  beta-=0.125",
+            "EDIT: full  sink  w=1024  \"alpha=0 beta=0.25\"  alpha+=64  beta-=0.125\n"
+            "FORMAT: moa (alphas and betas alone)  csv (rules, and spans --at lengths)  windows (JSON, every head's "
+            "window)\n"
+            "minference (one length, prefill)  duo (a folder; per KV head full or one window). What a format cannot "
+            "say is said.",
     .run = run,
 };
