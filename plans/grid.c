@@ -6,9 +6,10 @@
 
 int32_t moa_grid_step(const moa_grid_config *c) {
     if (c->step > 0) return c->step;
-    if (c->length[c->n_length - 1] >= 8000) return 1024; /* "8k" profiles are often a few tokens short of 8192 */
-    const int32_t half = (c->length[0] / 2 + 32) / 64 * 64;
-    return half < 64 ? 64 : half;
+    const int32_t eighth = (c->length[0] / 8 + 32) / 64 * 64;
+    const int32_t range = moa_roundup64((c->length[0] + c->length[c->n_length - 1]) / MOA_GRID_ALPHA_MAX); /* of a wide range a coarser grid */
+    const int32_t step = eighth > range ? eighth : range;
+    return step < 64 ? 64 : step;
 }
 
 static bool wanted(const moa_grid_config *c, moa_rule r, int32_t target) {

@@ -76,8 +76,6 @@ if [ -f "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
 fi
 [ $print = 1 ] || echo "$settings" > "$out/settings"
 main_kind=$task
-step=128  # of alpha: 1024 and a beta of 1/8 leave a head that looks nearby no less than an eighth of every length
-[ "$budget" != small ] || step=256
 n_level=1 # solves: the mean of the lengths and each alone; validation chooses
 main=$main_kind-joint-group-0.5
 
@@ -143,7 +141,7 @@ profile() { # KIND
 }
 search() { # KIND MEASURE PER DENSITY
     step "search-$1-$2-$3-$4" 0 "$out/plans/$1-$2-$3-$4/pareto.json" search "$out/influence/$1.npz" --measure $2 --per $3 --density $4 \
-        --extend $extend --stretch --alpha-step $step --intervals $n_level --plans $n_plan --force -o "$out/plans/$1-$2-$3-$4"
+        --extend $extend --stretch --intervals $n_level --plans $n_plan --force -o "$out/plans/$1-$2-$3-$4"
 }
 validate() { # KIND MEASURE PER DENSITY
     step "validate-$1-$2-$3-$4" $((hold_length * n_hold * (n_plan + 2))) "$out/plans/$1-$2-$3-$4/validate.json" validate "$model" \

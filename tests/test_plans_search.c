@@ -58,7 +58,7 @@ static const int32_t lengths3[] = {2048, 4096, 8192}, target16k[] = {16384};
 
 static moa_solve_result solve_instance(uint64_t seed, int32_t max_rules, bool cap_only) {
     moa_losses *l = instance(seed, 32, 32, lengths3, 3);
-    const moa_search_config c = {.density = .5, .density_low = cap_only ? -1 : 0, .max_rules = max_rules, .extend = target16k,
+    const moa_search_config c = {.density = .5, .density_low = cap_only ? -1 : 0, .max_rules = max_rules, .alpha_step = 1024, .extend = target16k,
                                  .n_extend = 1};
     moa_problem p;
     moa_choice choice;
@@ -112,7 +112,7 @@ static double cpu_s(void) {
 
 static int front(int max_rules) {
     moa_losses *l = instance(1, 32, 32, lengths3, 3);
-    const moa_search_config c = {.density = .5, .max_rules = max_rules, .extend = target16k, .n_extend = 1, .seed = 1};
+    const moa_search_config c = {.density = .5, .max_rules = max_rules, .alpha_step = 1024, .extend = target16k, .n_extend = 1, .seed = 1};
     moa_search_result r;
     moa_err err = {0};
     const double begin = cpu_s();
@@ -129,7 +129,7 @@ static int front(int max_rules) {
 
 static int write_lp(uint64_t seed, int max_rules, const char *path) {
     moa_losses *l = instance(seed, 32, 32, lengths3, 3);
-    const moa_search_config c = {.density = .5, .max_rules = max_rules, .extend = target16k, .n_extend = 1};
+    const moa_search_config c = {.density = .5, .max_rules = max_rules, .alpha_step = 1024, .extend = target16k, .n_extend = 1};
     moa_problem p = {0};
     moa_choice choice;
     moa_buf text = {0};
@@ -406,7 +406,7 @@ static void test_grid(void **state) {
     (void)state;
     moa_rule *rules;
     int32_t n;
-    const moa_grid_config paper = {.length = lengths3, .n_length = 3, .extend = target16k, .n_extend = 1};
+    const moa_grid_config paper = {.length = lengths3, .n_length = 3, .extend = target16k, .n_extend = 1, .step = 1024};
     assert_int_equal(moa_grid_make(&paper, &rules, &n, NULL), MOA_OK);
     assert_int_equal(n, 48);
     for (int32_t i = 0; i < n; i++) {
@@ -415,7 +415,17 @@ static void test_grid(void **state) {
     }
     free(rules);
     static const int32_t shorts[] = {512, 1024, 2048};
-    assert_int_equal(moa_grid_step(&(moa_grid_config){.length = shorts, .n_length = 3}), 256);
+    assert_int_equal(moa_grid_step(&(moa_grid_config){.length = shorts, .n_length = 3}), 64);
+    assert_int_equal(moa_grid_step(&(moa_grid_config){.length = lengths3, .n_length = 3}), 256);
+    static const int32_t odd[] = {800}, tiny[] = {2}, wide[] = {128, 65536, MOA_N_MAX};
+    assert_int_equal(moa_grid_step(&(moa_grid_config){.length = odd, .n_length = 1}), 128);
+    assert_int_equal(moa_grid_step(&(moa_grid_config){.length = tiny, .n_length = 1}), 64);
+    /* whatever the lengths, the default has a grid that is not too large */
+    for (int32_t k = 2; k <= 3; k++) {
+        assert_int_equal(moa_grid_make(&(moa_grid_config){.length = wide, .n_length = k}, &rules, &n, NULL), MOA_OK);
+        assert_in_range(n, 9, MOA_GRID_RULE_MAX - 1);
+        free(rules);
+    }
     assert_int_equal(moa_grid_step(&(moa_grid_config){.length = shorts, .n_length = 3, .step = 64}), 64);
     /* a fine grid: rules of the same spans are one */
     const moa_grid_config fine = {.length = shorts, .n_length = 3, .step = 16};

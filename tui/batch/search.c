@@ -419,7 +419,7 @@ static const moa_option own[] = {
      "the density counts the widest head of each group, or every query head"},
     {"--max-rules", MOA_OPTION_INT, "K", "0", 0, 16, false, "distinct rules a layer at most; 0: any"},
     {"--alpha-step", MOA_OPTION_INT, "T", "0", 0, 16777216, false,
-     "grid of alpha, tokens; 0: 1024, or half the shortest length for profiles below 8k"},
+     "grid of alpha, tokens; 0: an eighth of the shortest length, rounded to 64"},
     {"--forbid", MOA_OPTION_LIST, "A,B", NULL, 0, 0, false, "rules (alpha,beta) to leave out"},
     {"--lock", MOA_OPTION_TEXT, "PLAN", NULL, 0, 0, false, "a plan of which some heads keep their rules"},
     {"--locked", MOA_OPTION_TEXT, "HEADS", NULL, 0, 0, false, "those heads: \"3.0-3.8,5.*\" or a selector, \"L3.H0-8 L5.*\""},
