@@ -449,9 +449,15 @@ static void figure(tui_app *app, tui_found *f) {
     }
 }
 
+static void name_lengths(tui_planner *p) {
+    p->n_found_length = p->n_influence;
+    for (int k = 0; k < p->n_influence; k++) p->found_lengths[k] = p->influence[k]->n_tok;
+}
+
 static void refigure(tui_app *app) {
     tui_planner *p = app->planner;
     for (int i = 0; i < p->n_found + p->n_reference; i++) figure(app, &p->found[i]);
+    name_lengths(p); /* influence of other lengths may have come since the search */
 }
 
 static bool add_reference(tui_app *app, const char *name, moa_rule rule) {
@@ -476,8 +482,7 @@ static void take_found(tui_app *app, moa_plan **plans, const double *gaps, int n
     }
     (void)add_reference(app, "uniform", (moa_rule){0, p->density});
     (void)add_reference(app, "full", (moa_rule){0, 1});
-    p->n_found_length = p->n_influence;
-    for (int k = 0; k < p->n_influence; k++) p->found_lengths[k] = p->influence[k]->n_tok;
+    name_lengths(p);
 }
 
 void tui_planner_solved(tui_app *app, moa_status s, const char *text, moa_plan **plans, const double *gaps, int n) {
@@ -708,7 +713,8 @@ static void take_try(tui_planner *p, const moa_msg_result *m) {
 static bool result_ok(const tui_planner *p, const moa_msg_result *m) {
     const uint32_t plans = p->running == TUI_STEP_VALIDATE ? (uint32_t)p->valid_plans : p->running == TUI_STEP_TRY ? 3 : 1;
     const uint32_t lengths = p->running <= TUI_STEP_PROFILE ? (uint32_t)p->n_length : 1, n = plans * lengths;
-    if (m->kind < MOA_WIRE_CALIBRATE || m->kind > MOA_WIRE_EVAL || m->lengths.n != lengths || m->n_plan != (int32_t)plans || m->n.n != n || m->right.n != n || m->loss.n != n)
+    if (m->kind < MOA_WIRE_CALIBRATE || m->kind > MOA_WIRE_EVAL || m->lengths.n != lengths || m->n_plan != (int32_t)plans || m->n.n != n || m->right.n != n || m->loss.n != n ||
+        m->n_want < 0 || m->n_want > MOA_WIRE_ITEMS_MAX)
         return false;
     for (uint32_t i = 0; i < n; i++)
         if (m->n.data[i] < 0 || m->n.data[i] > MOA_WIRE_ITEMS_MAX || m->right.data[i] < 0 || m->right.data[i] > m->n.data[i]) return false;
@@ -789,6 +795,12 @@ bool tui_planner_result(tui_app *app, uint32_t job, const moa_msg_result *m) {
     return true;
 }
 
+static bool finite_all(moa_wire_f32s x) {
+    for (uint32_t i = 0; i < x.n; i++)
+        if (!isfinite(x.data[i])) return false;
+    return true;
+}
+
 static bool influence_ok(const tui_app *app, const moa_msg_influence *m) {
     const tui_planner *p = app->planner;
     bool asked = false;
@@ -798,13 +810,16 @@ static bool influence_ok(const tui_app *app, const moa_msg_influence *m) {
         m->n_head > app->model.n_head - m->head0 || m->n_item < 1)
         return false;
     if (!moa_size_mul((size_t)m->nb * (size_t)m->nb, (size_t)m->n_head, &map) || !moa_size_mul((size_t)m->nb + 1, (size_t)m->n_head, &curve)) return false;
-    return m->joint.n == curve && m->abs.n == m->sum.n && (m->abs.n == 0 || m->abs.n == map);
+    if (m->joint.n != curve || m->abs.n != m->sum.n || (m->abs.n != 0 && m->abs.n != map)) return false;
+    /* all heads of a length have maps, or none: a head without would be one that nothing costs */
+    if (p->incoming && p->incoming->n_tok == m->n_tok && (p->incoming->abs != NULL) != (m->abs.n > 0)) return false;
+    return finite_all(m->abs) && finite_all(m->sum) && finite_all(m->joint);
 }
 
 static void take_heads(tui_influence *f, const moa_msg_influence *m) {
     const size_t first = (size_t)m->layer * (size_t)f->n_head + (size_t)m->head0, nb = (size_t)f->nb;
     for (int32_t h = 0; h < m->n_head; h++) f->n_have += !f->have[first + (size_t)h], f->have[first + (size_t)h] = 1;
-    if (m->abs.n && f->abs) {
+    if (f->abs) {
         memcpy(f->abs + first * nb * nb, m->abs.data, m->abs.n * sizeof(float));
         memcpy(f->sum + first * nb * nb, m->sum.data, m->sum.n * sizeof(float));
     }
@@ -812,7 +827,7 @@ static void take_heads(tui_influence *f, const moa_msg_influence *m) {
     f->n_item = m->n_item;
     f->n_supervised = m->n_supervised;
     f->n_clamped = m->n_clamped;
-    f->loss = m->loss;
+    f->loss = isfinite(m->loss) ? m->loss : (double)NAN;
 }
 
 /* Influence of lengths that are no longer asked for goes with the first of the new ones. */

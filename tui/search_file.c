@@ -75,6 +75,7 @@ out:
     return s;
 }
 
+/* how many; more than the first TUI_FIND_LENGTHS are only counted, and may be counted again */
 static int lengths_in(const moa_npz *z, int32_t *lengths) {
     static const char *const kinds[] = {"joint", "abs", "signed"};
     int n = 0;
@@ -82,8 +83,10 @@ static int lengths_in(const moa_npz *z, int32_t *lengths) {
         for (int k = 0; k < 3; k++) {
             const int32_t v = length_of(z->arrays[i].name, kinds[k]);
             bool known = v == 0;
-            for (int j = 0; j < n; j++) known = known || lengths[j] == v;
-            if (!known && n < TUI_FIND_LENGTHS) lengths[n++] = v;
+            for (int j = 0; j < n && j < TUI_FIND_LENGTHS; j++) known = known || lengths[j] == v;
+            if (known) continue;
+            if (n < TUI_FIND_LENGTHS) lengths[n] = v;
+            n++;
         }
     return n;
 }
@@ -132,6 +135,7 @@ moa_status tui_influence_load(tui_app *app, const char *path, moa_err *err) {
     const moa_npy_array *single = n == 0 ? single_map(&z, &lengths[0]) : NULL;
     if (single) n = 1;
     if (n == 0) MOA_TRY(moa_fail(err, MOA_E_INVALID, "no influence in it: neither abs_N, signed_N, joint_N nor one array [layers][heads][nb][nb]"));
+    if (n > TUI_FIND_LENGTHS) MOA_TRY(moa_fail(err, MOA_E_UNSUPPORTED, "it has more than %d lengths: `profile --lengths` makes one of fewer", TUI_FIND_LENGTHS));
     for (int i = 0; i < n; i++) MOA_TRY(take_length(app, &z, single, lengths[i], &list[i], err));
     const moa_npy_array *meta = moa_npz_find(&z, "meta");
     if (meta && meta->shape.type == MOA_NPY_TEXT && strstr(meta->data, "\"fingerprint\": \"") && !strstr(meta->data, app->model.fingerprint))
@@ -154,8 +158,10 @@ static void meta_text(const tui_app *app, moa_buf *out) {
     moa_text_json(name, strlen(name), out);
     moa_buf_str(out, ", \"architecture\": ");
     moa_text_json(arch, strlen(arch), out);
-    moa_buf_printf(out, ", \"n_layer\": %d, \"n_head\": %d, \"n_head_kv\": %d, \"d_head\": %d, \"fingerprint\": \"%s\"}", app->model.n_layer, app->model.n_head,
-                   app->model.n_head_kv, app->model.d_head, app->model.fingerprint);
+    moa_buf_printf(out, ", \"n_layer\": %d, \"n_head\": %d, \"n_head_kv\": %d, \"d_head\": %d, \"fingerprint\": ", app->model.n_layer, app->model.n_head,
+                   app->model.n_head_kv, app->model.d_head);
+    moa_text_json(app->model.fingerprint, strlen(app->model.fingerprint), out); /* as the engine sent it */
+    moa_buf_str(out, "}");
     moa_buf_printf(out, ", \"block\": %d, \"sink\": %d, \"data\": ", MOA_PAGE_TOK, MOA_SINK_TOK);
     moa_text_json(p->source, strlen(p->source), out);
     moa_buf_printf(out, ", \"seed\": %llu, \"program\": \"%s\", \"lengths\": {", (unsigned long long)p->seed, MOA_VERSION);

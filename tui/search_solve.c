@@ -29,7 +29,7 @@ struct tui_solver {
     moa_losses *losses; /* its own, as are lock and locked */
     moa_plan *lock;     /* rules of locked heads; NULL: none is */
     uint8_t *locked;
-    int32_t extend[1];
+    int32_t extend[2];
     moa_search_config config;
     pthread_mutex_t lock_report; /* of what follows */
     double best, bound;
@@ -85,19 +85,6 @@ static void *thread_main(void *arg) {
     return NULL;
 }
 
-/* Loss at a longer length than was profiled, as if heads looked equally far in proportion: window w of nb blocks there costs what
- * the same share of the longest profiled length costs. Rules that are equal at the profiled lengths (1024 tokens, and all of N, at 1,024)
- * differ in nothing else, and at the lengths that plans are judged at one of them cuts. */
-static void stretch(const double *from, int32_t nb_from, double *to, int32_t nb_to) {
-    for (int32_t w = 1; w <= nb_to; w++) {
-        double x = nb_to > 2 ? 1 + (double)(w - 1) * (nb_from - 2) / (nb_to - 2) : 1; /* w = nb - 1: nothing is cut */
-        if (x > nb_from - 1) x = nb_from - 1;
-        const int32_t k = (int32_t)x;
-        const double t = x - k;
-        to[w] = k + 1 <= nb_from ? (1 - t) * from[k] + t * from[k + 1] : from[k];
-    }
-}
-
 /* the longest length that plans are judged at; 0: it is profiled */
 static int32_t judged_at(const tui_planner *p) {
     const int32_t longest = p->influence[p->n_influence - 1]->n_tok, most = p->valid_at > p->try_at ? p->valid_at : p->try_at;
@@ -107,26 +94,23 @@ static int32_t judged_at(const tui_planner *p) {
 /* the curves of the measure at the lengths of the planner's tables, and at the one that plans are judged at */
 static moa_status copy_losses(const tui_app *app, tui_solver *s, moa_err *err) {
     const tui_planner *p = app->planner;
-    int32_t lengths[TUI_FIND_LENGTHS + 1];
-    int n = p->n_influence;
+    const int32_t judged = judged_at(p);
+    int32_t lengths[TUI_FIND_LENGTHS];
+    const int n = p->n_influence;
     for (int i = 0; i < n; i++) {
         lengths[i] = p->influence[i]->n_tok;
         if (!p->influence[i]->curve[p->measure])
             return moa_fail(err, MOA_E_FAILED, "there is no %s influence at %d tokens; choose another measure", moa_measure_name(p->measure), lengths[i]);
     }
-    if (judged_at(p)) lengths[n++] = judged_at(p);
     const size_t heads = (size_t)app->model.n_layer * (size_t)app->model.n_head;
     const moa_status st = moa_losses_open(&s->losses, app->model.n_layer, app->model.n_head, app->model.n_head_kv, lengths, n, err);
     if (st != MOA_OK) return st;
-    for (int i = 0; i < p->n_influence; i++) {
+    for (int i = 0; i < n; i++) {
         const float *from = p->influence[i]->curve[p->measure];
         for (size_t k = 0; k < heads * ((size_t)p->influence[i]->nb + 1); k++) s->losses->curve[i][k] = (double)from[k];
     }
     moa_losses_drop_gains(s->losses);
-    const int last = p->n_influence - 1;
-    const int32_t nb = s->losses->nb[last], nb_to = n > p->n_influence ? s->losses->nb[last + 1] : 0;
-    for (size_t h = 0; nb_to && h < heads; h++) stretch(s->losses->curve[last] + h * (size_t)(nb + 1), nb, s->losses->curve[last + 1] + h * (size_t)(nb_to + 1), nb_to);
-    return MOA_OK;
+    return judged ? moa_losses_stretch(s->losses, &judged, 1, err) : MOA_OK;
 }
 
 static moa_status copy_locks(const tui_app *app, tui_solver *s, moa_err *err) {
@@ -145,9 +129,10 @@ static moa_status copy_locks(const tui_app *app, tui_solver *s, moa_err *err) {
 /* bounds hold at the lengths that plans are judged at, too */
 static void settle(const tui_app *app, tui_solver *s) {
     const tui_planner *p = app->planner;
-    const int32_t longest = p->influence[p->n_influence - 1]->n_tok, less = p->valid_at < p->try_at ? p->valid_at : p->try_at;
+    const int32_t longest = p->influence[p->n_influence - 1]->n_tok, at[] = {p->valid_at, p->try_at};
     const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    if (less > longest && less < judged_at(p)) s->extend[s->config.n_extend++] = less;
+    for (int i = 0; i < 2; i++) /* one that has losses too is a bound once (search.h) */
+        if (at[i] > longest) s->extend[s->config.n_extend++] = at[i];
     s->config.extend = s->extend;
     s->config.density = p->density;
     s->config.max_rules = p->max_rules;
