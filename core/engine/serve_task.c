@@ -190,8 +190,8 @@ static moa_status calibrate(task *t, int32_t l, int32_t i, moa_err *err) {
 
 /* --- influence ------------------------------------------------------------------------------------------------------------------ */
 
-static size_t floats_of(const moa_influence *f) { /* of one head */
-    return 2 * (size_t)f->nb * (size_t)f->nb + (size_t)f->nb + 1;
+static size_t floats_of(const moa_influence *f, bool maps) { /* of one head */
+    return (maps ? 2 * (size_t)f->nb * (size_t)f->nb : 0) + (size_t)f->nb + 1;
 }
 
 static void means(const moa_influence *f, const double *sums, size_t n, float *out) {
@@ -227,8 +227,8 @@ static void send_heads(task *t, int32_t layer, int32_t head0, int32_t n, bool ma
 
 static moa_status send_influence(task *t, moa_err *err) {
     const moa_influence *f = &t->sums;
-    const size_t each = floats_of(f) * sizeof(float);
-    const bool maps = each < MOA_WIRE_MAX - 4096;
+    const bool maps = floats_of(f, true) * sizeof(float) < MOA_WIRE_MAX - 4096;
+    const size_t each = floats_of(f, maps) * sizeof(float);
     int32_t some = (int32_t)(INFLUENCE_FRAME / each);
     if (some < 1) some = 1;
     if (some > f->n_head) some = f->n_head;
