@@ -142,13 +142,15 @@ else
 fi
 
 # --- SmolLM2 ------------------------------------------------------------------------------------------------------------------
-if "$moascope" model info SmolLM2-135M-Instruct-Q4_1 > /dev/null 2>&1; then
+if grep -q '^MOA_SANITIZE:STRING=..*' "$build/CMakeCache.txt" 2> /dev/null; then
+    echo "not tested: SmolLM2's passkeys: a sanitizer makes the model too slow; the commands have just run under it on a tiny one"
+elif "$moascope" model info SmolLM2-135M-Instruct-Q4_1 > /dev/null 2>&1; then
     expect 0 "$moascope" eval SmolLM2-135M-Instruct-Q4_1 $cpu --task passkey --lengths 512 --items 4 --plan full --plan sink --json "$temp/s.json"
     check "$temp/s.json" "[p['lengths'][0]['n_right'] for p in j['plans']][0]>=3 and j['plans'][0]['effective_context'] in (0,512)"
     check "$temp/s.json" "j['plans'][1]['lengths'][0]['n_right'] < j['plans'][0]['lengths'][0]['n_right']"
     expect 0 "$moascope" calibrate SmolLM2-135M-Instruct-Q4_1 $cpu --synthetic passkey --lengths 320 --items 2 -o "$temp/s.jsonl" --only-right
 else
-    echo "SmolLM2-135M-Instruct-Q4_1 is in none of the model folders (scripts/fetch_model.py fetches it): not run on it"
+    echo "not tested: SmolLM2's passkeys: the model is in none of the folders (scripts/fetch_model.py fetches it)"
 fi
 [ $failed = 0 ] && echo "calibrate, eval, validate: as they should be"
 exit $failed
