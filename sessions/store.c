@@ -391,6 +391,61 @@ moa_status moa_store_session_list(moa_store *s, int32_t max, moa_session **out, 
     return status;
 }
 
+/* --- taking sessions away ------------------------------------------------------------------------------------------------------- */
+
+static moa_status drop(moa_store *s, int64_t id, moa_err *err) {
+    static const char *const sql[] = {"DELETE FROM draft WHERE session=?1", "DELETE FROM run WHERE session=?1",
+                                      "DELETE FROM edit WHERE session=?1", "DELETE FROM session WHERE id=?1"};
+    moa_status status = MOA_OK;
+    for (size_t i = 0; i < sizeof sql / sizeof *sql && status == MOA_OK; i++) {
+        sqlite3_stmt *q = prepare(s, sql[i]);
+        if (q) sqlite3_bind_int64(q, 1, id);
+        status = finish(s, q, "pruning", err);
+    }
+    return status;
+}
+
+/* moves what goes to the front of all and frees the rest */
+static int32_t sift(const moa_prune *what, moa_session *all, int32_t n, int32_t *n_open) {
+    const double before = now() - what->older_s;
+    int32_t n_gone = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const bool goes = i >= what->keep && (what->older_s <= 0 || all[i].changed < before);
+        const bool in_use = goes && (all[i].owner_pid == (int32_t)getpid() || alive(all[i].owner_pid));
+        *n_open += in_use;
+        if (goes && !in_use) all[n_gone++] = all[i];
+        else moa_session_free(&all[i]);
+    }
+    return n_gone;
+}
+
+moa_status moa_store_prune(moa_store *s, const moa_prune *what, moa_session **gone, int32_t *n, int32_t *n_open, moa_err *err) {
+    int32_t n_all = 0;
+    *gone = NULL;
+    *n = *n_open = 0;
+    moa_status status = moa_store_tick(s, err);
+    if (status == MOA_OK) status = exec(s, "BEGIN IMMEDIATE", "pruning", err); /* nobody claims one meanwhile */
+    if (status != MOA_OK) return status;
+    status = moa_store_session_list(s, INT32_MAX, gone, &n_all, err);
+    if (status == MOA_OK) *n = sift(what, *gone, n_all, n_open);
+    for (int32_t i = 0; i < *n && status == MOA_OK && !what->dry_run; i++) status = drop(s, (*gone)[i].id, err);
+    const moa_status end = exec(s, status == MOA_OK ? "COMMIT" : "ROLLBACK", "pruning", status == MOA_OK ? err : NULL);
+    if (status == MOA_OK) status = end;
+    if (status == MOA_OK) return MOA_OK;
+    if (end != MOA_OK) (void)exec(s, "ROLLBACK", "pruning", NULL); /* a COMMIT that failed leaves its transaction open */
+    for (int32_t i = 0; i < *n; i++) moa_session_free(&(*gone)[i]);
+    free(*gone);
+    *gone = NULL;
+    *n = 0;
+    return status;
+}
+
+moa_status moa_store_compact(moa_store *s, moa_err *err) {
+    moa_status status = exec(s, "VACUUM", "compacting", err);
+    if (status == MOA_OK) status = exec(s, "PRAGMA wal_checkpoint(TRUNCATE)", "compacting", err);
+    return status;
+}
+
 static moa_status touch(moa_store *s, int64_t id, moa_err *err) {
     sqlite3_stmt *q = prepare(s, "UPDATE session SET changed=?2 WHERE id=?1");
     if (q) {

@@ -52,6 +52,17 @@ moa_status moa_store_session_get(moa_store *s, int64_t id, moa_session *out, moa
 moa_status moa_store_session_last(moa_store *s, const char *model_path, moa_session *out, moa_err *err);
 /* Newest first, at most max; *out malloc'ed, each to be freed. */
 moa_status moa_store_session_list(moa_store *s, int32_t max, moa_session **out, int32_t *n, moa_err *err);
+/* What prune takes away: a session that is both older than that and not one of the newest `keep` (by last change). */
+typedef struct moa_prune {
+    double older_s; /* seconds since the last change, >= 0; 0: any age */
+    int32_t keep;   /* 0: none for its being new */
+    bool dry_run;   /* only list */
+} moa_prune;
+/* Sessions with their runs, edits and drafts, in one transaction; never one whose owner lives, this process included (*n_open of those
+ * it would have taken otherwise). *gone malloc'ed, newest first, each to be freed: what went, or would go. */
+moa_status moa_store_prune(moa_store *s, const moa_prune *what, moa_session **gone, int32_t *n, int32_t *n_open, moa_err *err);
+/* Gives the space of what was pruned back to the disk. E_IO when another process is in the way: nothing is lost by that. */
+moa_status moa_store_compact(moa_store *s, moa_err *err);
 /* Where the plan was saved or opened; the base the edits start from (drops all edits). */
 moa_status moa_store_session_plan(moa_store *s, int64_t id, const char *plan_path, const char *plan, moa_err *err);
 moa_status moa_store_session_plan_path(moa_store *s, int64_t id, const char *plan_path, moa_err *err);

@@ -62,4 +62,71 @@ expect 2 "$moascope" plan export "$eight" --to minference --at 1024,2048; says "
 expect 2 "$moascope" plan export "$eight" --to moa --at 1024
 expect 1 "$moascope" plan export "$eight" --to csv -o "$temp/none/plan.csv"
 
+# --- sessions export, prune --------------------------------------------------------------------------------------------
+printf 'a \033[31mred\033[0m fox \342\200\256and \360\237\246\212' > "$temp/prompt"
+expect 0 "$moascope" run "$llama" --prompt-file "$temp/prompt" -n 5 --temp 0.5 --seed 9007199254740991 --ignore-eos --plan uniform:0.5 --json "$temp/run.json"
+expect 0 "$moascope" run "$llama" -p "two" -n 3 --temp 0 --ignore-eos
+expect 0 "$moascope" sessions list --json "$temp/list.json"
+check "$temp/list.json" "len(j['sessions']) == 2"
+expect 0 "$moascope" sessions export all --json "$temp/all.json"
+python3 - "$temp/all.json" "$temp/run.json" "$temp/prompt" "$temp/list.json" << 'END' || complain "sessions export"
+import json, sys
+raw = open(sys.argv[1], "rb").read(); j = json.loads(raw); run = json.load(open(sys.argv[2])); kept = json.load(open(sys.argv[4]))["sessions"]
+assert not any(b < 32 and b not in b"\n" for b in raw) and "\u202e" not in raw.decode()
+assert j["format"] == "moa-sessions" and j["version"] == 1 and [s["id"] for s in j["sessions"]] == [s["id"] for s in kept]
+first = min(j["sessions"], key=lambda s: s["id"]); r, = first["runs"]
+assert r["prompt"] == open(sys.argv[3]).read() and r["output"] == run["text"] and r["seed"] == 9007199254740991 == run["seed"]
+assert r["n_prompt"] == run["prompt_tokens"] and r["n_gen"] == len(run["tokens"]) == 5
+assert r["sampling"]["temp"] == 0.5 and r["kv_bytes"] == run["kv_bytes"] and r["kv_bytes_dense"] == run["kv_bytes_dense"]
+assert all(b == 0.5 for row in r["plan"]["betas"] for b in row) and len(r["plan"]["betas"]) == first["n_layer"]
+assert max(j["sessions"], key=lambda s: s["id"])["runs"][0]["plan"]["betas"] == [[1] * 6] * 2
+assert isinstance(first["edits"], list)
+END
+# edits and texts that no program of ours wrote: damaged JSON comes as a string, unsafe characters escaped
+python3 - "$temp/state/moascope/sessions.db" << 'END' || complain "no store to write to"
+import sqlite3, struct, sys
+db = sqlite3.connect(sys.argv[1]); i, = db.execute("SELECT min(id) FROM session").fetchone()
+pack = lambda *c: struct.pack("<ii4d", *c)
+db.execute("INSERT INTO edit VALUES(?, 0, 0, 'narrow', ?)", (i, pack(0, 1, 0, 1, 64, 1 / 3) + pack(-2, 3, 0, 0, 1, 0)))
+db.execute("INSERT INTO edit VALUES(?, 1, 0, 'undone', ?)", (i, pack(1, 0, 0, 1, 0, .5)))
+db.execute("UPDATE session SET undo_pos=1 WHERE id=?", (i,))
+db.execute("UPDATE run SET stats=?, sampling='{broken' WHERE session=?", ('{"a": "\u202e\U000E0041"}', i))
+db.commit()
+END
+first=$(python3 -c "import json; print(min(s['id'] for s in json.load(open('$temp/list.json'))['sessions']))")
+expect 0 "$moascope" sessions export "$first" --json -
+cp "$temp/out" "$temp/one.json"
+check "$temp/one.json" "len(j['sessions']) == 1 and j['sessions'][0]['edits'] == [{'label': 'narrow', 'in_force': True, 'changes': [{'layer': 0, 'head': 1, 'before': [0, 1], 'after': [64, 1/3]}], 'marks': [{'layer': 1, 'head': 3, 'marked': True}]}, {'label': 'undone', 'in_force': False, 'changes': [{'layer': 1, 'head': 0, 'before': [0, 1], 'after': [0, 0.5]}], 'marks': []}]"
+python3 - "$temp/one.json" << 'END' || complain "stored JSON does not come back, or not safely"
+import json, sys
+raw = open(sys.argv[1], encoding="utf-8").read(); r = json.loads(raw)["sessions"][0]["runs"][0]
+assert r["sampling"] == "{broken", r["sampling"]
+assert r["stats"] == {"a": "\u202e\U000E0041"}, r["stats"]
+assert not set("\u202e\U000E0041") & set(raw)
+END
+expect 2 "$moascope" sessions export; says "ID|all"
+expect 2 "$moascope" sessions export x
+expect 3 "$moascope" sessions export 999999
+expect 3 "$moascope" sessions replay 1; says "not its tokens"
+expect 2 "$moascope" sessions forget; says "export or prune"
+
+kept() { "$moascope" sessions list --json - | python3 -c 'import json,sys; print(*(s["id"] for s in json.load(sys.stdin)["sessions"]))'; }
+both=$(kept)
+expect 2 "$moascope" sessions prune; says "--older-than"
+expect 2 "$moascope" sessions prune --older-than 30; says "like 30d"
+expect 2 "$moascope" sessions prune --older-than -1d
+expect 0 "$moascope" sessions prune --keep 0 --dry-run
+grep -q "2 sessions would go" "$temp/out" || complain "a dry run says what would go"
+[ "$(kept)" = "$both" ] || complain "a dry run took sessions"
+expect 0 "$moascope" sessions prune --older-than 1d
+[ "$(kept)" = "$both" ] || complain "prune took what is not old"
+python3 -c "import sqlite3,sys; db=sqlite3.connect(sys.argv[1]); db.execute('UPDATE session SET changed=changed-864000 WHERE id=$first'); db.commit()" "$temp/state/moascope/sessions.db"
+expect 0 "$moascope" sessions prune --older-than 9d --json "$temp/gone.json"
+check "$temp/gone.json" "[s['id'] for s in j['gone']] == [$first] and not j['dry_run'] and j['n_open'] == 0"
+[ -n "$(kept)" ] && [[ " $(kept) " != *" $first "* ]] || complain "prune left the old session, or took both"
+expect 0 "$moascope" sessions prune --keep 0
+[ -z "$(kept)" ] || complain "--keep 0 left sessions"
+expect 0 "$moascope" sessions export all --json "$temp/none.json"
+check "$temp/none.json" "j['sessions'] == []"
+
 exit $failed

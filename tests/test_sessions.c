@@ -267,7 +267,7 @@ static void test_another_program_owns_nothing(void **state) {
     moa_err err = {0};
     bool mine = false;
     const int64_t id = begin(s);
-    char sql[96];
+    char text[96];
     sqlite3 *db;
     const pid_t other = fork();
     if (other == 0) {
@@ -285,9 +285,9 @@ static void test_another_program_owns_nothing(void **state) {
         }
         (void)usleep(1000);
     }
-    (void)snprintf(sql, sizeof sql, "UPDATE session SET owner_pid=%d", (int)other);
+    (void)snprintf(text, sizeof text, "UPDATE session SET owner_pid=%d", (int)other);
     assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-    assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, text, NULL, NULL, NULL), SQLITE_OK);
     sqlite3_close(db);
     assert_int_equal(moa_store_session_claim(s, id, &mine, &err), MOA_OK);
     assert_true(mine);
@@ -329,6 +329,116 @@ static void test_newer_schema_is_refused(void **state) {
     assert_int_equal(moa_store_open(&s, path, NULL, 0, &err), MOA_E_UNSUPPORTED);
     assert_non_null(strstr(err.text, "schema 99"));
     assert_null(s);
+}
+
+static void sql(const char *text) {
+    sqlite3 *db;
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, text, NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+}
+
+static int rows_left(const char *query) {
+    sqlite3 *db;
+    sqlite3_stmt *q;
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_prepare_v2(db, query, -1, &q, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_step(q), SQLITE_ROW);
+    const int n = sqlite3_column_int(q, 0);
+    sqlite3_finalize(q);
+    sqlite3_close(db);
+    return n;
+}
+
+/* prunes and writes down which went, newest first */
+static void pruned(moa_store *s, moa_prune what, const char *want, int32_t want_open) {
+    moa_session *gone;
+    int32_t n, n_open;
+    char ids[64] = "";
+    moa_err err = {0};
+    if (moa_store_prune(s, &what, &gone, &n, &n_open, &err) != MOA_OK) fail_msg("%s", err.text);
+    for (int32_t i = 0; i < n; i++) {
+        (void)snprintf(ids + strlen(ids), sizeof ids - strlen(ids), "%lld;", (long long)gone[i].id);
+        moa_session_free(&gone[i]);
+    }
+    free(gone);
+    assert_string_equal(ids, want);
+    assert_int_equal(n_open, want_open);
+}
+
+static void test_prune_takes_the_old_and_leaves_the_open(void **state) {
+    (void)state;
+    moa_store *s = open_store();
+    moa_err err = {0};
+    const moa_change change = {0, 1, {0, 1}, {0, 0.5}};
+    for (int i = 1; i <= 6; i++) { /* session 1 is the oldest */
+        const int64_t id = begin(s);
+        assert_int_equal(id, i);
+        run_of_kind(s, id, "run");
+        assert_int_equal(moa_store_session_prompt(s, id, "draft", 5, &err), MOA_OK);
+        assert_int_equal(moa_store_edit_push(s, id, "a", &change, 1, &err), MOA_OK);
+        if (i != 2) assert_int_equal(moa_store_session_release(s, id, &err), MOA_OK); /* 2 stays this process's */
+    }
+    sql("UPDATE session SET changed = unixepoch('now') - (7 - id) * 86400.0");
+    pruned(s, (moa_prune){.older_s = 3.5 * 86400, .dry_run = true}, "3;1;", 1);
+    assert_int_equal(rows_left("SELECT count(*) FROM session"), 6); /* only said */
+    pruned(s, (moa_prune){.older_s = 3.5 * 86400, .keep = 5}, "1;", 0); /* 1 alone is both old and beyond the newest 5 */
+    pruned(s, (moa_prune){.older_s = 3.5 * 86400}, "3;", 1);
+    pruned(s, (moa_prune){.keep = 1}, "5;4;", 1);
+    assert_int_equal(rows_left("SELECT count(*) FROM session"), 2);
+    assert_int_equal(rows_left("SELECT count(*) FROM run WHERE session NOT IN (2, 6)"), 0);
+    assert_int_equal(rows_left("SELECT count(*) FROM edit WHERE session NOT IN (2, 6)"), 0);
+    assert_int_equal(rows_left("SELECT count(*) FROM draft WHERE session NOT IN (2, 6)"), 0);
+    assert_int_equal(rows_left("SELECT (SELECT count(*) FROM run) + (SELECT count(*) FROM edit) + (SELECT count(*) FROM draft)"), 6);
+    moa_store_close(&s);
+}
+
+/* what cannot go whole stays whole */
+static void test_prune_is_one_transaction(void **state) {
+    (void)state;
+    moa_store *s = open_store();
+    moa_session *gone;
+    int32_t n, n_open;
+    moa_err err = {0};
+    for (int i = 0; i < 3; i++) {
+        const int64_t id = begin(s);
+        run_of_kind(s, id, "run");
+        assert_int_equal(moa_store_session_release(s, id, &err), MOA_OK);
+    }
+    sql("CREATE TRIGGER stop BEFORE DELETE ON session WHEN old.id=1 BEGIN SELECT raise(ABORT, 'not this one'); END");
+    const moa_prune all = {0};
+    assert_int_equal(moa_store_prune(s, &all, &gone, &n, &n_open, &err), MOA_E_IO);
+    assert_non_null(strstr(err.text, "not this one"));
+    assert_null(gone);
+    assert_int_equal(n, 0);
+    assert_int_equal(rows_left("SELECT count(*) FROM session"), 3);
+    assert_int_equal(rows_left("SELECT count(*) FROM run"), 3);
+    sql("DROP TRIGGER stop");
+    pruned(s, all, "3;2;1;", 0); /* the failed one left no transaction open */
+    moa_store_close(&s);
+}
+
+static void test_compacting_gives_the_space_back(void **state) {
+    (void)state;
+    moa_store *s = open_store();
+    moa_err err = {0};
+    struct stat before, after;
+    const int64_t id = begin(s);
+    char *text = calloc(1, 2000001);
+    assert_non_null(text);
+    memset(text, 'x', 2000000);
+    moa_run_record run = {.session = id, .prompt = text};
+    assert_int_equal(moa_store_run_begin(s, &run, &err), MOA_OK);
+    free(text);
+    assert_int_equal(moa_store_session_release(s, id, &err), MOA_OK);
+    assert_int_equal(moa_store_compact(s, &err), MOA_OK);
+    assert_int_equal(stat(path, &before), 0);
+    assert_true(before.st_size > 2000000);
+    pruned(s, (moa_prune){0}, "1;", 0);
+    assert_int_equal(moa_store_compact(s, &err), MOA_OK);
+    assert_int_equal(stat(path, &after), 0);
+    assert_true(after.st_size < 200000);
+    moa_store_close(&s);
 }
 
 /* Random bytes flipped in a real store: every call returns, and says so or works. */
@@ -389,6 +499,8 @@ int main(void) {
         T(test_edits_and_undo_survive),       T(test_runs_come_back),
         T(test_kill_loses_at_most_half_a_second), T(test_a_living_owner_keeps_its_session), T(test_the_last_session_is_one_of_the_workbench),
         T(test_another_program_owns_nothing),
+        T(test_prune_takes_the_old_and_leaves_the_open), T(test_prune_is_one_transaction),
+        T(test_compacting_gives_the_space_back),
         T(test_damaged_store_is_moved_aside), T(test_newer_schema_is_refused),
         T(test_flipped_bytes_never_crash),    T(test_files_are_private),
     };
