@@ -35,7 +35,8 @@ static int32_t window_at(const moa_plan *p, int32_t layer, int32_t head, int32_t
 
 static void put_csv(const moa_plan *p, const moa_export *how, moa_buf *b) {
     moa_buf_str(b, "layer,head,alpha,beta");
-    for (int i = 0; i < how->n_at; i++) moa_buf_printf(b, ",span_%d", how->at[i]);
+    for (int i = 0; i < how->n_at; i++)
+        moa_buf_printf(b, ",span_%d", how->at[i]);
     moa_buf_str(b, "\n");
     for (int32_t l = 0; l < p->n_layer; l++)
         for (int32_t h = 0; h < p->n_head; h++) {
@@ -44,17 +45,20 @@ static void put_csv(const moa_plan *p, const moa_export *how, moa_buf *b) {
             moa_json_number(b, rule.alpha);
             moa_buf_str(b, ",");
             moa_json_number(b, rule.beta);
-            for (int i = 0; i < how->n_at; i++) moa_buf_printf(b, ",%d", moa_span(rule, how->at[i]));
+            for (int i = 0; i < how->n_at; i++)
+                moa_buf_printf(b, ",%d", moa_span(rule, how->at[i]));
             moa_buf_str(b, "\n");
         }
 }
 
 static void put_windows(const moa_plan *p, const moa_export *how, moa_buf *b) {
-    moa_buf_printf(b,
-                   "{\n  \"format\": \"moa-windows\",\n  \"version\": 1,\n  \"n_layer\": %d,\n  \"n_head\": %d,\n"
-                   "  \"sink\": %d,\n  \"visible\": \"query i sees key j iff j <= i and (j < sink or i - j < window)\",\n"
-                   "  \"lengths\": [",
-                   p->n_layer, p->n_head, MOA_SINK_TOK);
+    moa_buf_printf(
+        b,
+        "{\n  \"format\": \"moa-windows\",\n  \"version\": 1,\n  \"n_layer\": %d,\n  \"n_head\": %d,\n"
+        "  \"sink\": %d,\n  \"visible\": \"query i sees key j iff j <= i and (j < sink or i - j < "
+        "window)\",\n"
+        "  \"lengths\": [",
+        p->n_layer, p->n_head, MOA_SINK_TOK);
     for (int i = 0; i < how->n_at; i++) {
         moa_buf_printf(b, "%s\n    {\"n\": %d, \"windows\": [", i ? "," : "", how->at[i]);
         for (int32_t l = 0; l < p->n_layer; l++) {
@@ -117,10 +121,11 @@ static void put_duo(const moa_plan *p, int32_t n_head_kv, moa_buf *tsv, moa_buf 
     if (recent == 0) recent = moa_window(MOA_SPAN_MIN); /* nothing streams; their loader wants a number */
     moa_buf_printf(config, "{\"sink_size\": %d, \"recent_size\": %d}\n", MOA_SINK_TOK, recent);
     if (to_full + wider > 0)
-        (void)snprintf(loss, MOA_EXPORT_LOSS_BYTES,
-                       "of %d heads %d become full (their KV head's span grows with the length) and %d get the "
-                       "wider window of %d tokens: there is one window for all",
-                       heads, to_full, wider, recent);
+        (void)snprintf(
+            loss, MOA_EXPORT_LOSS_BYTES,
+            "of %d heads %d become full (their KV head's span grows with the length) and %d get the "
+            "wider window of %d tokens: there is one window for all",
+            heads, to_full, wider, recent);
 }
 
 moa_status moa_plan_export(const moa_plan *p, const moa_export *how, moa_buf *main, moa_buf *side,
@@ -132,19 +137,21 @@ moa_status moa_plan_export(const moa_plan *p, const moa_export *how, moa_buf *ma
     if (how->n_at < formats[how->format].min_at)
         return moa_fail(err, MOA_E_USAGE, "%s holds windows, not rules: say the length with --at N", name);
     if (how->n_at > max_at)
-        return moa_fail(err, MOA_E_USAGE, "%s takes %d length%s, not %d", name, max_at, max_at == 1 ? "" : "s",
-                        how->n_at);
+        return moa_fail(err, MOA_E_USAGE, "%s takes %d length%s, not %d", name, max_at,
+                        max_at == 1 ? "" : "s", how->n_at);
     if (formats[how->format].kv && (how->n_head_kv < 1 || p->n_head % how->n_head_kv != 0))
-        return moa_fail(err, MOA_E_USAGE,
-                        "%s is per KV head, and %d do not divide %d heads: --model MODEL or --model-heads-kv K", name,
-                        how->n_head_kv, p->n_head);
+        return moa_fail(
+            err, MOA_E_USAGE,
+            "%s is per KV head, and %d do not divide %d heads: --model MODEL or --model-heads-kv K", name,
+            how->n_head_kv, p->n_head);
     switch (how->format) {
     case MOA_EXPORT_MOA: s = moa_plan_print(p, false, main, err); break;
     case MOA_EXPORT_CSV: put_csv(p, how, main); break;
     case MOA_EXPORT_WINDOWS: put_windows(p, how, main); break;
     case MOA_EXPORT_MINFERENCE:
         put_minference(p, how->at[0], main);
-        (void)snprintf(loss, MOA_EXPORT_LOSS_BYTES, "windows of %d tokens' length, for prefill only", how->at[0]);
+        (void)snprintf(loss, MOA_EXPORT_LOSS_BYTES, "windows of %d tokens' length, for prefill only",
+                       how->at[0]);
         break;
     case MOA_EXPORT_DUO: put_duo(p, how->n_head_kv, main, side, loss); break;
     case MOA_N_EXPORT: break;

@@ -32,8 +32,8 @@ typedef enum moa_export_format {
 
 typedef struct moa_export {
     moa_export_format format;
-    int32_t n_head_kv;  /* 0: unknown */
-    const int32_t *at;  /* lengths in tokens, 1..MOA_N_MAX, borrowed */
+    int32_t n_head_kv; /* 0: unknown */
+    const int32_t *at; /* lengths in tokens, 1..MOA_N_MAX, borrowed */
     int n_at;
 } moa_export;
 
