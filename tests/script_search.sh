@@ -9,7 +9,7 @@ with open(sys.argv[1], "w") as f:
         f.write(json.dumps({"ids": [random.randrange(3, 200) for _ in range(n)], "supervise_from": 500}) + "\n")
 P
 expect 0 "$moascope" profile "$source/tests/data/tiny_llama.gguf" --data "$temp/data.jsonl" --lengths 512,768 --device cpu -o "$temp/i.npz"
-expect 0 "$moascope" search "$temp/i.npz" --density 0.5,0.7 --density-low 0.3 --extend 1536 --max-rules 2 -o "$temp/plans"
+expect 0 "$moascope" search "$temp/i.npz" --density 0.5,0.7 --density-low 0.3 --extend 1536 --max-rules 2 --alpha-step 256 -o "$temp/plans"
 says "density 0.3 to 0.5"
 python3 - "$temp/plans" "$moascope" <<'P' || complain "the plans are not what the table says"
 import glob, json, subprocess, sys
