@@ -159,6 +159,13 @@ static void test_real_size(void **state) {
     assert_true(caps.bound <= both.best); /* fewer bounds, no greater loss */
 }
 
+/* of the grids that whole searches are tested with, tokens; coarser where a sanitizer slows the search */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { STEP = 512 };
+#else
+enum { STEP = 256 };
+#endif
+
 /* --- enumeration ------------------------------------------------------------------------------------------------------------------ */
 
 enum { SMALL_UNITS = 8, SMALL_RULES = 5, SMALL_ROWS = 3, N_TRY = 25 };
@@ -310,11 +317,11 @@ static void test_search(void **state) {
     (void)state;
     static const int32_t extend[] = {4096};
     const moa_search_config cases[] = {
-        {.density = .5, .extend = extend, .n_extend = 1},
-        {.density = .5, .extend = extend, .n_extend = 1, .max_rules = 2, .n_thread = 3},
-        {.density = .4, .per = MOA_PER_HEAD, .budget = MOA_BUDGET_HEAD},
-        {.density = .6, .per = MOA_PER_HEAD, .budget = MOA_BUDGET_KV, .density_low = -1},
-        {.density = .5, .max_rules = 3, .n_plan_max = 4},
+        {.density = .5, .alpha_step = STEP, .extend = extend, .n_extend = 1},
+        {.density = .5, .alpha_step = STEP, .extend = extend, .n_extend = 1, .max_rules = 2, .n_thread = 3},
+        {.density = .4, .alpha_step = STEP, .per = MOA_PER_HEAD, .budget = MOA_BUDGET_HEAD},
+        {.density = .6, .alpha_step = STEP, .per = MOA_PER_HEAD, .budget = MOA_BUDGET_KV, .density_low = -1},
+        {.density = .5, .alpha_step = STEP, .max_rules = 3, .n_plan_max = 4},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         moa_losses *l = small_losses(i == 2 ? 3 : 2);
@@ -332,7 +339,7 @@ static void test_threads_agree(void **state) {
     (void)state;
     moa_losses *l = small_losses(3);
     moa_search_result a, b;
-    moa_search_config c = {.density = .45, .max_rules = 2, .seed = 9, .n_thread = 1};
+    moa_search_config c = {.density = .45, .alpha_step = STEP, .max_rules = 2, .seed = 9, .n_thread = 1};
     assert_int_equal(moa_search_run(l, &c, &a, NULL), MOA_OK);
     c.n_thread = 4;
     assert_int_equal(moa_search_run(l, &c, &b, NULL), MOA_OK);
@@ -357,7 +364,7 @@ static void test_locks_and_forbidden(void **state) {
     assert_int_equal(moa_plan_uniform(&lock, 6, 6, (moa_rule){777, 0}, NULL), MOA_OK);
     for (int h = 0; h < 4; h++) locked[2 * 6 + h] = 1;
     *moa_plan_at(lock, 2, 1) = (moa_rule){0, .625};
-    const moa_search_config c = {.density = .5, .max_rules = 2, .lock = lock, .locked = locked, .forbid = forbid, .n_forbid = 1};
+    const moa_search_config c = {.density = .5, .alpha_step = STEP, .max_rules = 2, .lock = lock, .locked = locked, .forbid = forbid, .n_forbid = 1};
     if (moa_search_run(l, &c, &r, &err) != MOA_OK) fail_msg("%s", err.text);
     check_result(l, &c, &r);
     for (int32_t i = 0; i < r.n_found; i++) {
