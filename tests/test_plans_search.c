@@ -364,7 +364,7 @@ static void test_locks_and_forbidden(void **state) {
     assert_int_equal(moa_plan_uniform(&lock, 6, 6, (moa_rule){777, 0}, NULL), MOA_OK);
     for (int h = 0; h < 4; h++) locked[2 * 6 + h] = 1;
     *moa_plan_at(lock, 2, 1) = (moa_rule){0, .625};
-    const moa_search_config c = {.density = .5, .alpha_step = STEP, .max_rules = 2, .lock = lock, .locked = locked, .forbid = forbid, .n_forbid = 1};
+    const moa_search_config c = {.density = .5, .alpha_step = 256, .max_rules = 2, .lock = lock, .locked = locked, .forbid = forbid, .n_forbid = 1};
     if (moa_search_run(l, &c, &r, &err) != MOA_OK) fail_msg("%s", err.text);
     check_result(l, &c, &r);
     for (int32_t i = 0; i < r.n_found; i++) {
