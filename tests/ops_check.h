@@ -1,4 +1,5 @@
-/* ops_check.h -- for programs that call operations of a backend and count what is wrong: CHECK counts and goes on, must and CALL end. */
+/* ops_check.h -- for programs that call operations of a backend and count what is wrong: CHECK counts and goes on, must and CALL end;
+ * take and put: device memory, empty and filled. */
 #ifndef MOA_TESTS_OPS_CHECK_H
 #define MOA_TESTS_OPS_CHECK_H
 
@@ -33,5 +34,18 @@ static void must(moa_status s, const moa_err *err, const char *what) {
         moa_err err_ = {0};                                                                                  \
         must((b)->vt->op((b), &args_, &err_), &err_, #op);                                                   \
     } while (0)
+
+static void *take(moa_backend *b, size_t bytes) {
+    void *p = NULL;
+    moa_err err = {0};
+    must(b->vt->alloc(b, bytes, &p, &err), &err, "alloc");
+    return p;
+}
+static void *put(moa_backend *b, const void *host, size_t bytes) {
+    moa_err err = {0};
+    void *p = take(b, bytes);
+    must(b->vt->upload(b, p, host, bytes, &err), &err, "upload");
+    return p;
+}
 
 #endif

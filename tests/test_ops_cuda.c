@@ -44,18 +44,6 @@ static float random_float(void) { /* mean 0, variance 1, bounded */
     return sum * 1.7320508f;
 }
 
-static void *take(moa_backend *b, size_t bytes) {
-    void *p = NULL;
-    moa_err err = {0};
-    must(b->vt->alloc(b, bytes, &p, &err), &err, "alloc");
-    return p;
-}
-static void *put(moa_backend *b, const void *host, size_t bytes) {
-    moa_err err = {0};
-    void *p = take(b, bytes);
-    must(b->vt->upload(b, p, host, bytes, &err), &err, "upload");
-    return p;
-}
 static void update(moa_backend *b, void *dst, const void *host, size_t bytes) {
     moa_err err = {0};
     must(b->vt->upload(b, dst, host, bytes, &err), &err, "upload");

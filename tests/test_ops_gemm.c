@@ -32,18 +32,6 @@ static float *random_floats(size_t n) {
         x[i] = (float)(random_u32() >> 8) * 0x1p-23f - 1.0f;
     return x;
 }
-static void *take(moa_backend *b, size_t bytes) {
-    void *p = NULL;
-    moa_err err = {0};
-    must(b->vt->alloc(b, bytes, &p, &err), &err, "alloc");
-    return p;
-}
-static void *put(moa_backend *b, const void *host, size_t bytes) {
-    moa_err err = {0};
-    void *p = take(b, bytes);
-    must(b->vt->upload(b, p, host, bytes, &err), &err, "upload");
-    return p;
-}
 static float *get(moa_backend *b, const void *src, size_t n) {
     moa_err err = {0};
     float *host = malloc(n * sizeof *host);
