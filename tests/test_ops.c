@@ -17,6 +17,7 @@
  * The CPU runs every group a second time with 1 thread against 3: the bits must be the same.
  * To add an operation: a group function, a row in `groups`. --bench OP times it and checks nothing. */
 #include <inttypes.h>
+#include <limits.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -512,27 +513,103 @@ static moa_kv_view view(const cache *c, int side) {
                          .type = c->type};
 }
 
-/* Pages of n_tok[s] tokens, those freed that a head of widest[s*n_head_kv + h] has dropped once n_past[s] tokens are stored;
- * pages lie in random order, unwritten rows hold NaN. spare: leave the pages of new tokens in the table, but empty from
- * n_past on (kv_store's input). */
-static void cache_fill(rig *r, cache *c, const int32_t *n_past, const int32_t *widest, bool empty,
-                       input_kind kind) {
-    const size_t page_elem = 2 * (size_t)MOA_PAGE_TOK * (size_t)c->d_head, elem = moa_kv_elem_bytes(c->type);
+/* One page as its type has it, said again in double: k, v (n, d_head) become what the page then gives back. Only what belongs to
+ * the n tokens is written. */
+static void encode_q8(unsigned char *page, int32_t n, int32_t d_head, double *k, double *v) {
+    int8_t *codes = (int8_t *)page;
+    for (int32_t i = 0; i < d_head; i++) {
+        int exponent = INT_MIN, e;
+        bool broken = false;
+        for (int32_t t = 0; t < n; t++) {
+            const double x = k[t * d_head + i];
+            broken |= !isfinite(x);
+            if (!broken && frexp(x, &e) != 0 && e > exponent) exponent = e; /* |x| < 2^exponent */
+        }
+        const int stored = broken ? 255 : exponent == INT_MIN || exponent + 120 < 1 ? 0 : exponent + 120;
+        const double step = stored == 255 ? INFINITY : stored == 0 ? 0 : ldexp(1, stored - 127);
+        page[2 * MOA_PAGE_TOK * d_head + 4 * MOA_PAGE_TOK + i] = (unsigned char)stored;
+        for (int32_t t = 0; t < n; t++) {
+            double *x = &k[t * d_head + i];
+            const bool sign_only = broken || step == 0 || fabs(*x) < 0x1p-120;
+            const double code = sign_only ? (*x < 0 ? -1 : 0) : floor(*x / step);
+            codes[t * d_head + i] = (int8_t)code;
+            *x = (code + 0.5) * step;
+        }
+    }
+    for (int32_t t = 0; t < n; t++) {
+        float top = 0;
+        for (int32_t i = 0; i < d_head; i++)
+            top = isnan(top) || fabs(v[t * d_head + i]) <= top ? top : (float)fabs(v[t * d_head + i]);
+        const float scale = top / 127.0f;
+        memcpy(page + 2 * MOA_PAGE_TOK * d_head + 4 * t, &scale, 4);
+        for (int32_t i = 0; i < d_head; i++) {
+            double *x = &v[t * d_head + i];
+            const double code = scale > 0 && isfinite(scale) ? nearbyint((float)*x / scale) : 0;
+            codes[(MOA_PAGE_TOK + t) * d_head + i] = (int8_t)code;
+            *x = code * (double)scale;
+        }
+    }
+}
+
+static uint16_t bf16_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    const uint32_t cut = bits & 0xffffu, up = cut > 0x8000u || (cut == 0x8000u && (bits & 0x10000u));
+    return (uint16_t)((bits >> 16) + up);
+}
+
+static void encode_page(moa_kv_type type, unsigned char *page, int32_t n, int32_t d_head, double *k, double *v) {
+    if (type == MOA_KV_Q8) {
+        encode_q8(page, n, d_head, k, v);
+        return;
+    }
+    const size_t elem = type == MOA_KV_F32 ? 4 : 2;
+    for (int side = 0; side < 2; side++)
+        for (int32_t i = 0; i < n * d_head; i++) {
+            double *x = &(side ? v : k)[i];
+            const float f = (float)*x;
+            const uint16_t bits = type == MOA_KV_F16 ? half_bits(f) : bf16_bits(f);
+            memcpy(page + elem * (size_t)(side * MOA_PAGE_TOK * d_head + i),
+                   elem == 4 ? (const void *)&f : (const void *)&bits, elem);
+            uint32_t wide = (uint32_t)bits << 16;
+            float back;
+            memcpy(&back, &wide, 4);
+            *x = type == MOA_KV_F32 ? f : type == MOA_KV_F16 ? half_value(bits) : back;
+        }
+}
+
+static size_t page_size(moa_kv_type type, int32_t d_head) {
+    const size_t n = 2 * (size_t)MOA_PAGE_TOK * (size_t)d_head;
+    return type == MOA_KV_Q8 ? (n + 4 * MOA_PAGE_TOK + (size_t)d_head + 15) / 16 * 16 : type == MOA_KV_F32 ? 4 * n : 2 * n;
+}
+
+static const char *type_name(moa_kv_type type) {
+    return (const char *const[]){"f16", "f32", "bf16", "q8"}[type];
+}
+
+/* of K's or V's row of token t, head h of sequence s, in c->k or c->v */
+static double *host_row(const cache *c, double *x, int32_t s, int32_t h, int32_t t) {
+    return x + (((int64_t)s * c->n_head_kv + h) * c->max_pages * MOA_PAGE_TOK + t) * c->d_head;
+}
+
+/* a pool of NaN, and a table without pages; returns the order in which pages are to be taken, to be freed. c->k, c->v are zero. */
+static int32_t *cache_begin(rig *r, cache *c, unsigned char **pool) {
     const int32_t n_slots = c->n_seq * c->n_head_kv * c->max_pages;
+    const size_t bytes = page_size(c->type, c->d_head), elem = c->type == MOA_KV_F32 ? 4 : 2;
     c->stride = (int64_t)c->n_head_kv * c->max_pages + 5;
     c->n_pages = n_slots + 3;
     c->table = malloc(sizeof *c->table * (size_t)(c->stride * c->n_seq));
     int32_t *order = malloc(sizeof *order * (size_t)c->n_pages);
-    unsigned char *pool = malloc((size_t)c->n_pages * page_elem * elem);
+    *pool = malloc((size_t)c->n_pages * bytes);
     const size_t n_host = (size_t)n_slots * MOA_PAGE_TOK * (size_t)c->d_head;
     c->k = calloc(n_host, sizeof *c->k);
     c->v = calloc(n_host, sizeof *c->v);
-    if (!c->table || !order || !pool || !c->k || !c->v) abort();
-    for (size_t i = 0; i < (size_t)c->n_pages * page_elem; i++) {
+    if (!c->table || !order || !*pool || !c->k || !c->v) abort();
+    for (size_t i = 0; i < (size_t)c->n_pages * bytes; i += elem) {
         if (elem == 4)
-            memcpy(pool + 4 * i, &(uint32_t){0x7fc00bad}, 4);
-        else
-            memcpy(pool + 2 * i, &(uint16_t){0x7e0d}, 2);
+            memcpy(*pool + i, &(uint32_t){0x7fc00bad}, 4);
+        else /* also no number as float, for q8's scales; bfloat16's own */
+            memcpy(*pool + i, &(uint16_t){c->type == MOA_KV_F16 ? 0x7e0d : 0x7fcd}, 2);
     }
     for (int32_t i = 0; i < c->n_pages; i++)
         order[i] = i;
@@ -543,82 +620,195 @@ static void cache_fill(rig *r, cache *c, const int32_t *n_past, const int32_t *w
     }
     for (int64_t i = 0; i < c->stride * c->n_seq; i++)
         c->table[i] = -1;
-    int32_t next = 0;
+    return order;
+}
+
+/* Pages of n_tok[s] tokens, those freed that a head of widest[s*n_head_kv + h] has dropped once n_past[s] tokens are stored;
+ * pages lie in random order, unwritten rows hold NaN. empty: the pages are there, but nothing is in them (kv_store's input). */
+static void cache_fill(rig *r, cache *c, const int32_t *n_past, const int32_t *widest, bool empty,
+                       input_kind kind) {
+    unsigned char *pool;
+    const size_t bytes = page_size(c->type, c->d_head);
+    int32_t *order = cache_begin(r, c, &pool), next = 0;
     for (int32_t s = 0; s < c->n_seq; s++)
         for (int32_t h = 0; h < c->n_head_kv; h++)
-            for (int32_t t = 0; t < c->n_tok[s]; t++) {
-                const int32_t p = t / MOA_PAGE_TOK;
+            for (int32_t p = 0; p * MOA_PAGE_TOK < c->n_tok[s]; p++) {
                 if (!moa_keep(widest[s * c->n_head_kv + h], n_past[s], p)) continue;
+                const int32_t left = c->n_tok[s] - p * MOA_PAGE_TOK, n = left < MOA_PAGE_TOK ? left : MOA_PAGE_TOK;
                 int32_t *slot = &c->table[s * c->stride + (int64_t)h * c->max_pages + p];
-                if (*slot < 0) *slot = order[next++];
+                *slot = order[next++];
                 if (empty) continue;
-                for (int32_t i = 0; i < 2 * c->d_head; i++) {
-                    const bool is_v = i >= c->d_head;
-                    const int32_t e = is_v ? i - c->d_head : i;
+                double *row[2] = {host_row(c, c->k, s, h, p * MOA_PAGE_TOK), host_row(c, c->v, s, h, p * MOA_PAGE_TOK)};
+                for (int32_t i = 0; i < 2 * n * c->d_head; i++) {
                     float x = kind == EQUAL ? 0.25f : kind == ONE_HOT ? (below(r, 31) ? 0 : 4.0f) : normal(r);
                     if (kind == OUTLIERS && below(r, 97) == 0) x *= 20;
-                    const size_t at = (size_t)*slot * page_elem +
-                                      (is_v ? (size_t)MOA_PAGE_TOK * (size_t)c->d_head : 0) +
-                                      (size_t)(t % MOA_PAGE_TOK) * (size_t)c->d_head + (size_t)e;
-                    const uint16_t half = half_bits(x);
-                    memcpy(pool + at * elem, elem == 4 ? (const void *)&x : (const void *)&half, elem);
-                    const size_t host = (((size_t)s * (size_t)c->n_head_kv + (size_t)h) *
-                                             (size_t)c->max_pages * MOA_PAGE_TOK +
-                                         (size_t)t) *
-                                            (size_t)c->d_head +
-                                        (size_t)e;
-                    (is_v ? c->v : c->k)[host] = elem == 4 ? x : half_value(half);
+                    row[i / (n * c->d_head)][i % (n * c->d_head)] = x;
                 }
+                encode_page(c->type, pool + (size_t)*slot * bytes, n, c->d_head, row[0], row[1]);
             }
-    c->pool = mem_new(r, pool, (size_t)c->n_pages * page_elem * elem);
+    c->pool = mem_new(r, pool, (size_t)c->n_pages * bytes);
     c->dev_table = mem_new(r, c->table, sizeof *c->table * (size_t)(c->stride * c->n_seq));
     free(order);
     free(pool);
 }
 
+/* --- kv_store ------------------------------------------------------------------------------------------------------------ */
+
+/* what all sequences are to hold: (the sequence's tokens, n_head_kv, d_head) one after the other */
+typedef struct store_rows {
+    float *k, *v;
+    size_t first[17]; /* of sequence s, in rows */
+    size_t n;
+} store_rows;
+
+static store_rows store_rows_of(rig *r, const cache *c, bool broken) {
+    store_rows x = {0};
+    for (int32_t s = 0; s < c->n_seq; s++) {
+        x.first[s] = x.n;
+        x.n += (size_t)c->n_tok[s];
+    }
+    const size_t n = x.n * (size_t)c->n_head_kv * (size_t)c->d_head;
+    x.k = floats(r, n, OUTLIERS);
+    x.v = floats(r, n, NORMAL);
+    for (size_t i = 0; i < n; i += 7)
+        x.k[i] *= i % 2 ? 1e-7f : 1000.0f; /* subnormal halves, and some too large for half */
+    for (size_t i = 0; i < n; i += 4001) {
+        x.k[i] *= i % 2 ? 1e-38f : 1e30f;
+        x.v[n - 1 - i] = i % 2 ? 0 : 1e-39f;
+    }
+    for (size_t i = 0; broken && i < n; i += 5003) {
+        x.k[i] = i % 2 ? INFINITY : -INFINITY;
+        x.v[i / 2] = INFINITY;
+    }
+    return x;
+}
+
+/* tokens from .. to - 1 of sequence s on one side, `chunk` in a call */
+static void store_before(rig *r, const cache *c, const store_rows *x, int side, int32_t s, int32_t to, int32_t chunk) {
+    const size_t stride = (size_t)c->n_head_kv * (size_t)c->d_head;
+    moa_backend *b = r->b[side];
+    for (int32_t t = 0; t < to; t += chunk) {
+        const int32_t n = to - t < chunk ? to - t : chunk;
+        const size_t bytes = (size_t)n * stride * 4;
+        int32_t place[2][200];
+        for (int32_t i = 0; i < n; i++)
+            place[0][i] = s, place[1][i] = t + i;
+        void *dev[4] = {0};
+        const void *host[4] = {x->k + (x->first[s] + (size_t)t) * stride, x->v + (x->first[s] + (size_t)t) * stride, place[0],
+                               place[1]};
+        moa_err err = {0};
+        for (int i = 0; i < 4; i++) {
+            must(r, b->vt->alloc(b, i < 2 ? bytes : 4 * (size_t)n, &dev[i], &err), &err);
+            must(r, b->vt->upload(b, dev[i], host[i], i < 2 ? bytes : 4 * (size_t)n, &err), &err);
+        }
+        CALL(kv_store, side, .k = dev[0], .v = dev[1], .kv = view(c, side), .seq = dev[2], .pos = dev[3], .n_tok = n);
+        for (int i = 0; i < 4; i++)
+            b->vt->free(b, dev[i]);
+    }
+}
+
+/* the reference's pool beside pages encoded here, each from all its tokens at once */
+static void store_check(rig *r, const cache *c, const store_rows *x) {
+    const size_t bytes = page_size(c->type, c->d_head), row = (size_t)c->d_head * sizeof(double);
+    unsigned char *image = fetch(r, c->pool, 0), *page = malloc(bytes);
+    double *k = malloc(MOA_PAGE_TOK * row), *v = malloc(MOA_PAGE_TOK * row);
+    if (!page || !k || !v) abort();
+    for (int32_t s = 0; s < c->n_seq; s++)
+        for (int32_t h = 0; h < c->n_head_kv; h++)
+            for (int32_t p = 0; p * MOA_PAGE_TOK < c->n_tok[s]; p++) {
+                const int32_t slot = c->table[s * c->stride + (int64_t)h * c->max_pages + p];
+                if (slot < 0) continue;
+                const unsigned char *got = image + GUARD_BYTES + (size_t)slot * bytes;
+                const int32_t left = c->n_tok[s] - p * MOA_PAGE_TOK, n = left < MOA_PAGE_TOK ? left : MOA_PAGE_TOK;
+                for (int32_t t = 0; t < n; t++)
+                    for (int32_t i = 0; i < c->d_head; i++) {
+                        const size_t at = ((x->first[s] + (size_t)(p * MOA_PAGE_TOK + t)) * (size_t)c->n_head_kv + (size_t)h) *
+                                              (size_t)c->d_head +
+                                          (size_t)i;
+                        k[t * c->d_head + i] = x->k[at];
+                        v[t * c->d_head + i] = x->v[at];
+                    }
+                memcpy(page, got, bytes); /* what no token owns is as it is */
+                encode_page(c->type, page, n, c->d_head, k, v);
+                for (size_t i = 0; i < bytes; i++)
+                    if (page[i] != got[i]) {
+                        char text[200];
+                        (void)snprintf(text, sizeof text, "sequence %d head %d page %d of %d tokens: byte %zu is %d, encoded here %d",
+                                       s, h, p, n, i, got[i], page[i]);
+                        fail(r, text);
+                        break;
+                    }
+            }
+    free(image);
+    free(page);
+    free(k);
+    free(v);
+}
+
+typedef struct store_shape {
+    int32_t n_tok, n_head_kv, d_head;
+    moa_kv_type type;
+    bool ragged;
+} store_shape;
+
+static void kv_store_case(rig *r, uint64_t seed, const store_shape *a) {
+    const int32_t n_seq = a->ragged ? (a->n_tok < 17 ? a->n_tok : 17) : 1;
+    const bool q8 = a->type == MOA_KV_Q8;
+    cache c = {.n_seq = n_seq, .n_head_kv = a->n_head_kv, .d_head = a->d_head, .max_pages = 12, .type = a->type};
+    if (!case_begin(r, seed, "kv_store n_tok %d n_seq %d n_head_kv %d d_head %d %s", a->n_tok, n_seq, c.n_head_kv, c.d_head,
+                    type_name(c.type)))
+        return;
+    c.n_tok = malloc(sizeof *c.n_tok * (size_t)n_seq);
+    int32_t past[17], widest[17 * 3], seq[513], pos[513], fresh[17] = {0};
+    for (int32_t s = 0; s < n_seq; s++) {
+        past[s] = below(r, 200);
+        for (int32_t h = 0; h < c.n_head_kv; h++)
+            widest[s * c.n_head_kv + h] = 1 << 20;
+    }
+    for (int32_t i = 0; i < a->n_tok; i++) { /* the rows of a page of q8 stand together */
+        seq[i] = !a->ragged ? 0 : q8 ? (int32_t)((int64_t)i * n_seq / a->n_tok) : i % n_seq;
+        pos[i] = a->ragged && below(r, 5) == 0 ? -1 : past[seq[i]] + fresh[seq[i]]++;
+    }
+    for (int32_t s = 0; s < n_seq; s++)
+        c.n_tok[s] = past[s] + fresh[s];
+    cache_fill(r, &c, past, widest, true, NORMAL);
+    const store_rows x = store_rows_of(r, &c, q8 && seed % 3 == 0);
+    for (int32_t s = 0; s < n_seq; s++) /* the two sides by other chunks: what is held does not tell */
+        for (int side = 0; side < 2; side++)
+            store_before(r, &c, &x, side, s, past[s], side ? 1 + below(r, 90) : 1 + below(r, 30));
+    const size_t stride = (size_t)c.n_head_kv * (size_t)c.d_head, n = (size_t)a->n_tok * stride;
+    float *kh = floats(r, n, NORMAL), *vh = floats(r, n, NORMAL);
+    for (int32_t i = 0; i < a->n_tok; i++) {
+        if (pos[i] < 0) continue;
+        const size_t from = (x.first[seq[i]] + (size_t)pos[i]) * stride;
+        memcpy(kh + (size_t)i * stride, x.k + from, stride * 4);
+        memcpy(vh + (size_t)i * stride, x.v + from, stride * 4);
+    }
+    const mem *k = mem_floats(r, kh, n), *v = mem_floats(r, vh, n);
+    const mem *ds = mem_new(r, seq, sizeof *seq * (size_t)a->n_tok), *dp = mem_new(r, pos, sizeof *pos * (size_t)a->n_tok);
+    for (int i = 0; i < 2; i++)
+        CALL(kv_store, i, .k = F(k, i), .v = F(v, i), .kv = view(&c, i), .seq = a->ragged ? I(ds, i) : NULL, .pos = I(dp, i),
+             .n_tok = a->n_tok);
+    compare_bytes(r, c.pool, "pool");
+    store_check(r, &c, &x);
+    free(x.k);
+    free(x.v);
+    cache_free(&c);
+    case_end(r);
+}
+
 static void group_kv_store(rig *r) {
+    static const int32_t sizes[] = {64, 80, 128, 96, 256};
     uint64_t seed = 1;
     for (int t = 0; t < N_TOK_COUNT; t++)
-        for (int type = 0; type < 2; type++)
-            for (int ragged = 0; ragged < 2; ragged++) {
-                const int32_t n_tok = tok_counts[t], n_seq = ragged ? (n_tok < 17 ? n_tok : 17) : 1;
-                cache c = {.n_seq = n_seq,
-                           .n_head_kv = 1 + t % 3,
-                           .d_head = t % 3 == 0   ? 64
-                                     : t % 3 == 1 ? 80
-                                                  : 128,
-                           .max_pages = 12,
-                           .type = type ? MOA_KV_F32 : MOA_KV_F16};
-                if (!case_begin(r, seed++, "kv_store n_tok %d n_seq %d n_head_kv %d d_head %d %s", n_tok,
-                                n_seq, c.n_head_kv, c.d_head, type ? "f32" : "f16"))
-                    continue;
-                c.n_tok = malloc(sizeof *c.n_tok * (size_t)n_seq);
-                int32_t past[17], widest[51], seq[513], pos[513], fresh[17] = {0};
-                for (int32_t s = 0; s < n_seq; s++) {
-                    past[s] = below(r, 200);
-                    for (int32_t h = 0; h < c.n_head_kv; h++)
-                        widest[s * c.n_head_kv + h] = 128;
-                }
-                for (int32_t i = 0; i < n_tok; i++) {
-                    seq[i] = ragged ? i % n_seq : 0;
-                    pos[i] = ragged && below(r, 5) == 0 ? -1 : past[seq[i]] + fresh[seq[i]]++;
-                }
-                for (int32_t s = 0; s < n_seq; s++)
-                    c.n_tok[s] = past[s] + fresh[s];
-                cache_fill(r, &c, past, widest, true, NORMAL);
-                const size_t n = (size_t)n_tok * (size_t)c.n_head_kv * (size_t)c.d_head;
-                float *kh = floats(r, n, OUTLIERS);
-                for (size_t i = 0; i < n; i += 7)
-                    kh[i] *= i % 2 ? 1e-7f : 1000.0f; /* subnormal halves, and some too large for half */
-                const mem *k = mem_floats(r, kh, n), *v = mem_floats(r, floats(r, n, NORMAL), n);
-                const mem *ds = mem_new(r, seq, sizeof *seq * (size_t)n_tok),
-                          *dp = mem_new(r, pos, sizeof *pos * (size_t)n_tok);
-                for (int i = 0; i < 2; i++)
-                    CALL(kv_store, i, .k = F(k, i), .v = F(v, i), .kv = view(&c, i),
-                         .seq = ragged ? I(ds, i) : NULL, .pos = I(dp, i), .n_tok = n_tok);
-                compare_bytes(r, c.pool, "pool");
-                cache_free(&c);
-                case_end(r);
+        for (int type = 0; type < MOA_N_KV_TYPE; type++)
+            for (int ragged = 0; ragged < 2; ragged++, seed++) {
+                const store_shape a = {.n_tok = tok_counts[t],
+                                       .n_head_kv = 1 + t % 3,
+                                       .d_head = sizes[(t + type) % 5],
+                                       .type = (moa_kv_type)type,
+                                       .ragged = ragged};
+                kv_store_case(r, seed, &a);
             }
 }
 
@@ -657,7 +847,7 @@ static void attn_compare(rig *r, const mem *o, const mem *stat, const mem *hist)
 static void prefill_case(rig *r, uint64_t seed, const attn_shape *a) {
     const int32_t n_head = a->n_head_kv * a->group, n = a->pos0 + a->n_tok, seq = (int32_t)(seed % 3);
     if (!case_begin(r, seed, "attn_prefill n_tok %d pos0 %d heads %d/%d d_head %d %s %s%s", a->n_tok, a->pos0,
-                    n_head, a->n_head_kv, a->d_head, a->type == MOA_KV_F32 ? "f32" : "f16",
+                    n_head, a->n_head_kv, a->d_head, type_name(a->type),
                     input_names[a->kind], a->probe ? " probe" : ""))
         return;
     cache c = {.n_seq = 3,
@@ -699,7 +889,7 @@ static void prefill_case(rig *r, uint64_t seed, const attn_shape *a) {
     case_end(r);
 }
 
-static const int32_t group_sizes[] = {1, 3, 4, 6, 7}, head_sizes[] = {64, 80, 128};
+static const int32_t group_sizes[] = {1, 3, 4, 6, 7}, head_sizes[] = {64, 80, 128, 96, 256};
 
 static void group_attn_prefill(rig *r) {
     static const int32_t starts[] = {0, 63, 64, 1000};
@@ -711,8 +901,8 @@ static void group_attn_prefill(rig *r) {
                                       .pos0 = starts[p],
                                       .group = group_sizes[seed % 5],
                                       .n_head_kv = 1 + (int32_t)(seed % 2),
-                                      .d_head = head_sizes[seed / 2 % 3],
-                                      .type = seed % 4 < 2 ? MOA_KV_F16 : MOA_KV_F32,
+                                      .d_head = head_sizes[seed / 2 % 8 < 6 ? seed / 2 % 3 : seed / 2 % 2 + 3],
+                                      .type = (moa_kv_type)((seed + seed / 4) % MOA_N_KV_TYPE),
                                       .kind = (input_kind)(seed / 3 % N_INPUT),
                                       .probe = seed % 3 != 0};
                 prefill_case(r, seed, &a);
@@ -723,7 +913,7 @@ static void decode_case(rig *r, uint64_t seed, const attn_shape *a) {
     static const int32_t positions[] = {0, 1, 63, 64, 127, 128, 191, 192, 1000, 1023, 517, 1024, 2049, 2580};
     const int32_t n_head = a->n_head_kv * a->group, n_seq = a->n_tok;
     if (!case_begin(r, seed, "attn_decode n_seq %d heads %d/%d d_head %d %s %s%s", n_seq, n_head,
-                    a->n_head_kv, a->d_head, a->type == MOA_KV_F32 ? "f32" : "f16", input_names[a->kind],
+                    a->n_head_kv, a->d_head, type_name(a->type), input_names[a->kind],
                     a->probe ? " probe" : ""))
         return;
     cache c = {.n_seq = n_seq,
@@ -780,8 +970,8 @@ static void group_attn_decode(rig *r) {
             const attn_shape a = {.n_tok = n_seqs[s],
                                   .group = group_sizes[seed % 5],
                                   .n_head_kv = 1 + (int32_t)(seed % 3),
-                                  .d_head = head_sizes[seed / 2 % 3],
-                                  .type = seed % 4 < 2 ? MOA_KV_F16 : MOA_KV_F32,
+                                  .d_head = head_sizes[seed / 2 % 8 < 6 ? seed / 2 % 3 : seed / 2 % 2 + 3],
+                                  .type = (moa_kv_type)((seed + seed / 4) % MOA_N_KV_TYPE),
                                   .kind = (input_kind)(seed / 3 % N_INPUT),
                                   .probe = seed % 3 != 0};
             decode_case(r, seed, &a);
@@ -826,29 +1016,48 @@ static void group_add(rig *r) {
     }
 }
 
+/* q8: what was captured is what the pages hold */
+static void capture_check(rig *r, const cache *c, const mem *cap_k, const int32_t *pos, int32_t n_tok, int32_t max_tok) {
+    unsigned char *image = fetch(r, cap_k, 0);
+    const float *got = (const float *)(const void *)(image + GUARD_BYTES);
+    int wrong = 0;
+    for (int32_t t = 0; t < n_tok; t++)
+        for (int32_t h = 0; h < c->n_head_kv && pos[t] >= 0 && pos[t] < max_tok; h++)
+            for (int32_t i = 0; i < c->d_head; i++)
+                wrong += got[((int64_t)h * max_tok + pos[t]) * c->d_head + i] != host_row(c, c->k, 0, h, pos[t])[i];
+    if (wrong) fail(r, "captured k is not what the page holds");
+    free(image);
+}
+
 static void group_capture(rig *r) {
     for (int t = 0; t < N_TOK_COUNT; t++)
-        for (int type = 0; type < 2; type++) {
-            const int32_t n_tok = tok_counts[t], n_head = 6, n_head_kv = 2, d_head = head_sizes[t % 3],
+        for (int type = 0; type < MOA_N_KV_TYPE; type++) {
+            const int32_t n_tok = tok_counts[t], n_head = 6, n_head_kv = 2, d_head = head_sizes[(t + type / 3) % 5],
                           max_tok = 600;
-            if (!case_begin(r, (uint64_t)(t * 2 + type), "capture n_tok %d d_head %d %s", n_tok, d_head,
-                            type ? "f32" : "f16"))
+            if (!case_begin(r, (uint64_t)(t * 4 + type), "capture n_tok %d d_head %d %s", n_tok, d_head,
+                            type_name((moa_kv_type)type)))
                 continue;
             const size_t nq = (size_t)n_tok * 6 * (size_t)d_head, nk = (size_t)n_tok * 2 * (size_t)d_head;
             const mem *q = mem_floats(r, floats(r, nq, OUTLIERS), nq),
                       *k = mem_floats(r, floats(r, nk, OUTLIERS), nk);
             const mem *cq = mem_new(r, NULL, sizeof(float) * 6 * (size_t)max_tok * (size_t)d_head);
             const mem *ck = mem_new(r, NULL, sizeof(float) * 2 * (size_t)max_tok * (size_t)d_head);
-            int32_t pos[513];
+            int32_t pos[513], widest[] = {1 << 20, 1 << 20};
             for (int32_t i = 0; i < n_tok; i++)
                 pos[i] = i % 7 == 3 ? (i % 2 ? -1 : max_tok) : 80 + i;
             const mem *p = mem_new(r, pos, sizeof *pos * (size_t)n_tok);
+            cache c = {.n_seq = 1, .n_head_kv = 2, .d_head = d_head, .max_pages = 10, .type = (moa_kv_type)type};
+            c.n_tok = calloc(1, sizeof *c.n_tok);
+            c.n_tok[0] = max_tok;
+            cache_fill(r, &c, (int32_t[]){max_tok}, widest, false, OUTLIERS);
             for (int i = 0; i < 2; i++)
                 CALL(capture, i, .q = F(q, i), .k = F(k, i), .cap_q = F(cq, i), .cap_k = F(ck, i),
                      .pos = I(p, i), .n_tok = n_tok, .n_head = n_head, .n_head_kv = n_head_kv,
-                     .d_head = d_head, .max_tok = max_tok, .type = type ? MOA_KV_F32 : MOA_KV_F16);
+                     .d_head = d_head, .max_tok = max_tok, .type = (moa_kv_type)type, .kv = view(&c, i));
             compare_bytes(r, cq, "cap_q");
             compare_bytes(r, ck, "cap_k");
+            if (type == MOA_KV_Q8) capture_check(r, &c, ck, pos, n_tok, max_tok);
+            cache_free(&c);
             case_end(r);
         }
 }
@@ -861,7 +1070,7 @@ static void group_attn_map(rig *r) {
                                          {100, 400, 390, 513, 3, 9}, {0, 513, 0, 64, 9, 1}};
     for (int k = 0; k < 8; k++)
         for (int s = 0; s < 4; s++) {
-            const int32_t *g = regions[k], d_head = head_sizes[(k + s) % 3];
+            const int32_t *g = regions[k], d_head = head_sizes[(k + s) % 5];
             const int32_t span = s == 0 ? 128 : s == 1 ? 192 : s == 2 ? 448 : 1 << 24;
             if (!case_begin(r, (uint64_t)(k * 4 + s),
                             "attn_map q %d..%d k %d..%d cells %dx%d d_head %d span %d", g[0], g[1], g[2],
@@ -1136,7 +1345,7 @@ static void brute_case(rig *r, uint64_t seed, int32_t group, int32_t d_head) {
                .group = group,
                .d_head = d_head,
                .max_pages = 9,
-               .type = seed % 2 ? MOA_KV_F16 : MOA_KV_F32};
+               .type = (moa_kv_type)(seed % MOA_N_KV_TYPE)};
     c.n_tok = calloc(1, sizeof *c.n_tok);
     c.n_tok[0] = n;
     int32_t span[MAX_HEADS], measure[MAX_HEADS], zero = 0, all = 1 << 24;

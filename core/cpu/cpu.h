@@ -45,14 +45,23 @@ static inline const void *moa_weight_row(const moa_dev_weight *w, int64_t r) {
     return w->data + (size_t)r * w->row_bytes;
 }
 
-/* Element offset of token t's K row in the pool, seen through the page table; -1: the page is not there. V lies MOA_PAGE_TOK *
- * d_head elements further. */
-static inline int64_t moa_kv_row(const moa_kv_view *kv, int64_t seq, int32_t head_kv, int32_t t) {
+/* The page of token t, seen through the page table; NULL: it is not there. */
+static inline unsigned char *moa_kv_page_of(const moa_kv_view *kv, int64_t seq, int32_t head_kv, int32_t t) {
     const int32_t page =
         kv->table[seq * kv->table_seq_stride + (int64_t)head_kv * kv->max_pages + t / MOA_PAGE_TOK];
-    if (page < 0) return -1;
-    return ((int64_t)page * 2 * MOA_PAGE_TOK + t % MOA_PAGE_TOK) * kv->d_head;
+    if (page < 0) return NULL;
+    return (unsigned char *)kv->pool + (size_t)page * moa_kv_page_bytes(kv->type, kv->d_head);
 }
+/* parts of a page of q8 */
+static inline uint8_t *moa_kv_k_exponents(unsigned char *page, int32_t d_head) {
+    return page + moa_kv_k_exponent_at(d_head);
+}
+static inline float *moa_kv_v_scales(unsigned char *page, int32_t d_head) {
+    return (float *)(void *)(page + moa_kv_v_scale_at(d_head));
+}
+
+/* q8: are the pages there that k is read back from? */
+moa_status moa_cpu_capture_check(const moa_args_capture *a, moa_err *err);
 
 /* Scratch that stays with the backend: 64-byte aligned, content undefined, valid until the next call. NULL: no memory. */
 void *moa_cpu_room(moa_cpu *cpu, size_t bytes, moa_err *err);

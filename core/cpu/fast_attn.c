@@ -114,7 +114,7 @@ static bool walk(attn *a, const tile *t, int32_t from, int32_t to, row_fn row_wo
     const moa_kv_view *kv = &a->kv;
     const int32_t last = (t->pos + t->n_tok - 1) / MOA_PAGE_TOK;
     const int32_t *table = kv->table + t->seq * kv->table_seq_stride + (int64_t)t->head_kv * kv->max_pages;
-    const size_t elem = moa_kv_elem_bytes(kv->type), half = (size_t)MOA_PAGE_TOK * (size_t)kv->d_head * elem;
+    const size_t page_bytes = moa_kv_page_bytes(kv->type, kv->d_head);
     for (int32_t p = from; p <= last && p < to; p++) {
         bool seen = false;
         for (int32_t h = 0; h < a->group && !seen; h++)
@@ -131,9 +131,9 @@ static bool walk(attn *a, const tile *t, int32_t from, int32_t to, row_fn row_wo
         /* tokens beyond the last query are not there yet: whatever lies in the page is not looked at */
         const int32_t left = t->pos + t->n_tok - p * MOA_PAGE_TOK,
                       n_tok = left < MOA_PAGE_TOK ? left : MOA_PAGE_TOK;
-        const char *page = (const char *)kv->pool + (size_t)table[p] * 2 * half;
+        const char *page = (const char *)kv->pool + (size_t)table[p] * page_bytes;
         a->kern->page_k(page, kv->type, n_tok, kv->d_head, t->k);
-        if (with_v) a->kern->page_v(page + half, kv->type, n_tok, kv->d_head, a->d_pad, t->v);
+        if (with_v) a->kern->page_v(page, kv->type, n_tok, kv->d_head, a->d_pad, t->v);
         page_step(a, t, p, row_work, with_v);
     }
     return true;

@@ -100,11 +100,15 @@ moa_status moa_fast_add(moa_backend *b, const moa_args_add *a, moa_err *err) {
 
 /* --- kv_store -------------------------------------------------------------------------------------------------------- */
 
-static void put(const moa_kern *kern, void *pool, int64_t at, moa_kv_type type, const float *x, int32_t n) {
+static void put(const moa_kern *kern, unsigned char *row, moa_kv_type type, const float *x, int32_t n) {
+    uint16_t *halves = (uint16_t *)(void *)row;
     if (type == MOA_KV_F32)
-        memcpy((float *)pool + at, x, sizeof *x * (size_t)n);
+        memcpy(row, x, sizeof *x * (size_t)n);
+    else if (type == MOA_KV_F16)
+        kern->to_half(x, halves, n);
     else
-        kern->to_half(x, (uint16_t *)pool + at, n);
+        for (int32_t i = 0; i < n; i++)
+            halves[i] = moa_float_to_bf16(x[i]);
 }
 
 static void kv_store_task(void *ctx, int32_t task, int32_t thread) {
@@ -112,14 +116,65 @@ static void kv_store_task(void *ctx, int32_t task, int32_t thread) {
     const job *j = ctx;
     const moa_args_kv_store *a = j->args;
     const moa_kv_view *kv = &a->kv;
+    const size_t row_bytes = moa_kv_row_bytes(kv->type, kv->d_head), v_at = moa_kv_v_at(kv->type, kv->d_head);
     for (int32_t t = task * ROWS; t < row_end(j, task); t++) {
         if (a->pos[t] < 0) continue;
         for (int32_t h = 0; h < kv->n_head_kv; h++) {
-            const int64_t to = moa_kv_row(kv, a->seq ? a->seq[t] : 0, h, a->pos[t]),
-                          from = ((int64_t)t * kv->n_head_kv + h) * kv->d_head;
-            put(j->cpu->kern, kv->pool, to, kv->type, a->k + from, kv->d_head);
-            put(j->cpu->kern, kv->pool, to + MOA_PAGE_TOK * kv->d_head, kv->type, a->v + from, kv->d_head);
+            const int64_t from = ((int64_t)t * kv->n_head_kv + h) * kv->d_head;
+            unsigned char *to = moa_kv_page_of(kv, a->seq ? a->seq[t] : 0, h, a->pos[t]) +
+                                (size_t)(a->pos[t] % MOA_PAGE_TOK) * row_bytes;
+            put(j->cpu->kern, to, kv->type, a->k + from, kv->d_head);
+            put(j->cpu->kern, to + v_at, kv->type, a->v + from, kv->d_head);
         }
+    }
+}
+
+/* The rows t .. t + n - 1 of KV head h are tokens at .. of one page of q8: the exponents once for all of them. */
+static void put_q8(const moa_args_kv_store *a, int32_t t, int32_t n, int32_t h) {
+    const moa_kv_view *kv = &a->kv;
+    const int32_t d = kv->d_head, at = a->pos[t] % MOA_PAGE_TOK;
+    const int64_t stride = (int64_t)kv->n_head_kv * d;
+    const float *k = a->k + t * stride + (int64_t)h * d, *v = a->v + t * stride + (int64_t)h * d;
+    unsigned char *page = moa_kv_page_of(kv, a->seq ? a->seq[t] : 0, h, a->pos[t]);
+    int8_t *codes = (int8_t *)page;
+    uint8_t *exponents = moa_kv_k_exponents(page, d);
+    for (int32_t i = 0; i < d; i++) {
+        const int32_t before = at == 0 ? 0 : exponents[i];
+        int32_t now = before;
+        for (int32_t r = 0; r < n; r++) {
+            const int32_t own = moa_kv_exponent(k[r * stride + i]);
+            now = own > now ? own : now;
+        }
+        for (int32_t r = 0; now > before && r < at; r++)
+            codes[r * d + i] = moa_kv_k_shift(codes[r * d + i], now - before);
+        exponents[i] = (uint8_t)now;
+    }
+    for (int32_t r = 0; r < n; r++, k += stride, v += stride) {
+        int8_t *k_row = codes + (at + r) * d, *v_row = k_row + moa_kv_v_at(MOA_KV_Q8, d);
+        uint32_t top = 0;
+        for (int32_t i = 0; i < d; i++) {
+            const uint32_t size = moa_kv_bits(v[i]) & 0x7fffffffu;
+            top = size > top ? size : top;
+            k_row[i] = moa_kv_k_code(k[i], exponents[i]);
+        }
+        const float scale = moa_kv_v_scale(top);
+        moa_kv_v_scales(page, d)[at + r] = scale;
+        for (int32_t i = 0; i < d; i++)
+            v_row[i] = moa_kv_v_code(v[i], scale);
+    }
+}
+
+/* a KV head: its rows page by page */
+static void kv_store_q8_task(void *ctx, int32_t head, int32_t thread) {
+    (void)thread;
+    const moa_args_kv_store *a = ((const job *)ctx)->args;
+    for (int32_t t = 0, n; t < a->n_tok; t += n) {
+        n = 1;
+        if (a->pos[t] < 0) continue;
+        while (t + n < a->n_tok && a->pos[t + n] == a->pos[t] + n && a->pos[t + n] % MOA_PAGE_TOK != 0 &&
+               (!a->seq || a->seq[t + n] == a->seq[t]))
+            n++;
+        put_q8(a, t, n, head);
     }
 }
 
@@ -127,11 +182,16 @@ moa_status moa_fast_kv_store(moa_backend *b, const moa_args_kv_store *a, moa_err
     for (int32_t t = 0; t < a->n_tok; t++)
         for (int32_t h = 0; h < a->kv.n_head_kv && a->pos[t] >= 0; h++) {
             const int32_t seq = a->seq ? a->seq[t] : 0;
-            if (a->pos[t] / MOA_PAGE_TOK >= a->kv.max_pages || moa_kv_row(&a->kv, seq, h, a->pos[t]) < 0)
+            if (a->pos[t] / MOA_PAGE_TOK >= a->kv.max_pages || !moa_kv_page_of(&a->kv, seq, h, a->pos[t]))
                 return moa_fail(err, MOA_E_FAILED, "no KV page for token %d of sequence %d, KV head %d",
                                 a->pos[t], seq, h);
         }
-    run_rows((moa_cpu *)b, kv_store_task, a, a->n_tok);
+    moa_cpu *cpu = (moa_cpu *)b;
+    job j = {.cpu = cpu, .args = a};
+    if (a->kv.type == MOA_KV_Q8)
+        moa_pool_run(cpu->pool, kv_store_q8_task, &j, a->kv.n_head_kv);
+    else
+        run_rows(cpu, kv_store_task, a, a->n_tok);
     return MOA_OK;
 }
 
@@ -151,17 +211,23 @@ static void capture_task(void *ctx, int32_t task, int32_t thread) {
         for (int32_t h = 0; h < a->n_head_kv; h++) {
             const float *k = a->k + ((int64_t)t * a->n_head_kv + h) * a->d_head;
             float *to = a->cap_k + ((int64_t)h * a->max_tok + pos) * a->d_head;
-            if (a->type == MOA_KV_F32)
+            if (a->type == MOA_KV_F32) {
                 memcpy(to, k, row);
-            else
-                for (int32_t i = 0; i < a->d_head; i++)
-                    to[i] = moa_half_to_float(moa_float_to_half(k[i]));
+                continue;
+            }
+            unsigned char *page = a->type == MOA_KV_Q8 ? moa_kv_page_of(&a->kv, 0, h, pos) : NULL;
+            const int8_t *codes = (const int8_t *)page + (ptrdiff_t)(pos % MOA_PAGE_TOK) * a->d_head;
+            for (int32_t i = 0; i < a->d_head; i++)
+                to[i] = page                     ? moa_kv_k_value(codes[i], moa_kv_k_exponents(page, a->d_head)[i])
+                        : a->type == MOA_KV_BF16 ? moa_bf16_to_float(moa_float_to_bf16(k[i]))
+                                                 : moa_half_to_float(moa_float_to_half(k[i]));
         }
     }
 }
 
 moa_status moa_fast_capture(moa_backend *b, const moa_args_capture *a, moa_err *err) {
-    (void)err;
+    const moa_status status = moa_cpu_capture_check(a, err);
+    if (status != MOA_OK) return status;
     run_rows((moa_cpu *)b, capture_task, a, a->n_tok);
     return MOA_OK;
 }

@@ -1,4 +1,4 @@
-/* half.h -- IEEE half precision by integer arithmetic, the same on every machine and compiler.
+/* half.h -- IEEE half precision, and bfloat16, by integer arithmetic, the same on every machine and compiler.
  *
  * Rounds to nearest, ties to even, as the hardware conversions of both backends do; overflow goes to infinity, NaN stays
  * NaN (quiet). Kernels for one instruction set use the hardware instead, and tests compare the two. */
@@ -41,6 +41,20 @@ static inline uint16_t moa_float_to_half(float f) {
     }
     const uint32_t odd = magnitude >> 13 & 1u;
     return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+}
+
+static inline float moa_bf16_to_float(uint16_t h) {
+    const uint32_t bits = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline uint16_t moa_float_to_bf16(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff; /* as the GPU's conversion has it */
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
 #endif

@@ -64,9 +64,10 @@ typedef struct moa_kern {
     void (*to_half)(const float *x, uint16_t *y, int64_t n);
     void (*from_half)(const uint16_t *x, float *y, int64_t n);
 
-    /* A page's K as (d_head, 64) and V as (64, d_pad) float32, tokens from n_tok on and columns from d_head on zero */
-    void (*page_k)(const void *k, moa_kv_type type, int32_t n_tok, int32_t d_head, float *out);
-    void (*page_v)(const void *v, moa_kv_type type, int32_t n_tok, int32_t d_head, int32_t d_pad, float *out);
+    /* A page's K as (d_head, 64) and V as (64, d_pad) float32, tokens from n_tok on and columns from d_head on zero. K begins at k or the
+     * page, V follows where the type has it; page_k of f32 needs n_tok rows and no whole page */
+    void (*page_k)(const void *page, moa_kv_type type, int32_t n_tok, int32_t d_head, float *out);
+    void (*page_v)(const void *page, moa_kv_type type, int32_t n_tok, int32_t d_head, int32_t d_pad, float *out);
     /* One row of 64 scores of which [lo, hi) are visible joins an online softmax: s becomes exp(s - max), 0 elsewhere; when the
      * maximum grows, sum and o (d_pad) shrink. lo < hi. */
     void (*softmax_page)(float *s, int32_t lo, int32_t hi, float *max, float *sum, float *o, int32_t d_pad);

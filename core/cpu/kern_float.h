@@ -255,11 +255,41 @@ INLINE void page_k_as(const moa_dtype type, const void *k, int32_t n_tok, int32_
                     t0 + i < n_tok ? load_one(type, k, (t0 + i) * d_head + d) : 0;
     }
 }
-static void page_k(const void *k, moa_kv_type type, int32_t n_tok, int32_t d_head, float *out) {
+/* a code with the half that its rounding down took: 2^(E - 127) away from the value */
+INLINE vf codes_load(const int8_t *p) {
+    typedef int8_t vb __attribute__((vector_size(V), aligned(1), may_alias));
+    return __builtin_convertvector(*(const vb *)(const void *)p, vf);
+}
+static void page_k_q8(const void *page, int32_t n_tok, int32_t d_head, float *out) {
+    const int8_t *codes = page;
+    const uint8_t *exponents = (const uint8_t *)page + moa_kv_k_exponent_at(d_head);
+    for (int32_t t0 = 0; t0 < MOA_PAGE_TOK; t0 += V) {
+        int32_t d = 0;
+        for (; d + V <= d_head; d += V) {
+            vf r[V];
+#pragma GCC unroll 16
+            for (int i = 0; i < V; i++)
+                r[i] = t0 + i < n_tok ? codes_load(codes + (t0 + i) * d_head + d) + 0.5f : splat(0);
+            transpose(r);
+#pragma GCC unroll 16
+            for (int i = 0; i < V; i++)
+                store(out + (d + i) * MOA_PAGE_TOK + t0, r[i] * moa_kv_step(exponents[d + i]));
+        }
+        for (; d < d_head; d++)
+            for (int i = 0; i < V; i++)
+                out[d * MOA_PAGE_TOK + t0 + i] =
+                    t0 + i < n_tok ? moa_kv_k_value(codes[(t0 + i) * d_head + d], exponents[d]) : 0;
+    }
+}
+static void page_k(const void *page, moa_kv_type type, int32_t n_tok, int32_t d_head, float *out) {
     if (type == MOA_KV_F32)
-        page_k_as(MOA_F32, k, n_tok, d_head, out);
+        page_k_as(MOA_F32, page, n_tok, d_head, out);
+    else if (type == MOA_KV_F16)
+        page_k_as(MOA_F16, page, n_tok, d_head, out);
+    else if (type == MOA_KV_BF16)
+        page_k_as(MOA_BF16, page, n_tok, d_head, out);
     else
-        page_k_as(MOA_F16, k, n_tok, d_head, out);
+        page_k_q8(page, n_tok, d_head, out);
 }
 
 INLINE void page_v_as(const moa_dtype type, const void *v, int32_t n_tok, int32_t d_head, int32_t d_pad,
@@ -274,12 +304,28 @@ INLINE void page_v_as(const moa_dtype type, const void *v, int32_t n_tok, int32_
             out[d] = t < n_tok && d < d_head ? load_one(type, row, d) : 0;
     }
 }
-static void page_v(const void *v, moa_kv_type type, int32_t n_tok, int32_t d_head, int32_t d_pad,
+static void page_v_q8(const int8_t *codes, const float *scales, int32_t n_tok, int32_t d_head, int32_t d_pad,
+                      float *out) {
+    for (int32_t t = 0; t < MOA_PAGE_TOK; t++, codes += d_head, out += d_pad) {
+        int32_t d = 0;
+        for (; t < n_tok && d + V <= d_head; d += V)
+            store(out + d, codes_load(codes + d) * scales[t]);
+        for (; d < d_pad; d++)
+            out[d] = t < n_tok && d < d_head ? (float)codes[d] * scales[t] : 0;
+    }
+}
+static void page_v(const void *page, moa_kv_type type, int32_t n_tok, int32_t d_head, int32_t d_pad,
                    float *out) {
+    const char *v = (const char *)page + moa_kv_v_at(type, d_head);
+    const void *scales = (const char *)page + moa_kv_v_scale_at(d_head);
     if (type == MOA_KV_F32)
         page_v_as(MOA_F32, v, n_tok, d_head, d_pad, out);
-    else
+    else if (type == MOA_KV_F16)
         page_v_as(MOA_F16, v, n_tok, d_head, d_pad, out);
+    else if (type == MOA_KV_BF16)
+        page_v_as(MOA_BF16, v, n_tok, d_head, d_pad, out);
+    else
+        page_v_q8((const int8_t *)v, scales, n_tok, d_head, d_pad, out);
 }
 
 static void softmax_page(float *s, int32_t lo, int32_t hi, float *max, float *sum, float *o, int32_t d_pad) {

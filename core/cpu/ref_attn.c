@@ -18,13 +18,33 @@ typedef struct query {
     int32_t seq, head_kv, pos, span;
     float scale;
     double *a;   /* scratch (pos + 1): scores, then A; 0 where not visible */
-    double *acc; /* scratch (d_head) */
+    double *acc, *k, *v; /* scratch (d_head) */
     double lse;  /* out */
 } query;
 
-static double element(const moa_kv_view *kv, int64_t at) {
-    return kv->type == MOA_KV_F32 ? ((const float *)kv->pool)[at]
-                                  : moa_half_to_float(((const uint16_t *)kv->pool)[at]);
+static double element(moa_kv_type type, const unsigned char *row, int32_t i) {
+    if (type == MOA_KV_F32) return ((const float *)(const void *)row)[i];
+    const uint16_t x = ((const uint16_t *)(const void *)row)[i];
+    return type == MOA_KV_F16 ? moa_half_to_float(x) : moa_bf16_to_float(x);
+}
+
+/* K and V of token j, (d_head) each; false: the page is gone */
+static bool token(const query *s, int32_t j, double *k, double *v) {
+    const moa_kv_view *kv = s->kv;
+    unsigned char *page = moa_kv_page_of(kv, s->seq, s->head_kv, j);
+    if (!page) return false;
+    const unsigned char *k_row = page + (size_t)(j % MOA_PAGE_TOK) * moa_kv_row_bytes(kv->type, kv->d_head),
+                        *v_row = k_row + moa_kv_v_at(kv->type, kv->d_head);
+    for (int32_t i = 0; i < kv->d_head; i++) {
+        if (kv->type == MOA_KV_Q8) {
+            k[i] = moa_kv_k_value((int8_t)k_row[i], moa_kv_k_exponents(page, kv->d_head)[i]);
+            v[i] = (double)(int8_t)v_row[i] * moa_kv_v_scales(page, kv->d_head)[j % MOA_PAGE_TOK];
+        } else {
+            k[i] = element(kv->type, k_row, i);
+            v[i] = element(kv->type, v_row, i);
+        }
+    }
+    return true;
 }
 
 static moa_status attend(query *s, moa_err *err) {
@@ -33,14 +53,13 @@ static moa_status attend(query *s, moa_err *err) {
     for (int32_t j = 0; j <= s->pos; j++) {
         s->a[j] = -INFINITY;
         if (!moa_sees(s->span, s->pos, j)) continue;
-        const int64_t k = moa_kv_row(s->kv, s->seq, s->head_kv, j);
-        if (k < 0)
+        if (!token(s, j, s->k, s->v))
             return moa_fail(err, MOA_E_FAILED,
                             "query %d of sequence %d sees key %d of KV head %d, whose page is gone", s->pos,
                             s->seq, j, s->head_kv);
         double dot = 0;
         for (int32_t i = 0; i < d_head; i++)
-            dot += s->q[i] * element(s->kv, k + i);
+            dot += s->q[i] * s->k[i];
         s->a[j] = dot * s->scale;
         if (s->a[j] > max) max = s->a[j];
     }
@@ -53,9 +72,9 @@ static moa_status attend(query *s, moa_err *err) {
         const bool sees = moa_sees(s->span, s->pos, j);
         s->a[j] = sees ? exp(s->a[j] - s->lse) : 0;
         if (!sees) continue;
-        const int64_t v = moa_kv_row(s->kv, s->seq, s->head_kv, j) + MOA_PAGE_TOK * d_head;
+        (void)token(s, j, s->k, s->v); /* it was there above */
         for (int32_t i = 0; i < d_head; i++)
-            s->acc[i] += s->a[j] * element(s->kv, v + i);
+            s->acc[i] += s->a[j] * s->v[i];
     }
     for (int32_t i = 0; i < d_head; i++)
         s->o[i] = (float)s->acc[i];
@@ -101,7 +120,9 @@ static moa_status scratch(query *s, double **sums, const moa_probe *p, int32_t n
                           moa_err *err) {
     const size_t n_sum = p->hist ? (size_t)n_head * MOA_HIST_BUCKETS * (size_t)(1 + p->n_bin) : 0;
     s->a = moa_cpu_scratch(n_key, sizeof *s->a, err);
-    s->acc = moa_cpu_scratch((size_t)s->kv->d_head, sizeof *s->acc, err);
+    s->acc = moa_cpu_scratch(3 * (size_t)s->kv->d_head, sizeof *s->acc, err);
+    s->k = s->acc ? s->acc + s->kv->d_head : NULL;
+    s->v = s->acc ? s->k + s->kv->d_head : NULL;
     *sums = moa_cpu_scratch(n_sum, sizeof **sums, err);
     for (size_t i = 0; *sums && i < n_sum; i++)
         (*sums)[i] = 0;

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "core/base/status.h"
+#include "core/engine/kv_page.h"
 #include "core/engine/spans.h"
 #include "core/model/model.h"
 
@@ -27,12 +28,9 @@ extern "C" {
 typedef struct moa_backend moa_backend;       /* a device, its queue and memory */
 typedef struct moa_dev_weight moa_dev_weight; /* a weight as the backend keeps it (packed its own way) */
 
-typedef enum moa_kv_type { MOA_KV_F16, MOA_KV_F32 } moa_kv_type;
-static inline size_t moa_kv_elem_bytes(moa_kv_type t) { return t == MOA_KV_F32 ? 4 : 2; }
-
-/* One layer's view of the KV cache. A page is [K: 64 x d_head][V: 64 x d_head] of kv elements, one KV head's 64 tokens. */
+/* One layer's view of the KV cache. A page is one KV head's 64 tokens, as its type has it (kv_page.h). */
 typedef struct moa_kv_view {
-    void *pool;             /* device: pages, one after the other */
+    void *pool;             /* device: pages, one after the other, 16-byte aligned */
     const int32_t *table;   /* device: (n_seq, n_head_kv, max_pages) page index in the pool, -1: freed or not yet there.
                              * A sequence's block of this layer starts at table + seq * table_seq_stride */
     int64_t table_seq_stride; /* elements from one sequence to the next */
@@ -132,7 +130,9 @@ typedef struct moa_args_kv_store {
     const float *k, *v; /* (n_tok, n_head_kv, d_head) */
     moa_kv_view kv;
     const int32_t *seq; /* device (n_tok): which sequence each row belongs to; NULL: all sequence 0 */
-    const int32_t *pos; /* device (n_tok); < 0: an idle row, not stored */
+    const int32_t *pos; /* device (n_tok); < 0: an idle row, not stored. q8 (kv_page.h): the rows of a page are
+                         * ascending and no row of another page is between them; token 0 begins the page, the tokens before the first
+                         * row's are there */
     int32_t n_tok;
 } moa_args_kv_store;
 
@@ -175,10 +175,12 @@ typedef struct moa_args_add {
 typedef struct moa_args_capture {
     const float *q, *k; /* (n_tok, n_head, d_head), (n_tok, n_head_kv, d_head) */
     float *cap_q;       /* (n_head, max_tok, d_head) float32 */
-    float *cap_k;       /* (n_head_kv, max_tok, d_head) float32, rounded to the KV type first so that maps match the run */
+    float *cap_k;       /* (n_head_kv, max_tok, d_head) float32, rounded to the KV type first so that maps match the run;
+                         * of q8: read back from its page */
     const int32_t *pos; /* device (n_tok): rows to write; outside 0 .. max_tok - 1: not written */
     int32_t n_tok, n_head, n_head_kv, d_head, max_tok;
     moa_kv_type type;
+    moa_kv_view kv; /* q8: where k has been stored, of sequence 0; else not looked at */
 } moa_args_capture;
 
 /* Attention of one head under a span, as cells: rows x cols equal-ish ranges of queries [q0,q1) and keys [k0,k1).

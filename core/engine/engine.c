@@ -295,7 +295,7 @@ static moa_status configure(moa_engine *e, const moa_engine_config *config, moa_
     e->kv_type = config ? config->kv_type : MOA_KV_F16;
     e->capture_limit_bytes =
         config && config->capture_limit_bytes ? config->capture_limit_bytes : CAPTURE_LIMIT_DEFAULT;
-    e->page_bytes = 2 * (size_t)MOA_PAGE_TOK * (size_t)shape->d_head * moa_kv_elem_bytes(e->kv_type);
+    e->page_bytes = moa_kv_page_bytes(e->kv_type, shape->d_head);
     if (e->vt->abi != MOA_BACKEND_ABI)
         return moa_fail(err, MOA_E_UNSUPPORTED, "backend %s has interface %u, this program %d", e->vt->name,
                         e->vt->abi, (int)MOA_BACKEND_ABI);

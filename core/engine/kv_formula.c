@@ -71,8 +71,7 @@ int64_t moa_kv_pages_peak(const moa_kv_course *c) {
 
 moa_kv_bytes moa_kv_formula(const moa_shape *shape, moa_kv_type type, const moa_rule *rules,
                             int32_t n_reserved, int32_t n_past) {
-    const uint64_t page_bytes =
-        2 * (uint64_t)MOA_PAGE_TOK * (uint64_t)shape->d_head * moa_kv_elem_bytes(type);
+    const uint64_t page_bytes = moa_kv_page_bytes(type, shape->d_head);
     const int32_t group = shape->n_head / shape->n_head_kv;
     uint64_t n = 0;
     for (int32_t l = 0; l < shape->n_layer; l++)
