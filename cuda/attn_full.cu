@@ -1,4 +1,4 @@
-/* attn_full.cu -- dense causal attention of a whole sequence, its gradients and the influence of its keys, by panels.
+/* attn_full.cu -- causal attention of a whole sequence, dense or under spans, its gradients and the influence of its keys, by panels.
  *
  * A panel is some rows of queries of ALL heads against all keys they see; cuBLAS makes the products, batched over the KV heads, a
  * call for each query head of the group; the kernels between them go through the panel once.
@@ -13,6 +13,8 @@
  * Influence: rows_v1 sums each row by blocks of 64 keys: mass A, gain A G, E, |E|; an entry above 1/2 (at most one a row) is left out
  * and comes back in the form that does not cancel. blocks_v1 sums 64 rows to a block of the map and walks the windows outward from the
  * diagonal; curves_v1 sums the panels' curves. Everything in a fixed order: the same bits every time.
+ * Under spans the products stay whole; the kernels between them give keys that are not seen A = 0, and in rows_v1 an A of their own, which
+ * counts in the windows alone.
  * Memory: two panels, at most PANEL_BYTES unless 64 rows need more: O(n_tok), never n_tok x n_tok.
  *
  *   version   idea                                          H100
@@ -33,6 +35,7 @@ struct panel {
 /* of one row of one head, in a panel */
 struct row_sums {
     float *mass, *gain, *e, *abs_e; /* (n_head, rows, nb) */
+    float2 *seen;                   /* (n_head, rows): mass and gain of the keys that the row sees; used under spans */
     int32_t *clamped;               /* (n_head, rows): 0 or 1 */
     float *curve;                   /* (n_head, nb, nb + 1): of each block of queries */
 };
@@ -45,6 +48,7 @@ struct place {
     int64_t row;  /* (n_tok, n_head) */
     int64_t at;   /* of the panel */
     int end;      /* keys of the panel's products: those from i + 1 to end are to be 0 */
+    int span;
 };
 __device__ static inline place place_of(const panel &p) {
     place x;
@@ -52,7 +56,11 @@ __device__ static inline place place_of(const panel &p) {
     x.row = (int64_t)x.i * p.in.n_head + x.h;
     x.at = ((int64_t)x.h * p.rows + x.r) * p.pad;
     x.end = p.n_key;
+    x.span = p.in.span ? p.in.span[x.h] : INT32_MAX;
     return x;
+}
+__device__ static inline bool sees(const place &x, int j) {
+    return moa_sees(x.span, x.i, j);
 }
 
 __device__ static inline float block_max(float x, float *s) {
@@ -68,10 +76,10 @@ __global__ static void __launch_bounds__(THREADS) softmax_v1(panel p, float *__r
     const place x = place_of(p);
     float *a = p.a + x.at, max = -INFINITY, sum = 0;
     for (int j = threadIdx.x; j <= x.i; j += THREADS)
-        max = fmaxf(max, a[j]);
+        if (sees(x, j)) max = fmaxf(max, a[j]);
     max = block_max(max, s);
     for (int j = threadIdx.x; j <= x.i; j += THREADS) {
-        const float e = expf(a[j] - max);
+        const float e = sees(x, j) ? expf(a[j] - max) : 0.0f;
         a[j] = e;
         sum += e;
     }
@@ -98,9 +106,10 @@ __global__ static void __launch_bounds__(THREADS) gradients_v1(panel p, const fl
     float *a = p.a + x.at, *g = p.g + x.at;
     const float delta = delta_of(p, x, o, d_o, s), shift = lse[x.row];
     for (int j = threadIdx.x; j < x.end; j += THREADS) {
-        const float e = j <= x.i ? expf(a[j] - shift) : 0.0f;
+        const bool seen = sees(x, j); /* not beyond i either */
+        const float e = seen ? expf(a[j] - shift) : 0.0f;
         a[j] = e;
-        g[j] = j <= x.i ? e * (g[j] - delta) * p.in.scale : 0.0f;
+        g[j] = seen ? e * (g[j] - delta) * p.in.scale : 0.0f;
     }
 }
 
@@ -115,14 +124,22 @@ __global__ static void __launch_bounds__(THREADS) rows_v1(panel p, row_sums t, c
     const int64_t to = ((int64_t)x.h * p.rows + x.r) * p.nb;
     if (threadIdx.x == 0) peak_j = -1;
     const float delta = delta_of(p, x, o, d_o, s), shift = lse[x.row]; /* waits: peak_j is set */
-    float rest_mass = 0, rest_gain = 0;
+    float rest_mass = 0, rest_gain = 0; /* seen, without the peak */
+    bool far = false;                   /* a key that is not seen counts as less than it weighs */
     for (int b = warp; b < n_block; b += WARPS) {
-        float mass = 0, gain = 0, e = 0, abs_e = 0;
+        float mass = 0, gain = 0, e = 0, abs_e = 0, unseen_mass = 0, unseen_gain = 0;
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             const int j = b * BLOCK + k * 32 + lane;
             if (j > x.i) continue;
-            const float w = expf(a[j] - shift), v = g[j];
+            const float score = a[j] - shift, v = g[j];
+            if (!sees(x, j)) {
+                const float w = expf(fminf(score, (float)MOA_INFLUENCE_MOST));
+                far = far || score > (float)MOA_INFLUENCE_MOST;
+                unseen_mass += w, unseen_gain += w * v;
+                continue;
+            }
+            const float w = expf(score);
             if (w > 0.5f && x.i > 0) { /* at most one thread of the block comes here */
                 peak_j = j, peak_a = w, peak_g = v;
                 continue;
@@ -131,13 +148,16 @@ __global__ static void __launch_bounds__(THREADS) rows_v1(panel p, row_sums t, c
             mass += w, gain += w * v, e += q, abs_e += fabsf(q);
         }
         mass = warp_sum(mass), gain = warp_sum(gain), e = warp_sum(e), abs_e = warp_sum(abs_e);
+        unseen_mass = warp_sum(unseen_mass), unseen_gain = warp_sum(unseen_gain);
         if (lane == 0) {
-            t.mass[to + b] = mass, t.gain[to + b] = gain, t.e[to + b] = e, t.abs_e[to + b] = abs_e;
+            t.mass[to + b] = mass + unseen_mass, t.gain[to + b] = gain + unseen_gain;
+            t.e[to + b] = e, t.abs_e[to + b] = abs_e;
             rest_mass += mass, rest_gain += gain;
         }
     }
     rest_mass = block_sum(rest_mass, s);
     rest_gain = block_sum(rest_gain, s);
+    far = __syncthreads_or(far);
     if (threadIdx.x != 0) return;
     bool ok = true;
     if (peak_j >= 0) {
@@ -145,8 +165,22 @@ __global__ static void __launch_bounds__(THREADS) rows_v1(panel p, row_sums t, c
         ok = rest_mass >= (float)MOA_INFLUENCE_TINY;
         const float q = ok ? peak_a * (rest_gain / rest_mass - peak_g) : 0.0f;
         t.mass[b] += peak_a, t.gain[b] += peak_a * peak_g, t.e[b] += q, t.abs_e[b] += fabsf(q);
+        rest_mass += peak_a, rest_gain += peak_a * peak_g;
     }
-    t.clamped[(int64_t)x.h * p.rows + x.r] = !ok;
+    t.seen[(int64_t)x.h * p.rows + x.r] = make_float2(rest_mass, rest_gain);
+    t.clamped[(int64_t)x.h * p.rows + x.r] = !ok || far;
+}
+
+/* over 64 threads, to all of them */
+__device__ static inline double sum_64(double x, double *half) {
+#pragma unroll
+    for (int l = 16; l > 0; l /= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, l);
+    if (threadIdx.x % 32 == 0) half[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = half[0] + half[1];
+    __syncthreads();
+    return x;
 }
 
 /* 64 threads: block of queries (x, within the panel) of head (y) */
@@ -173,7 +207,11 @@ __global__ static void __launch_bounds__(BLOCK) blocks_v1(panel p, row_sums t, f
     double all = 0, all_gain = 0;
     for (int b = 0; inside && b <= qb; b++)
         all += mass[b], all_gain += gain[b];
-    const double delta = inside ? all_gain / all : 0;
+    const place x = {h, r, p.first + r0 + r, 0, 0, 0, p.in.span ? p.in.span[h] : INT32_MAX};
+    const bool cut = inside && moa_n_seen(x.span, x.i) <= x.i; /* the row does not see everything as it is */
+    const float2 seen = cut ? t.seen[(int64_t)h * p.rows + r0 + r] : make_float2(1, 0);
+    const double delta = !inside ? 0 : cut ? (double)seen.y / seen.x : all_gain / all;
+    const double wide = sum_64(cut ? all_gain / all - delta : 0, half); /* of windows that cut nothing */
     double kept = inside ? mass[0] : 0, kept_gain = inside ? gain[0] : 0;
     for (int w = 0; w <= p.nb; w++) {
         const int b = qb - w + 1; /* the block that this window adds; nothing is cut when it is the first or second */
@@ -184,17 +222,8 @@ __global__ static void __launch_bounds__(BLOCK) blocks_v1(panel p, row_sums t, f
             ok = ok && kept >= MOA_INFLUENCE_TINY;
             change = kept_gain / fmax(kept, MOA_INFLUENCE_TINY) - delta;
         }
-        if (w >= 1 && b > 1) { /* the same for all threads */
-#pragma unroll
-            for (int l = 16; l > 0; l /= 2)
-                change += __shfl_xor_sync(0xffffffffu, change, l);
-            if (lane == 0) half[threadIdx.x / 32] = change;
-            __syncthreads();
-            if (threadIdx.x == 0) curve[w] = (float)(half[0] + half[1]);
-            __syncthreads();
-        } else if (threadIdx.x == 0) {
-            curve[w] = 0;
-        }
+        if (w >= 1 && b > 1) change = sum_64(change, half); /* the same for all threads */
+        if (threadIdx.x == 0) curve[w] = (float)(w < 1 ? 0 : b > 1 ? change : wide);
     }
     const bool bad = inside && (!ok || t.clamped[(int64_t)h * p.rows + r0 + r]);
     const int n_bad = __popc(__ballot_sync(0xffffffffu, bad));
@@ -285,6 +314,7 @@ static size_t lay(panel &p, row_sums *t, char *base) {
     t->gain = reinterpret_cast<float *>(take(base, &used, sizeof(float) * rows * nb));
     t->e = reinterpret_cast<float *>(take(base, &used, sizeof(float) * rows * nb));
     t->abs_e = reinterpret_cast<float *>(take(base, &used, sizeof(float) * rows * nb));
+    t->seen = reinterpret_cast<float2 *>(take(base, &used, sizeof(float2) * rows));
     t->clamped = reinterpret_cast<int32_t *>(take(base, &used, sizeof(int32_t) * rows));
     t->curve = reinterpret_cast<float *>(take(base, &used, sizeof(float) * heads * nb * (nb + 1)));
     return used;

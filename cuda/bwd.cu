@@ -107,24 +107,25 @@ __device__ static inline float block_max(float x, float *s) {
     return group_max<32>(threadIdx.x % 32 < blockDim.x / 32 ? s[threadIdx.x % 32] : -INFINITY);
 }
 
-/* z (n_row, n_vocab) becomes scale (softmax - [target]); a target outside gives NaN */
+/* z (n_row, n_vocab) becomes scale (softmax - [target]), with margin that divided by 1 - p of the target; a target outside gives NaN */
 __global__ static void cross_entropy_v1(float *z, const int32_t *__restrict__ target, float *__restrict__ loss,
-                                        int n_vocab, float scale) {
+                                        int n_vocab, float scale, bool margin) {
     __shared__ float s[32];
     z += (int64_t)blockIdx.x * n_vocab;
     const int t = target[blockIdx.x];
     const bool inside = t >= 0 && t < n_vocab;
     const float at_target = inside ? z[t] : NAN;
-    float max = -INFINITY, sum = 0;
+    float max = -INFINITY, others = 0; /* all but the target, which is not taken off the sum: 1 - p would cancel */
     for (int i = threadIdx.x; i < n_vocab; i += blockDim.x)
         max = fmaxf(max, z[i]);
     max = block_max(max, s);
     for (int i = threadIdx.x; i < n_vocab; i += blockDim.x)
-        sum += expf(z[i] - max);
-    sum = block_sum(sum, s);
-    const float factor = inside ? scale / sum : NAN;
+        if (i != t) others += expf(z[i] - max);
+    others = block_sum(others, s);
+    const float sum = others + expf(at_target - max);
+    const float factor = inside ? scale / (margin ? fmaxf(others, (float)MOA_MARGIN_TINY * sum) : sum) : NAN;
     for (int i = threadIdx.x; i < n_vocab; i += blockDim.x)
-        z[i] = factor * expf(z[i] - max) - (i == t ? scale : 0.0f);
+        z[i] = factor * (i == t ? -others : expf(z[i] - max));
     if (threadIdx.x == 0) loss[blockIdx.x] = (max - at_target) + logf(sum);
 }
 
@@ -132,7 +133,8 @@ moa_status moa_cuda_cross_entropy(moa_backend *b, const moa_args_cross_entropy *
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_row <= 0) return MOA_OK;
-    cross_entropy_v1<<<a->n_row, 1024, 0, c->stream>>>(a->logits, a->target, a->loss, a->n_vocab, a->scale);
+    cross_entropy_v1<<<a->n_row, 1024, 0, c->stream>>>(a->logits, a->target, a->loss, a->n_vocab, a->scale,
+                                                        a->margin);
     MOA_LAUNCHED(c, "cross entropy");
     return MOA_OK;
 }

@@ -229,6 +229,15 @@ static void take(moa_losses *l, int32_t i, const moa_npy_array *a, bool curve) {
         }
 }
 
+/* curves of a model under spans: seeing everything is 0 */
+static void rebase(moa_losses *l, int32_t i) {
+    const size_t heads = (size_t)l->n_layer * (size_t)l->n_head, nb = (size_t)l->nb[i];
+    for (size_t h = 0; h < heads; h++) {
+        double *curve = l->curve[i] + h * (nb + 1);
+        for (size_t w = 1; w <= nb; w++) curve[w] -= curve[nb];
+    }
+}
+
 static moa_status open_for(moa_losses **out, const moa_losses_config *c, const about *a, const moa_npy_array *first, moa_err *err) {
     const int32_t n_layer = (int32_t)first->shape.shape[0], n_head = (int32_t)first->shape.shape[1];
     int32_t n_head_kv;
@@ -239,13 +248,14 @@ static moa_status open_for(moa_losses **out, const moa_losses_config *c, const a
     if (s != MOA_OK) return s;
     moa_losses *l = *out;
     l->kv_known = known;
+    l->planned = a->meta && cJSON_GetObjectItemCaseSensitive(a->meta, "plan");
     const cJSON *model = a->meta ? cJSON_GetObjectItemCaseSensitive(a->meta, "model") : NULL;
     if (!model) return MOA_OK;
     json_text(l->model, sizeof l->model, model, "name");
     json_text(l->arch, sizeof l->arch, model, "architecture");
     json_text(l->fingerprint, sizeof l->fingerprint, model, "fingerprint");
     const cJSON *lengths = cJSON_GetObjectItemCaseSensitive(a->meta, "lengths");
-    for (int32_t i = 0; lengths && i < l->n_length; i++) {
+    for (int32_t i = 0; lengths && !l->planned && i < l->n_length; i++) {
         char key[16];
         (void)snprintf(key, sizeof key, "%d", l->length[i]);
         const cJSON *loss = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(lengths, key), "loss");
@@ -271,7 +281,10 @@ static moa_status load_length(moa_losses **l, const moa_losses_config *c, const 
     if (x->shape.shape[0] != (size_t)(*l)->n_layer || x->shape.shape[1] != (size_t)(*l)->n_head)
         MOA_TRY(moa_fail(err, MOA_E_INVALID, "%s: %s has %zu x %zu heads, the others %d x %d", c->path, name, x->shape.shape[0],
                          x->shape.shape[1], (*l)->n_layer, (*l)->n_head));
+    if ((*l)->planned && !curve)
+        MOA_TRY(moa_fail(err, MOA_E_INVALID, "%s: %s is of a model under a plan, whose wider windows only joint knows", c->path, name));
     take(*l, i, x, curve);
+    if ((*l)->planned) rebase(*l, i);
 out:
     moa_npz_free(&z);
     return s;

@@ -3,6 +3,9 @@
  *   INFLUENCE.npz   joint_N (n_layer, n_head, nb + 1)         curve as it stands
  *                   abs_N, signed_N (n_layer, n_head, nb, nb)  summed over what a window cuts
  *
+ *   span_N (n_layer, n_head)   the profile is of a model under spans: joint_N is moved so that seeing everything is 0 there too, as it is in
+ *                              a profile of full attention; the maps say nothing of wider windows, and are refused
+ *
  *   curve[w]   change of the loss, nats, when every row keeps block 0 and its newest w blocks of 64 (its own counted)
  *   a rule's span S at N keeps w = S/64 - 1; S >= N is w = nb - 1: nothing is cut, 0
  *
@@ -37,6 +40,7 @@ typedef struct moa_losses {
     double *curve[MOA_LOSSES_LENGTH_MAX];  /* (n_layer, n_head, nb + 1), entry 0 unused; owned */
     char model[256], arch[64], fingerprint[65];
     uint8_t kv_known; /* n_head_kv is from the file */
+    uint8_t planned;  /* profiled under a plan's spans */
 } moa_losses;
 
 /* Empty curves (zeros) of this shape, to be filled by the caller; lengths ascending. E_INVALID beyond the limits of plan.h. */

@@ -92,6 +92,20 @@ EOF
         "$python" "$source/tests/oracle/influence.py" "$model" --data "$temp/data.jsonl" --length 200 --against "$temp/r.npz:1e-5" \
             --against "$temp/f.npz:${LIMIT:-5e-3}" --finite 0 1 1 --finite 1 2 2 > "$temp/out" 2>&1 || complain "$name: $(cat "$temp/out")"
         echo "$name: $(grep '^joint' "$temp/out" | tr '\n' ' ')"
+        # under a plan of many spans: windows wider than a head's own and narrower ones, an item shorter than the spans are of
+        python3 - "$("$build/moascope" model info "$model" --json -)" "$temp/plan.json" <<'EOF' || complain "$name: no plan"
+import json, sys
+shape = json.loads(sys.argv[1])
+rules = [(0, 0), (192, 0), (0, 1), (64, .5), (128, 0)]
+rows = [[rules[(h + 2 * l) % 5] for h in range(shape["n_head"])] for l in range(shape["n_layer"])]
+json.dump({"alphas": [[r[0] for r in row] for row in rows], "betas": [[r[1] for r in row] for row in rows]}, open(sys.argv[2], "w"))
+EOF
+        profile "$model" --reference --data "$temp/data.jsonl" --lengths 200 --plan "$temp/plan.json" -o "$temp/r.npz" || complain "$name: $(cat "$temp/err")"
+        profile "$model" --device "$device" --data "$temp/data.jsonl" --lengths 200 --plan "$temp/plan.json" -o "$temp/f.npz" || complain "$name: $(cat "$temp/err")"
+        "$python" "$source/tests/oracle/influence.py" "$model" --data "$temp/data.jsonl" --length 200 --plan "$temp/plan.json" \
+            --against "$temp/r.npz:1e-5" --against "$temp/f.npz:${LIMIT:-5e-3}" --finite 0 0 2 --finite 0 0 3 --finite 1 1 1 --finite 1 2 3 \
+            > "$temp/out" 2>&1 || complain "$name, under a plan: $(cat "$temp/out")"
+        echo "$name, under a plan: $(grep '^joint' "$temp/out" | tr '\n' ' ')"
     done
     [ $failed = 0 ] && echo "all within limits"
     exit $failed

@@ -132,6 +132,7 @@ typedef struct input {
     shape s;
     size_t n_q, n_kv;
     float *q, *k, *v, *d_o; /* host */
+    int32_t *span;          /* (n_head), or NULL: everything is seen */
 } input;
 
 static input input_make(shape s) {
@@ -149,6 +150,16 @@ static void input_free(input *in) {
     free(in->k);
     free(in->v);
     free(in->d_o);
+    free(in->span);
+}
+
+/* spans of every kind: the least, some that end within a block of keys, one that a few last rows exceed, one as long as the sequence */
+static void give_spans(input *in) {
+    const int32_t some[] = {128, 192, 256, moa_roundup64(in->s.n_tok), moa_roundup64(in->s.n_tok / 2 + 64)};
+    in->span = malloc((size_t)in->s.n_head * sizeof *in->span);
+    assert_non_null(in->span);
+    for (int32_t h = 0; h < in->s.n_head; h++)
+        in->span[h] = some[h % 5] < MOA_SPAN_MIN ? MOA_SPAN_MIN : some[h % 5];
 }
 
 static float scale_of(const shape *s) {
@@ -170,7 +181,8 @@ static output attention(moa_backend *b, const input *in) {
     r.n_map = (size_t)s->n_head * r.nb * r.nb;
     r.n_curve = (size_t)s->n_head * (r.nb + 1);
     const moa_full full = {put(b, in->q, in->n_q), put(b, in->k, in->n_kv), put(b, in->v, in->n_kv), s->n_tok,
-                           s->n_head,              s->n_head_kv,            s->d_head,               scale_of(s)};
+                           s->n_head,              s->n_head_kv,            s->d_head,               scale_of(s),
+                           in->span ? place(b, in->span, (size_t)s->n_head * sizeof *in->span) : NULL};
     const float *d_o = put(b, in->d_o, in->n_q);
     float *o = put(b, NULL, in->n_q), *lse = put(b, NULL, n_lse), *dq = put(b, NULL, in->n_q),
           *dk = put(b, NULL, in->n_kv), *dv = put(b, NULL, in->n_kv), *abs = put(b, NULL, r.n_map),
@@ -201,10 +213,11 @@ static void output_free(output *r) {
 
 /* --- by brute force ------------------------------------------------------------------------------------------------------------ */
 
-/* d_o . o of row i of head h when only the keys that keep() admits are seen, all in double */
+/* d_o . o of row i of head h when some keys are not seen, all in double */
 typedef struct cut {
     int32_t without; /* key that is masked, -1: none */
     int32_t from;    /* with block 0, keys from here on are kept */
+    bool any;        /* the head's span is no matter */
 } cut;
 
 static double row_loss(const input *in, int32_t i, int32_t h, cut c) {
@@ -217,6 +230,7 @@ static double row_loss(const input *in, int32_t i, int32_t h, cut c) {
         const size_t at = ((size_t)j * (size_t)s->n_head_kv + (size_t)kv) * (size_t)s->d_head;
         double score = 0, gain = 0;
         if (j == c.without || (j >= BLOCK && j < c.from)) continue;
+        if (in->span && !c.any && !moa_sees(in->span[h], i, j)) continue;
         for (int32_t d = 0; d < s->d_head; d++) {
             score += (double)q[d] * in->k[at + (size_t)d];
             gain += (double)d_o[d] * in->v[at + (size_t)d];
@@ -248,21 +262,25 @@ static double slope(const input *in, float *x) {
 
 static void reference_gradients_are_slopes(void **state) {
     (void)state;
-    input in = input_make((shape){70, 6, 2, 8, 1});
-    output r = attention(backends[REF], &in);
-    for (int t = 0; t < 12; t++) {
-        const size_t q = (size_t)(uniform() * (double)in.n_q), k = (size_t)(uniform() * (double)in.n_kv);
-        assert_float_equal(r.dq[q], slope(&in, &in.q[q]), 1e-4);
-        assert_float_equal(r.dk[k], slope(&in, &in.k[k]), 1e-4);
-        assert_float_equal(r.dv[k], slope(&in, &in.v[k]), 1e-4);
+    for (int spans = 0; spans < 2; spans++) {
+        input in = input_make((shape){spans ? 210 : 70, 6, 2, 8, 1});
+        if (spans) give_spans(&in);
+        output r = attention(backends[REF], &in);
+        for (int t = 0; t < 12; t++) {
+            const size_t q = (size_t)(uniform() * (double)in.n_q), k = (size_t)(uniform() * (double)in.n_kv);
+            assert_float_equal(r.dq[q], slope(&in, &in.q[q]), 1e-4);
+            assert_float_equal(r.dk[k], slope(&in, &in.k[k]), 1e-4);
+            assert_float_equal(r.dv[k], slope(&in, &in.v[k]), 1e-4);
+        }
+        output_free(&r);
+        input_free(&in);
     }
-    output_free(&r);
-    input_free(&in);
 }
 
-/* every E is what masking for real changes; every window likewise */
-static void check_influence(shape s) {
+/* every E is what masking for real changes; every window likewise, under spans the wider ones too */
+static void check_influence(shape s, bool spans) {
     input in = input_make(s);
+    if (spans) give_spans(&in);
     output r = attention(backends[REF], &in);
     const int32_t nb = (int32_t)r.nb;
     double *abs = calloc(r.n_map, sizeof *abs), *sum = calloc(r.n_map, sizeof *sum),
@@ -272,13 +290,14 @@ static void check_influence(shape s) {
         for (int32_t i = 0; i < s.n_tok; i++) {
             const double whole = row_loss(&in, i, h, (cut){-1, 0});
             for (int32_t j = 0; j <= i; j++) {
-                const double e = row_loss(&in, i, h, (cut){j, 0}) - whole;
+                const bool seen = !spans || moa_sees(in.span[h], i, j);
+                const double e = seen ? row_loss(&in, i, h, (cut){j, 0}) - whole : 0;
                 const int64_t at = ((int64_t)h * nb + i / BLOCK) * nb + j / BLOCK;
                 abs[at] += fabs(e);
                 sum[at] += e;
             }
             for (int32_t w = 1; w <= nb; w++)
-                joint[h * (nb + 1) + w] += row_loss(&in, i, h, (cut){-1, (i / BLOCK - w + 1) * BLOCK}) - whole;
+                joint[h * (nb + 1) + w] += row_loss(&in, i, h, (cut){-1, (i / BLOCK - w + 1) * BLOCK, true}) - whole;
         }
     for (size_t i = 0; i < r.n_map; i++)
         scale = fmax(scale, abs[i]);
@@ -300,9 +319,17 @@ static void check_influence(shape s) {
 
 static void reference_influence_is_masking(void **state) {
     (void)state;
-    check_influence((shape){200, 2, 1, 8, 1});
-    check_influence((shape){259, 1, 1, 4, 4}); /* sharp */
-    check_influence((shape){64, 3, 3, 4, 1});
+    check_influence((shape){200, 2, 1, 8, 1}, false);
+    check_influence((shape){259, 1, 1, 4, 4}, false); /* sharp */
+    check_influence((shape){64, 3, 3, 4, 1}, false);
+}
+
+static void reference_influence_under_spans_is_masking(void **state) {
+    (void)state;
+    check_influence((shape){200, 2, 1, 8, 1}, true);
+    check_influence((shape){323, 5, 1, 4, 1}, true);
+    check_influence((shape){259, 4, 2, 4, 4}, true);
+    check_influence((shape){64, 3, 3, 4, 1}, true); /* nothing is cut */
 }
 
 /* --- known answers, on both ------------------------------------------------------------------------------------------------------ */
@@ -384,6 +411,39 @@ static void pole(void **state) {
     }
 }
 
+/* Row 192 sees keys 0 and 192 (A = 1/2 each, G = 1 and -2) but not 64, whose score is x above theirs and whose G is 3. */
+static void unseen_outweighs_all(void **state) {
+    (void)state;
+    static const double over[] = {0, 5, 50, 200};
+    for (int b = REF; b <= TESTED; b++)
+        for (size_t t = 0; t < sizeof over / sizeof *over; t++) {
+            input in = input_make((shape){193, 1, 1, 4, 1});
+            memset(in.q, 0, in.n_q * sizeof *in.q);
+            memset(in.k, 0, in.n_kv * sizeof *in.k);
+            memset(in.v, 0, in.n_kv * sizeof *in.v);
+            memset(in.d_o, 0, in.n_q * sizeof *in.d_o);
+            for (size_t j = 0; j < 193; j++)
+                in.k[4 * j] = -400;
+            in.k[0] = in.k[4 * 192] = 0, in.k[4 * 64] = (float)over[t];
+            in.v[0] = 1, in.v[4 * 64] = 3, in.v[4 * 192] = -2;
+            in.q[4 * 192] = 2; /* times the scale of 1/sqrt(4) */
+            in.d_o[4 * 192] = 1;
+            in.span = malloc(sizeof *in.span);
+            assert_non_null(in.span);
+            in.span[0] = 128;
+            output r = attention(backends[b], &in);
+            assert_float_equal(r.joint[1], 0, near(b, 1e-5));
+            assert_float_equal(r.joint[2], 0, near(b, 1e-5));
+            /* exp(score - lse): lse is the logarithm of two keys of weight 1 */
+            const double whole = exp(fmin(over[t] - log(2), MOA_INFLUENCE_MOST));
+            assert_float_equal(r.joint[3], (-.5 + whole * 3) / (1 + whole) + .5, near(b, 1e-5));
+            assert_float_equal(r.joint[4], r.joint[3], 0);
+            assert_int_equal(r.clamped, over[t] - log(2) > MOA_INFLUENCE_MOST);
+            output_free(&r);
+            input_free(&in);
+        }
+}
+
 /* --- the tested one against the reference ------------------------------------------------------------------------------------------ */
 
 static void attention_as_reference(void **state) {
@@ -391,8 +451,9 @@ static void attention_as_reference(void **state) {
     static const shape shapes[] = {{1, 1, 1, 8, 1},    {2, 3, 1, 16, 1},    {63, 2, 2, 32, 1},  {64, 6, 1, 64, 1},
                                    {65, 7, 1, 64, 1},  {128, 9, 3, 64, 2},  {200, 6, 2, 16, 8}, {257, 4, 4, 128, 1},
                                    {320, 12, 2, 24, 1}, {129, 2, 1, 256, 1}, {577, 3, 1, 64, 3}};
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        input in = input_make(shapes[i]);
+    for (size_t t = 0; t < 2 * sizeof shapes / sizeof *shapes; t++) {
+        input in = input_make(shapes[t / 2]);
+        if (t % 2) give_spans(&in);
         output x = attention(backends[TESTED], &in), y = attention(backends[REF], &in);
         CLOSE("o", x.o, y.o, in.n_q);
         CLOSE("lse", x.lse, y.lse, (size_t)in.s.n_tok * (size_t)in.s.n_head);
@@ -565,6 +626,21 @@ static void silu_mul_bwd_is_slope(void **state) {
     free(du);
 }
 
+/* of log sum_{i != target} exp z_i - z_target, by its own form: the softmax of the others, and -1 */
+static void margin_gradient(const float *z, const int32_t *target, int32_t n_row, int32_t n_vocab, float *dz) {
+    for (int32_t r = 0; r < n_row; r++, z += n_vocab, dz += n_vocab) {
+        double max = -INFINITY, sum = 0;
+        for (int32_t i = 0; i < n_vocab; i++)
+            if (i != target[r]) max = fmax(max, z[i]);
+        for (int32_t i = 0; i < n_vocab; i++)
+            if (i != target[r]) sum += exp(z[i] - max);
+        const double p_least = exp(max - z[target[r]]) * sum; /* (1 - p) / p */
+        for (int32_t i = 0; i < n_vocab; i++)
+            dz[i] = (float)(.125 * (n_vocab == 1 ? 0 : i == target[r] ? -1 : exp(z[i] - max) / sum));
+        assert_true(n_vocab == 1 || p_least > 2 * MOA_MARGIN_TINY);
+    }
+}
+
 static void cross_entropy_as_definition(void **state) {
     (void)state;
     static const int32_t vocabs[] = {1, 7, 276, 49152};
@@ -589,15 +665,19 @@ static void cross_entropy_as_definition(void **state) {
                     dz[r * (size_t)vocabs[v] + (size_t)i] =
                         (float)(.125 * (exp((double)row[i] - row[target[r]]) / sum - (i == target[r])));
             }
-            float *logits = put(be, z, n), *losses = put(be, NULL, N_ROW);
-            CALL(be, cross_entropy, .logits = logits, .target = place(be, target, sizeof target), .loss = losses,
-                 .n_row = N_ROW, .n_vocab = vocabs[v], .scale = .125f);
-            float *x = get(be, logits, n), *l = get(be, losses, N_ROW);
-            for (int r = 0; r < N_ROW; r++)
-                assert_float_equal(l[r], want[r], 1e-4);
-            CLOSE("d logits", x, dz, n);
-            free(x);
-            free(l);
+            for (int margin = 0; margin < 2; margin++) {
+                if (margin) margin_gradient(z, target, N_ROW, vocabs[v], dz);
+                float *logits = put(be, z, n), *losses = put(be, NULL, N_ROW);
+                CALL(be, cross_entropy, .logits = logits, .target = place(be, target, sizeof target), .loss = losses,
+                     .n_row = N_ROW, .n_vocab = vocabs[v], .scale = .125f, .margin = margin);
+                float *x = get(be, logits, n), *l = get(be, losses, N_ROW);
+                for (int r = 0; r < N_ROW; r++)
+                    assert_float_equal(l[r], want[r], 1e-4);
+                CLOSE("d logits", x, dz, n);
+                free(x);
+                free(l);
+                forget();
+            }
             free(z);
             free(dz);
             forget();
@@ -669,6 +749,8 @@ static int close_all(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(reference_gradients_are_slopes),
                                        cmocka_unit_test(reference_influence_is_masking),
+                                       cmocka_unit_test(reference_influence_under_spans_is_masking),
+                                       cmocka_unit_test(unseen_outweighs_all),
                                        cmocka_unit_test(golden_vector),
                                        cmocka_unit_test(first_row),
                                        cmocka_unit_test(pole),

@@ -1,4 +1,4 @@
-/* fast_attn_full.c -- dense causal attention of a whole sequence, its gradients and the influence of its keys, by panels.
+/* fast_attn_full.c -- causal attention of a whole sequence, dense or under spans, its gradients and the influence of its keys, by panels.
  *
  * A panel is 64 queries of one head against all keys they see, so that every product is one call of OpenBLAS on long rows:
  *
@@ -9,6 +9,8 @@
  *                                                                                                                  dK += dS^T Q, dV += A^T dO
  *   influence: rows of A and G are summed by blocks of 64 keys: mass, mass G, E, |E|. The largest entry of a row, when it is above 1/2,
  *   is taken out first and comes back in the form that does not cancel; the windows are sums of blocks from the diagonal back.
+ *   Under spans the products stay whole, and keys that are not seen get A = 0; for the influence their own A, which counts in the windows
+ *   alone.
  *
  * attn_full, attn_influence: a task is a panel, the long ones first. attn_bwd: a task is a head, which goes through its panels in order,
  * with dK and dV of its own; a second round sums those over the heads of a group. Memory: O(n_tok) a thread, never n_tok x n_tok.
@@ -92,13 +94,46 @@ static double sum_of(const float *x, int32_t n) {
     return sum;
 }
 
-/* A of the panel when the log-sum-exp is known; whole blocks: zero from the query's own key on to the end of its block */
-static void probabilities(const full *f, const panel *p) {
+/* row r sees keys [0, from) and [to, n); from = to where nothing is cut */
+typedef struct gap {
+    int32_t from, to;
+} gap;
+
+static gap gap_of(const full *f, const panel *p, int32_t r) {
+    const int32_t i = p->first + r, span = f->in->span ? f->in->span[p->h] : INT32_MAX;
+    if (moa_n_seen(span, i) == i + 1) return (gap){0, 0};
+    return (gap){MOA_SINK_TOK, moa_window_first(span, i)};
+}
+
+static float max_seen(const full *f, const float *a, gap g, int32_t n) {
+    const float x = f->kern->max(a + g.to, n - g.to);
+    return g.from == 0 ? x : fmaxf(x, f->kern->max(a, g.from));
+}
+
+/* A of keys not seen, from their scores; false: one of them counts as less than it weighs */
+static bool unseen(const full *f, float *a, gap g, float lse) {
+    float most = -INFINITY;
+    for (int32_t j = g.from; j < g.to; j++) {
+        most = fmaxf(most, a[j]);
+        a[j] = fminf(a[j], lse + MOA_INFLUENCE_MOST);
+    }
+    f->kern->exp_shift(a + g.from, g.to - g.from, lse);
+    return most - lse <= MOA_INFLUENCE_MOST;
+}
+
+/* A of the panel when the log-sum-exp is known; whole blocks: zero from the query's own key on to the end of its block, and, but for the
+ * influence, where the row does not see. far (64): rows with a key that counts as less than it weighs, or NULL */
+static void probabilities(const full *f, const panel *p, bool *far) {
     against_keys(f, p, f->in->scale, f->in->q, f->in->k, p->a);
     for (int32_t r = 0; r < p->n_row; r++) {
         float *a = p->a + (size_t)r * f->pad;
+        const gap g = gap_of(f, p, r);
         const int32_t n = p->first + r + 1, end = p->first + BLOCK;
-        f->kern->exp_shift(a, n, f->lse[(int64_t)(p->first + r) * f->in->n_head + p->h]);
+        const float lse = f->lse[(int64_t)(p->first + r) * f->in->n_head + p->h];
+        f->kern->exp_shift(a, g.from, lse);
+        f->kern->exp_shift(a + g.to, n - g.to, lse);
+        if (far) far[r] = !unseen(f, a, g, lse);
+        else memset(a + g.from, 0, sizeof *a * (size_t)(g.to - g.from));
         memset(a + n, 0, sizeof *a * (size_t)(end - n));
     }
 }
@@ -124,9 +159,12 @@ static void full_task(void *ctx, int32_t task, int32_t thread) {
     against_keys(f, &p, f->in->scale, f->in->q, f->in->k, p.a);
     for (int32_t r = 0; r < p.n_row; r++) {
         float *a = p.a + (size_t)r * f->pad;
+        const gap g = gap_of(f, &p, r);
         const int32_t n = p.first + r + 1;
-        const float max = f->kern->max(a, n);
-        f->kern->exp_shift(a, n, max);
+        const float max = max_seen(f, a, g, n);
+        memset(a + g.from, 0, sizeof *a * (size_t)(g.to - g.from));
+        f->kern->exp_shift(a, g.from, max);
+        f->kern->exp_shift(a + g.to, n - g.to, max);
         const double sum = sum_of(a, n);
         const float inverse = (float)(1 / sum);
         for (int32_t j = 0; j < n; j++)
@@ -165,7 +203,7 @@ static void bwd_task(void *ctx, int32_t h, int32_t thread) {
     memset(dv, 0, n * sizeof *dv);
     for (int32_t qb = 0; qb < f->nb; qb++) {
         const panel p = panel_at(f, h, qb, thread);
-        probabilities(f, &p);
+        probabilities(f, &p, NULL);
         against_keys(f, &p, 1, f->d_o, f->in->v, p.g);
         add_transposed(f, &p, p.a, f->d_o, dv);
         score_gradients(f, &p);
@@ -217,47 +255,82 @@ static void sum_block(const float *a, const float *g, float delta, int32_t b, co
     }
 }
 
+/* sums of A and A G */
+typedef struct weight {
+    double mass, gain;
+} weight;
+
+/* the first `last` keys of block b, which the row does not see */
+static void add_unseen(const float *a, const float *g, int32_t last, int32_t b, const block_sums *s) {
+    for (int32_t j = 0; j < last; j++) {
+        s->mass[b] += a[j];
+        s->gain[b] += (double)a[j] * g[j];
+    }
+}
+
+/* all blocks of a row; seen: what of them the row sees */
+static weight sum_blocks(const float *a, const float *g, float delta, int32_t n_block, gap cut, const block_sums *s) {
+    weight seen = {0, 0};
+    for (int32_t b = 0; b < n_block; b++) {
+        const float *x = a + (size_t)b * BLOCK, *y = g + (size_t)b * BLOCK;
+        const int32_t n_cut = b * BLOCK < cut.from || b * BLOCK >= cut.to ? 0
+                              : cut.to - b * BLOCK < BLOCK               ? cut.to - b * BLOCK
+                                                                          : BLOCK;
+        float part[BLOCK];
+        if (n_cut > 0) {
+            memset(part, 0, sizeof *part * (size_t)n_cut);
+            memcpy(part + n_cut, x + n_cut, sizeof *part * (size_t)(BLOCK - n_cut));
+        }
+        sum_block(n_cut > 0 ? part : x, y, delta, b, s);
+        seen.mass += s->mass[b];
+        seen.gain += s->gain[b];
+        add_unseen(x, y, n_cut, b, s);
+    }
+    return seen;
+}
+
 /* the entry above 1/2, -1: none. It is set to 0. */
-static int32_t take_peak(const full *f, float *a, int32_t n, float *peak) {
-    *peak = f->kern->max(a, n);
+static int32_t take_peak(const full *f, float *a, gap cut, int32_t n, float *peak) {
+    *peak = max_seen(f, a, cut, n);
     if (*peak <= 0.5f) return -1;
     int32_t j = 0;
-    while (a[j] != *peak)
+    while (a[j] != *peak || (j >= cut.from && j < cut.to))
         j++;
     a[j] = 0;
     return j;
 }
 
-/* gives the peak back to its block; false: nothing is left beside it to divide by */
-static bool add_peak(const block_sums *s, int32_t n_block, int32_t j, double peak, double g) {
-    double mass = 0, gain = 0;
-    for (int32_t b = 0; b < n_block; b++) {
-        mass += s->mass[b];
-        gain += s->gain[b];
-    }
-    const bool ok = mass >= MOA_INFLUENCE_TINY;
-    const double e = ok ? peak * (gain / mass - g) : 0;
+/* gives the peak back to its block and to what the row sees; false: nothing is left beside it to divide by */
+static bool add_peak(const block_sums *s, weight *seen, int32_t j, double peak, double g) {
+    const bool ok = seen->mass >= MOA_INFLUENCE_TINY;
+    const double e = ok ? peak * (seen->gain / seen->mass - g) : 0;
     s->mass[j / BLOCK] += peak;
     s->gain[j / BLOCK] += peak * g;
     s->e[j / BLOCK] += e;
     s->abs_e[j / BLOCK] += fabs(e);
+    seen->mass += peak;
+    seen->gain += peak * g;
     return ok;
 }
 
-/* curve (nb + 1) += the row's change under every window; false: some kept mass was too small to divide by */
-static bool add_curve(const block_sums *s, int32_t qb, double *curve) {
-    double mass = 0, gain = 0, kept = s->mass[0], kept_gain = s->gain[0];
+/* curve (nb + 1) += the row's change under every window; cut: the row does not see everything as it is.
+ * false: some kept mass was too small to divide by */
+static bool add_curve(const block_sums *s, int32_t qb, int32_t nb, bool cut, weight seen, double *curve) {
+    double kept = s->mass[0], kept_gain = s->gain[0];
+    const double delta = seen.gain / seen.mass;
+    int32_t w = 1;
     bool ok = true;
-    for (int32_t b = 0; b <= qb; b++) {
-        mass += s->mass[b];
-        gain += s->gain[b];
-    }
-    for (int32_t w = 1; qb - w + 1 > 1; w++) {
+    for (; qb - w + 1 > 1; w++) {
         kept += s->mass[qb - w + 1];
         kept_gain += s->gain[qb - w + 1];
         ok = ok && kept >= MOA_INFLUENCE_TINY;
-        curve[w] += kept_gain / (kept >= MOA_INFLUENCE_TINY ? kept : MOA_INFLUENCE_TINY) - gain / mass;
+        curve[w] += kept_gain / (kept >= MOA_INFLUENCE_TINY ? kept : MOA_INFLUENCE_TINY) - delta;
     }
+    if (!cut) return ok; /* wider windows change nothing */
+    kept += s->mass[1];
+    kept_gain += s->gain[1];
+    for (; w <= nb; w++)
+        curve[w] += kept_gain / kept - delta;
     return ok;
 }
 
@@ -266,6 +339,7 @@ static bool look_at_row(const full *f, const panel *p, int32_t r, const block_su
     float *a = p->a + (size_t)r * f->pad, peak;
     const float *g = p->g + (size_t)r * f->pad;
     const int32_t i = p->first + r, n_block = i / BLOCK + 1;
+    const gap cut = gap_of(f, p, r);
     if (i == 0) {
         s->mass[0] = a[0];
         s->gain[0] = a[0] * g[0];
@@ -273,12 +347,10 @@ static bool look_at_row(const full *f, const panel *p, int32_t r, const block_su
         s->abs_e[0] = fabs(s->gain[0]);
         return true;
     }
-    const int32_t j = take_peak(f, a, i + 1, &peak);
-    const float delta = (float)delta_of(f, p, r);
-    for (int32_t b = 0; b < n_block; b++)
-        sum_block(a + (size_t)b * BLOCK, g + (size_t)b * BLOCK, delta, b, s);
-    bool ok = j < 0 || add_peak(s, n_block, j, peak, g[j]);
-    if (!add_curve(s, n_block - 1, curve)) ok = false;
+    const int32_t j = take_peak(f, a, cut, i + 1, &peak);
+    weight seen = sum_blocks(a, g, (float)delta_of(f, p, r), n_block, cut, s);
+    bool ok = j < 0 || add_peak(s, &seen, j, peak, g[j]);
+    if (!add_curve(s, n_block - 1, f->nb, cut.to > cut.from, seen, curve)) ok = false;
     return ok;
 }
 
@@ -290,14 +362,16 @@ static void influence_task(void *ctx, int32_t task, int32_t thread) {
            *curve = f->curves + ((int64_t)h * nb + qb) * (nb + 1), *e = room + 4 * (size_t)nb, *abs_e = e + nb;
     const block_sums s = {room, room + nb, room + 2 * (size_t)nb, room + 3 * (size_t)nb};
     int32_t clamped = 0;
+    bool far[BLOCK];
     memset(e, 0, sizeof *e * 2 * (size_t)nb);
     memset(curve, 0, sizeof *curve * ((size_t)nb + 1));
-    probabilities(f, &p);
+    probabilities(f, &p, far);
     against_keys(f, &p, 1, f->d_o, f->in->v, p.g);
     for (int32_t r = 0; r < p.n_row; r++) {
         /* keys beyond the sequence: A is 0 there, G must be a number */
         memset(p.g + (size_t)r * f->pad + p.n_key, 0, sizeof *p.g * (size_t)(p.first + BLOCK - p.n_key));
-        clamped += !look_at_row(f, &p, r, &s, curve);
+        const bool ok = look_at_row(f, &p, r, &s, curve);
+        clamped += !ok || far[r];
         for (int32_t b = 0; b <= qb; b++) {
             e[b] += s.e[b];
             abs_e[b] += s.abs_e[b];

@@ -141,15 +141,19 @@ static void loss_task(void *ctx, int32_t r, int32_t thread) {
     const moa_args_cross_entropy *a = j->a;
     float *z = a->logits + (int64_t)r * a->n_vocab;
     const float max = j->kern->max(z, a->n_vocab), at_target = z[a->target[r]];
-    double sum = 0;
+    double sum = 0, others = 0; /* others: all but the target, which is not taken off the sum: 1 - p would cancel */
     j->kern->exp_shift(z, a->n_vocab, max);
-    for (int32_t i = 0; i < a->n_vocab; i++)
-        sum += z[i];
+    for (int32_t i = 0; i < a->target[r]; i++)
+        others += z[i];
+    for (int32_t i = a->target[r] + 1; i < a->n_vocab; i++)
+        others += z[i];
+    sum = others + z[a->target[r]];
     a->loss[r] = (float)(max + log(sum) - at_target);
-    const float scale = (float)(a->scale / sum);
+    const double by = a->margin ? fmax(others, MOA_MARGIN_TINY * sum) : sum;
+    const float scale = (float)(a->scale / by);
     for (int32_t i = 0; i < a->n_vocab; i++)
         z[i] *= scale;
-    z[a->target[r]] -= a->scale;
+    z[a->target[r]] = (float)(-a->scale * others / by);
 }
 
 moa_status moa_fast_cross_entropy(moa_backend *b, const moa_args_cross_entropy *a, moa_err *err) {

@@ -1,6 +1,6 @@
-/* Dense causal attention of a whole sequence, its gradients, and what masking keys would change: row by row, in double.
+/* Causal attention of a whole sequence, dense or under spans, its gradients, and what masking keys would change: row by row, in double.
  *
- *   A_ij = softmax_j(scale q_i.k_j),  j <= i        o_i = sum_j A_ij v_j        G_ij = d_o_i.v_j        delta_i = sum_j A_ij G_ij
+ *   A_ij = softmax_j(scale q_i.k_j) over the keys seen        o_i = sum_j A_ij v_j        G_ij = d_o_i.v_j        delta_i = sum_j A_ij G_ij
  *   dS_ij = A_ij (G_ij - delta_i)
  *   dq_i = scale sum_j dS_ij k_j        dk_j = scale sum_i dS_ij q_i        dv_j = sum_i A_ij d_o_i
  *
@@ -8,11 +8,14 @@
  *
  *   E_ij = A_ij (sum_{n != j} A_in G_in / sum_{n != j} A_in - G_ij)
  *
+ * Under spans A of a key that is not seen is 0, but for the windows: there it is exp(scale q.k - lse), as for those seen.
+ *
  * Here everything is recomputed from q, k, v and d_o; o and lse are what the faster versions start from. */
 #include <math.h>
 #include <stdlib.h>
 
 #include "core/cpu/cpu.h"
+#include "core/engine/spans.h"
 
 enum { BLOCK = MOA_PAGE_TOK };
 
@@ -20,14 +23,24 @@ enum { BLOCK = MOA_PAGE_TOK };
 typedef struct row {
     const moa_full *in;
     const float *q, *d_o;
-    int32_t i, head_kv;
+    int32_t i, head_kv, span; /* span: INT32_MAX: sees everything */
     double *a, *g; /* (i + 1) */
     double *acc;   /* scratch (d_head) */
     double lse;
+    bool far; /* a key not seen counts as less than it weighs */
 } row;
 
 static const float *key(const row *r, const float *of, int32_t j) {
     return of + ((int64_t)j * r->in->n_head_kv + r->head_kv) * r->in->d_head;
+}
+
+static bool sees(const row *r, int32_t j) {
+    return moa_sees(r->span, r->i, j);
+}
+
+/* nothing is cut from the row as it is */
+static bool sees_all(const row *r) {
+    return moa_n_seen(r->span, r->i) == r->i + 1;
 }
 
 static double dot(const float *x, const float *y, int32_t n) {
@@ -37,26 +50,32 @@ static double dot(const float *x, const float *y, int32_t n) {
     return sum;
 }
 
-/* fills a, and g where d_o is there */
+/* fills a, and g where d_o is there; a of keys not seen is above the sum of those seen, and may be more than 1 */
 static void look(row *r) {
     const moa_full *in = r->in;
     double max = -INFINITY, sum = 0;
     for (int32_t j = 0; j <= r->i; j++) {
         r->a[j] = in->scale * dot(r->q, key(r, in->k, j), in->d_head);
-        if (r->a[j] > max) max = r->a[j];
+        if (sees(r, j) && r->a[j] > max) max = r->a[j];
         if (r->d_o) r->g[j] = dot(r->d_o, key(r, in->v, j), in->d_head);
     }
     for (int32_t j = 0; j <= r->i; j++)
-        sum += exp(r->a[j] - max);
+        if (sees(r, j)) sum += exp(r->a[j] - max);
     r->lse = max + log(sum);
-    for (int32_t j = 0; j <= r->i; j++)
-        r->a[j] = exp(r->a[j] - max) / sum;
+    r->far = false;
+    for (int32_t j = 0; j <= r->i; j++) {
+        if (sees(r, j)) r->a[j] = exp(r->a[j] - max) / sum;
+        else {
+            r->far = r->far || r->a[j] - r->lse > MOA_INFLUENCE_MOST;
+            r->a[j] = exp(fmin(r->a[j] - r->lse, MOA_INFLUENCE_MOST));
+        }
+    }
 }
 
 static double delta_of(const row *r) {
     double sum = 0;
     for (int32_t j = 0; j <= r->i; j++)
-        sum += r->a[j] * r->g[j];
+        if (sees(r, j)) sum += r->a[j] * r->g[j];
     return sum;
 }
 
@@ -67,6 +86,7 @@ static void aim(row *r, const float *d_o, int32_t i, int32_t h) {
     r->q = in->q + at;
     r->d_o = d_o ? d_o + at : NULL;
     r->i = i;
+    r->span = in->span ? in->span[h] : INT32_MAX;
     r->head_kv = h / (in->n_head / in->n_head_kv);
     look(r);
 }
@@ -98,7 +118,7 @@ moa_status moa_ref_attn_full(moa_backend *b, const moa_args_attn_full *a, moa_er
             for (int32_t d = 0; d < in->d_head; d++)
                 r.acc[d] = 0;
             for (int32_t j = 0; j <= i; j++)
-                for (int32_t d = 0; d < in->d_head; d++)
+                for (int32_t d = 0; d < in->d_head && sees(&r, j); d++)
                     r.acc[d] += r.a[j] * key(&r, in->v, j)[d];
             for (int32_t d = 0; d < in->d_head; d++)
                 a->o[at * in->d_head + d] = (float)r.acc[d];
@@ -117,6 +137,7 @@ static void add_row(const moa_args_attn_bwd *a, const row *r, int32_t h, double 
     for (int32_t d = 0; d < in->d_head; d++)
         r->acc[d] = 0;
     for (int32_t j = 0; j <= r->i; j++) {
+        if (!sees(r, j)) continue;
         const double ds = in->scale * r->a[j] * (r->g[j] - delta);
         const int64_t at = key(r, in->k, j) - in->k;
         for (int32_t d = 0; d < in->d_head; d++) {
@@ -158,12 +179,14 @@ moa_status moa_ref_attn_bwd(moa_backend *b, const moa_args_attn_bwd *a, moa_err 
 
 /* E of key j; *clamped where nothing is left beside it to divide by */
 static double influence(const row *r, int32_t j, double delta, bool *clamped) {
+    if (!sees(r, j)) return 0;
     if (r->i == 0) return -r->g[0] * r->a[0];
     if (r->a[j] <= 0.5) return r->a[j] / (1 - r->a[j]) * (delta - r->g[j]);
     double mass = 0, sum = 0;
     for (int32_t n = 0; n <= r->i; n++) {
-        mass += n == j ? 0 : r->a[n];
-        sum += n == j ? 0 : r->a[n] * r->g[n];
+        if (n == j || !sees(r, n)) continue;
+        mass += r->a[n];
+        sum += r->a[n] * r->g[n];
     }
     if (mass < MOA_INFLUENCE_TINY) {
         *clamped = true;
@@ -176,7 +199,7 @@ static double influence(const row *r, int32_t j, double delta, bool *clamped) {
 static double joint(const row *r, int32_t w, double delta, bool *clamped) {
     const int32_t first = (r->i / BLOCK - w + 1) * BLOCK;
     double mass = 0, sum = 0;
-    if (first <= BLOCK) return 0; /* nothing is cut */
+    if (first <= BLOCK && sees_all(r)) return 0; /* nothing is cut */
     for (int32_t j = 0; j <= r->i; j++)
         if (j < BLOCK || j >= first) {
             mass += r->a[j];
@@ -194,8 +217,8 @@ static void head_influence(const moa_args_attn_influence *a, row *r, int32_t h, 
     const int32_t nb = (a->in.n_tok + BLOCK - 1) / BLOCK;
     double *abs = sums, *sum = abs + (int64_t)nb * nb, *curve = sum + (int64_t)nb * nb;
     for (int32_t i = 0; i < a->in.n_tok; i++) {
-        bool clamped = false;
         aim(r, a->d_o, i, h);
+        bool clamped = r->far;
         const double delta = delta_of(r);
         for (int32_t j = 0; j <= i; j++) {
             const double e = influence(r, j, delta, &clamped);

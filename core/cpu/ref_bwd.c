@@ -3,7 +3,8 @@
  *   matmul_t       y = x W^T            dx = dy W
  *   rmsnorm_bwd    y = x r w            dx = r w dy - x r^3 / n sum(w dy x)          r = 1 / sqrt(mean(x^2) + eps)
  *   silu_mul_bwd   y = g s(g) u         du = dy g s,   dg = dy u s (1 + g (1 - s))   s = 1 / (1 + exp(-g))
- *   cross_entropy  L = lse - z_target   dz = softmax(z) - [target] */
+ *   cross_entropy  L = lse - z_target   dz = softmax(z) - [target]     margin: that divided by 1 - p, p = softmax(z)_target; in both the
+ *                                       target's own entry is the sum of the others, turned: p - 1 would cancel */
 #include <math.h>
 #include <stdlib.h>
 
@@ -84,9 +85,13 @@ moa_status moa_ref_cross_entropy(moa_backend *b, const moa_args_cross_entropy *a
         for (int32_t i = 0; i < a->n_vocab; i++)
             sum += exp(z[i] - max);
         const double lse = max + log(sum);
-        a->loss[r] = (float)(lse - z[target]);
+        double others = 0; /* 1 - p */
         for (int32_t i = 0; i < a->n_vocab; i++)
-            z[i] = (float)(a->scale * (exp(z[i] - lse) - (i == target)));
+            others += i == target ? 0 : exp(z[i] - lse);
+        a->loss[r] = (float)(lse - z[target]);
+        const double by = a->margin ? fmax(others, MOA_MARGIN_TINY) : 1;
+        for (int32_t i = 0; i < a->n_vocab; i++)
+            z[i] = (float)(a->scale * (i == target ? -others : exp(z[i] - lse)) / by);
     }
     return MOA_OK;
 }

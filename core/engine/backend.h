@@ -75,13 +75,13 @@ typedef struct moa_probe {
     X(argmax, "the likeliest token of each row becomes the next id, and its position moves on")
 
 /* Operations of the influence profile alone: gradients of activations (never of weights) over one whole sequence under full
- * causal attention. A backend may lack them: the vtable's members are then NULL, and the profile says so. What has no row of its
+ * causal attention or spans. A backend may lack them: the vtable's members are then NULL, and the profile says so. What has no row of its
  * own: the gradient of rope is rope with the sign of its scale turned; that of add is the same gradient on both sides. */
 #define MOA_BWD_MAP(X)                                                                                       \
     X(matmul_t, "dx = dy W (+ dx)")                                                                          \
     X(rmsnorm_bwd, "gradient of rmsnorm with regard to x (+ dx)")                                            \
     X(silu_mul_bwd, "gradients of silu(gate) * up with regard to both")                                      \
-    X(attn_full, "dense causal attention of a whole sequence, and its log-sum-exp")                          \
+    X(attn_full, "causal attention of a whole sequence, dense or under spans, and its log-sum-exp")          \
     X(attn_bwd, "its gradients with regard to q, k and v")                                                   \
     X(attn_influence, "what masking keys would change of the loss, by blocks and by windows")                \
     X(cross_entropy, "loss of each row, and its gradient in place of the logits")
@@ -269,18 +269,20 @@ typedef struct moa_args_silu_mul_bwd {
     int64_t n;
 } moa_args_silu_mul_bwd;
 
-/* One sequence, queries and keys 0 .. n_tok - 1 after RoPE, no pages: every query sees all keys up to itself. */
+/* One sequence, queries and keys 0 .. n_tok - 1 after RoPE, no pages: every query sees all keys up to itself, or those of its head's
+ * span. */
 typedef struct moa_full {
     const float *q;     /* (n_tok, n_head, d_head) */
     const float *k, *v; /* (n_tok, n_head_kv, d_head) */
     int32_t n_tok, n_head, n_head_kv, d_head;
-    float scale; /* of q.k */
+    float scale;         /* of q.k */
+    const int32_t *span; /* device (n_head): moa_sees() of spans.h; NULL: full attention */
 } moa_full;
 
 typedef struct moa_args_attn_full {
     moa_full in;
     float *o;   /* (n_tok, n_head, d_head) */
-    float *lse; /* (n_tok, n_head): log of the sum of exp(scale q.k), nats */
+    float *lse; /* (n_tok, n_head): log of the sum of exp(scale q.k) over the keys seen, nats */
 } moa_args_attn_full;
 
 typedef struct moa_args_attn_bwd {
@@ -292,9 +294,12 @@ typedef struct moa_args_attn_bwd {
 } moa_args_attn_bwd;
 
 #define MOA_INFLUENCE_TINY 1e-20 /* masses below this are not divided by */
+#define MOA_INFLUENCE_MOST 60    /* of a key that is not seen, scale q.k - lse counts as no more than this, nats */
 /* With A the attention, G_ij = d_o_i . v_j, delta_i = sum_j A_ij G_ij, to first order in the loss:
  *   masking key j and renormalising     E_ij = A_ij / (1 - A_ij) (delta_i - G_ij)        E_00 = -G_00 A_00
- *   keeping the keys K of row i only    E_i(K) = (sum_K A G) / (sum_K A) - delta_i */
+ *   keeping the keys K of row i only    E_i(K) = (sum_K A G) / (sum_K A) - delta_i
+ * Under spans A = exp(scale q.k - lse) of keys that are not seen too, delta sums over those seen: E_i(K) is then what another window would
+ * change, a wider one as well as a narrower one. E_ij of keys that are not seen is 0. */
 typedef struct moa_args_attn_influence {
     moa_full in;
     const float *o, *lse, *d_o; /* as attn_bwd */
@@ -302,15 +307,18 @@ typedef struct moa_args_attn_influence {
                        * 0 above the diagonal */
     float *joint;     /* (n_head, nb + 1): entry w = sum over all rows of E_i(block 0 and the newest w blocks, the row's own
                        * counted); entry 0 is 0 */
-    int32_t *clamped; /* (1), ADDED to: rows of some head where a mass below MOA_INFLUENCE_TINY was to be divided by */
+    int32_t *clamped; /* (1), ADDED to: rows of some head where a mass below MOA_INFLUENCE_TINY was to be divided by, or a key not seen
+                       * weighed more than exp(MOA_INFLUENCE_MOST) times all seen */
 } moa_args_attn_influence;
 
+#define MOA_MARGIN_TINY 1e-12 /* 1 - p below this is not divided by */
 typedef struct moa_args_cross_entropy {
     float *logits;         /* (n_row, n_vocab); becomes scale * d loss / d logits */
     const int32_t *target; /* device (n_row), in range */
     float *loss;           /* (n_row), nats */
     int32_t n_row, n_vocab;
     float scale;
+    bool margin; /* the gradient is of log((1 - p) / p), p the target's share: cross-entropy's divided by 1 - p. loss stays what it is */
 } moa_args_cross_entropy;
 
 /* --- the driver part ------------------------------------------------------------------------------------------------- */
@@ -367,7 +375,7 @@ struct moa_backend {
     const moa_backend_vtable *vt;
 };
 
-enum { MOA_BACKEND_ABI = 3 };
+enum { MOA_BACKEND_ABI = 4 };
 
 /* What a loadable backend module (libmoascope-cuda.so) exports under the name "moa_backend_module". */
 typedef struct moa_backend_module {

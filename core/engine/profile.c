@@ -33,6 +33,7 @@ typedef struct buffers {
     float *logits, *loss;        /* (n_row, n_vocab), (n) */
     float *abs, *sum, *joint;    /* (n_head, nb, nb) twice, (n_head, nb + 1) */
     int32_t *clamped;            /* (1) */
+    int32_t *span;               /* (n_layer, n_head) */
 } buffers;
 
 struct moa_profile {
@@ -43,6 +44,7 @@ struct moa_profile {
     moa_dev_mem mem;
     buffers at;
     int32_t *host;            /* (3 n_max) ids, positions, targets */
+    int32_t *span;            /* (n_layer, n_head) of the item under way */
     float *loss;              /* (n_max) */
     float *abs, *sum, *joint; /* of all layers of the item under way, as downloaded */
 };
@@ -128,6 +130,7 @@ static layout lay(const moa_shape *shape, int32_t n_max, int32_t n_row, char *ba
     b->sum = place(&l, nh, nb * nb);
     b->joint = place(&l, nh, nb + 1);
     b->clamped = place(&l, 1, 1);
+    b->span = place(&l, (size_t)shape->n_layer, nh);
     layout head = l; /* the logits and the FFN's rows are never there at the same time */
     b->logits = place(&head, (size_t)n_row, (size_t)shape->n_vocab);
     b->gate = place(&l, n, f);
@@ -164,12 +167,13 @@ static moa_status open_host(moa_profile *p, moa_err *err) {
     size_t n_map, n_curve;
     if (moa_size_mul(heads, nb * nb, &n_map) && moa_size_mul(heads, nb + 1, &n_curve)) {
         p->host = malloc(3 * n * sizeof *p->host);
+        p->span = malloc(heads * sizeof *p->span);
         p->loss = malloc(n * sizeof *p->loss);
         p->abs = calloc(n_map, sizeof *p->abs);
         p->sum = calloc(n_map, sizeof *p->sum);
         p->joint = calloc(n_curve, sizeof *p->joint);
     }
-    if (p->host && p->loss && p->abs && p->sum && p->joint) return MOA_OK;
+    if (p->host && p->span && p->loss && p->abs && p->sum && p->joint) return MOA_OK;
     return moa_fail(err, MOA_E_MEMORY, "no memory for the influence of %zu heads at %d tokens", heads, p->n_max);
 }
 
@@ -207,6 +211,7 @@ void moa_profile_close(moa_profile **out) {
     if (!p) return;
     moa_engine_free(p->e, &p->mem);
     free(p->host);
+    free(p->span);
     free(p->loss);
     free(p->abs);
     free(p->sum);
@@ -281,7 +286,7 @@ static size_t stream_bytes(const pass *a) {
     return (size_t)a->n * (size_t)a->p->shape->d_model * sizeof(float);
 }
 
-static moa_full full_of(const pass *a) {
+static moa_full full_of(const pass *a, int32_t layer) {
     const moa_shape *shape = a->p->shape;
     const buffers *b = &a->p->at;
     return (moa_full){.q = b->q,
@@ -291,7 +296,8 @@ static moa_full full_of(const pass *a) {
                       .n_head = shape->n_head,
                       .n_head_kv = shape->n_head_kv,
                       .d_head = shape->d_head,
-                      .scale = moa_attn_scale(shape)};
+                      .scale = moa_attn_scale(shape),
+                      .span = a->item->rules ? b->span + (int64_t)layer * shape->n_head : NULL};
 }
 
 static moa_status step(pass *a, moa_err *err) {
@@ -322,7 +328,7 @@ static moa_status attention(const pass *a, int32_t l, moa_err *err) {
     MOA_TRY(rotate(a, b->q, shape->n_head, 1, err));
     MOA_TRY(rotate(a, b->k, shape->n_head_kv, 1, err));
     MOA_TRY(vt->attn_full(a->p->e->backend,
-                          &(moa_args_attn_full){.in = full_of(a), .o = b->o, .lse = b->lse}, err));
+                          &(moa_args_attn_full){.in = full_of(a, l), .o = b->o, .lse = b->lse}, err));
     MOA_TRY(vt->copy(a->p->e->backend, b->y, x, stream_bytes(a), err));
     MOA_TRY(multiply_add(a, b->o, w->wo, b->y, err));
 out:
@@ -383,7 +389,8 @@ static moa_status head_rows(const pass *a, int32_t row, int32_t n, moa_err *err)
                                                         .loss = b->loss + row,
                                                         .n_row = n,
                                                         .n_vocab = shape->n_vocab,
-                                                        .scale = 1 / (float)(a->n - a->item->supervise_from)},
+                                                        .scale = 1 / (float)(a->n - a->item->supervise_from),
+                                                        .margin = a->item->margin},
                               err));
     MOA_TRY(vt->matmul_t(e->backend,
                          &(moa_args_matmul_t){.dy = b->logits, .w = e->output, .dx = b->h, .n_tok = n}, err));
@@ -454,7 +461,7 @@ static moa_status influence(const pass *a, int32_t l, moa_err *err) {
                  curve = n_head * (nb + 1);
     moa_status s = MOA_OK;
     MOA_TRY(p->vt->attn_influence(p->e->backend,
-                                  &(moa_args_attn_influence){.in = full_of(a),
+                                  &(moa_args_attn_influence){.in = full_of(a, l),
                                                              .o = b->o,
                                                              .lse = b->lse,
                                                              .d_o = b->d_o,
@@ -478,7 +485,7 @@ static moa_status attention_back(const pass *a, int32_t l, moa_err *err) {
     const moa_shape *shape = a->p->shape;
     moa_status s = MOA_OK;
     MOA_TRY(a->p->vt->attn_bwd(a->p->e->backend,
-                               &(moa_args_attn_bwd){.in = full_of(a),
+                               &(moa_args_attn_bwd){.in = full_of(a, l),
                                                     .o = b->o,
                                                     .lse = b->lse,
                                                     .d_o = b->d_o,
@@ -538,6 +545,16 @@ static moa_status check(const moa_profile *p, const moa_profile_item *item, cons
     return MOA_OK;
 }
 
+/* n_tok: what the spans are of */
+static moa_status upload_spans(const pass *a, int32_t n_tok, moa_err *err) {
+    const moa_profile *p = a->p;
+    const size_t n = (size_t)p->shape->n_layer * (size_t)p->shape->n_head;
+    if (!a->item->rules) return MOA_OK;
+    for (size_t i = 0; i < n; i++)
+        p->span[i] = moa_span(a->item->rules[i], n_tok);
+    return p->vt->upload(p->e->backend, p->at.span, p->span, n * sizeof *p->span, err);
+}
+
 static moa_status upload(const pass *a, moa_err *err) {
     const moa_profile *p = a->p;
     const size_t bytes = (size_t)a->n * sizeof *p->host;
@@ -565,8 +582,8 @@ static void add_item(const pass *a, moa_influence *to) {
                 to->abs[(h * nb_to + q) * nb_to + k] += p->abs[(h * nb + q) * nb + k];
                 to->sum[(h * nb_to + q) * nb_to + k] += p->sum[(h * nb + q) * nb + k];
             }
-        for (int64_t w = 0; w <= nb; w++)
-            to->joint[h * (nb_to + 1) + w] += p->joint[h * (nb + 1) + w];
+        for (int64_t w = 0; w <= nb_to; w++) /* beyond the item's blocks: nothing more is cut */
+            to->joint[h * (nb_to + 1) + w] += p->joint[h * (nb + 1) + (w < nb ? w : nb)];
     }
     to->n_item++;
     to->n_supervised += a->n - a->item->supervise_from;
@@ -580,6 +597,7 @@ moa_status moa_profile_add(moa_profile *p, const moa_profile_item *item, moa_inf
     moa_status s = MOA_OK;
     MOA_TRY(check(p, item, to, err));
     MOA_TRY(upload(&a, err));
+    MOA_TRY(upload_spans(&a, to->n_tok, err));
     MOA_TRY(forward(&a, err));
     MOA_TRY(head(&a, err));
     MOA_TRY(backward(&a, err));

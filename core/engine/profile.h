@@ -4,13 +4,17 @@
  *                                                                                 recompute the layer from its input
  *                                                                                 d_o of its attention -> influence of every head
  *
- * Gradients of activations only, never of weights. Full causal attention, in float32, without pages; nothing of n_tok x n_tok and
+ * Gradients of activations only, never of weights. Full causal attention, or attention under a plan's spans, in float32, without pages; nothing of n_tok x n_tok and
  * nothing of n_tok x n_vocab is ever held. Per head and length, with A the attention and G = dL/dA (method of the paper, arXiv 2406.14909):
  *
  *   abs, sum    (nb, nb)   sums over blocks of 64 queries x 64 keys of |E_ij| and E_ij, E_ij = A_ij/(1-A_ij) (sum_n A_in G_in - G_ij)
  *   joint       (nb + 1)   entry w: change of the loss when every row keeps block 0 and the newest w blocks, its own counted
  *
- * L is the mean cross-entropy of the supervised tokens. Everything here is backend-independent (backend.h, MOA_BWD_MAP). */
+ * Under spans the model is the one that the plan makes, and joint says what another window of one head would change of it: narrower or wider
+ * than the head's own. Keys that are not seen have no entry of their own: abs and sum are 0 there. Items take the spans of n_tok tokens.
+ *
+ * L is the mean cross-entropy of the supervised tokens; with margin the gradient is that of log((1 - p) / p) in place of -log p: tokens that
+ * are nearly certain have all but no cross-entropy to lose at first order, and are lost all the same. Everything here is backend-independent (backend.h, MOA_BWD_MAP). */
 #ifndef MOA_ENGINE_PROFILE_H
 #define MOA_ENGINE_PROFILE_H
 
@@ -43,6 +47,8 @@ typedef struct moa_profile_item {
     bool (*cancelled)(void *user);                               /* asked between layers, or NULL */
     void (*progress)(void *user, int32_t done, int32_t total); /* passes through layers, or NULL */
     void *user;
+    const moa_rule *rules;  /* (n_layer, n_head); NULL: full attention */
+    bool margin;            /* gradients of the mean log((1 - p) / p); the loss stays cross-entropy */
 } moa_profile_item;
 
 /* Adds the item to `to`, whose n_tok it must not exceed; all of it or, on failure, nothing. loss: of this item, or NULL. */

@@ -10,12 +10,15 @@ matrix is added to the attention of every head and the loss is differentiated wi
     abs, signed   sums of |E| and E over 64 x 64 blocks
     joint[w]      sum over rows of  (sum_K A G) / (sum_K A) - sum A G,  K = block 0 and the newest w blocks
 
+Under a plan (--plan PLAN.json, spans of --length tokens) A is the attention that the plan leaves; in joint keys that are cut count with the A
+they would have beside those seen, exp(score - log-sum-exp of the seen), so that wider windows have their value too.
+
 Checks of a profile made by the program (relative error, norm-wise per layer):
 
     influence.py MODEL --data DATA.jsonl --length N --against INFLUENCE.npz[:LIMIT] ...        (limit: 1e-4)
 
 and of the idea itself: cutting one window for real and measuring the loss, against joint, --finite H L W [...]: the loss with head H of
-layer L moved a fraction t of the way to the cut attention, t = 1/8, 1/64: the slope must come to joint[w].
+layer L moved a fraction t of the way to the cut (under a plan: or widened) attention, t = 1/8, 1/64: the slope must come to joint[w].
 
 DATA.jsonl: {"ids": [...], "supervise_from": K} lines. Memory: n_head * N^2 doubles a layer; meant for N <= 1024.
 Needs jax (CPU), gguf, numpy.  Exit: 0 within the limit, 1 not, 2 usage, 3 the file does not fit."""
@@ -88,8 +91,19 @@ def rope(x, freq, arch):
     return jnp.concatenate([turned, x[..., 2 * half:]], -1)
 
 
-def block(x, w, m, z):
-    """One layer; z [n_head][n][n] is added to its attention. Returns the layer's output and the attention itself."""
+def spans(path, m, length):
+    """[n_layer][n_head] of a plan file, tokens, by the rule of the method"""
+    with open(path) as f:
+        plan = json.load(f)
+    a, b = np.asarray(plan["alphas"], float), np.asarray(plan["betas"], float)
+    if a.shape != (m.n_layer, m.n_head):
+        sys.exit("influence: the plan is for %d x %d heads" % a.shape)
+    return (np.maximum(np.minimum(np.trunc(a + b * length), length), 128).astype(int) + 63) // 64 * 64
+
+
+def block(x, w, m, z, see):
+    """One layer; z [n_head][n][n] is added to its attention, see [n_head][n][n] says which keys are seen. Returns the layer's output,
+    the attention itself, and what keys not seen would weigh beside those seen."""
     n, g = x.shape[0], m.n_head // m.n_head_kv
 
     def linear(y, name):
@@ -102,13 +116,15 @@ def block(x, w, m, z):
     v = linear(y, "attn_v").reshape(n, m.n_head_kv, m.d_head)
     k, v = jnp.repeat(k, g, axis=1), jnp.repeat(v, g, axis=1)
     score = jnp.einsum("ihd,jhd->hij", q, k) / math.sqrt(m.d_head)
-    score = jnp.where(jnp.tril(jnp.ones((n, n), bool)), score, -jnp.inf)
+    raw = jnp.where(jnp.tril(jnp.ones((n, n), bool)), score, -jnp.inf)
+    score = jnp.where(see, raw, -jnp.inf)
     a = jax.nn.softmax(score, axis=-1)
+    wide = jnp.exp(jnp.minimum(raw - jax.scipy.special.logsumexp(score, axis=-1, keepdims=True), 60))
     o = jnp.einsum("hij,jhd->ihd", a + z, v).reshape(n, -1)
     x = x + o @ w["attn_output.weight"].T
     y = norm(x, w["ffn_norm.weight"], m.eps)
     x = x + (jax.nn.silu(y @ w["ffn_gate.weight"].T) * (y @ w["ffn_up.weight"].T)) @ w["ffn_down.weight"].T
-    return x, a
+    return x, a, wide
 
 
 def head_loss(x, out_norm, out, targets, first, eps):
@@ -116,8 +132,8 @@ def head_loss(x, out_norm, out, targets, first, eps):
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(targets)), targets])
 
 
-def influence(a, g):
-    """abs, signed [nb][nb], joint [nb + 1] of one head; a, g [n][n] NumPy."""
+def influence(a, wide, g):
+    """abs, signed [nb][nb], joint [nb + 1] of one head; a, wide, g [n][n] NumPy."""
     n, nb = len(a), (len(a) + BLOCK - 1) // BLOCK
     delta = np.sum(a * g, axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -135,7 +151,7 @@ def influence(a, g):
     def blocks(x):
         return np.add.reduceat(np.add.reduceat(x, at, axis=0), at, axis=1)
 
-    mass, gain = np.add.reduceat(a, at, axis=1), np.add.reduceat(a * g, at, axis=1)
+    mass, gain = np.add.reduceat(wide, at, axis=1), np.add.reduceat(wide * g, at, axis=1)
     joint = np.zeros(nb + 1)
     for i in range(n):
         b = i // BLOCK
@@ -148,17 +164,20 @@ def influence(a, g):
 class Pass:
     """Forward and backward of one item, a layer at a time; everything an item needs is kept as layer inputs."""
 
-    def __init__(self, m, ids, first):
+    def __init__(self, m, ids, first, span):
         self.m, self.ids, self.first = m, np.asarray(ids), first
         self.z = jnp.zeros((m.n_head, len(ids), len(ids)))
-        self.fwd = jax.jit(lambda x, w, z: block(x, w, m, z)[0])
-        self.att = jax.jit(lambda x, w, z: block(x, w, m, z)[1])
-        self.bwd = jax.jit(lambda x, w, z, dx: jax.vjp(lambda x_, z_: block(x_, w, m, z_)[0], x, z)[1](dx))
+        i, j = np.arange(len(ids))[:, None], np.arange(len(ids))[None]
+        s = np.full((m.n_layer, m.n_head), 1 << 30) if span is None else span
+        self.see = [jnp.asarray((j <= i) & ((j < BLOCK) | (i - j < s[l][:, None, None] - BLOCK))) for l in range(m.n_layer)]
+        self.fwd = jax.jit(lambda x, w, z, see: block(x, w, m, z, see)[0])
+        self.att = jax.jit(lambda x, w, z, see: block(x, w, m, z, see)[1:])
+        self.bwd = jax.jit(lambda x, w, z, see, dx: jax.vjp(lambda x_, z_: block(x_, w, m, z_, see)[0], x, z)[1](dx))
         self.out_norm, embed = m.get("output_norm.weight"), m.get("token_embd.weight")
         self.out = m.get("output.weight") if "output.weight" in m.t else embed
         self.x = [jnp.asarray(embed[self.ids])]
         for l in range(m.n_layer):
-            self.x.append(self.fwd(self.x[-1], m.layer(l), self.z))
+            self.x.append(self.fwd(self.x[-1], m.layer(l), self.z, self.see[l]))
 
     def tail(self, x):
         return head_loss(x, self.out_norm, self.out, self.ids[self.first:], self.first, self.m.eps)
@@ -168,10 +187,10 @@ class Pass:
         out = []
         for l in reversed(range(self.m.n_layer)):
             w = self.m.layer(l)
-            a = np.asarray(self.att(self.x[l], w, self.z))
-            dx, g = self.bwd(self.x[l], w, self.z, dx)
+            a, wide = (np.asarray(x) for x in self.att(self.x[l], w, self.z, self.see[l]))
+            dx, g = self.bwd(self.x[l], w, self.z, self.see[l], dx)
             g = np.asarray(g)
-            out.append([influence(a[h], g[h]) for h in range(self.m.n_head)])
+            out.append([influence(a[h], wide[h], g[h]) for h in range(self.m.n_head)])
             if sys.stderr.isatty():
                 sys.stderr.write("\rlayer %d \r" % l)
         out.reverse()
@@ -180,13 +199,13 @@ class Pass:
     def loss_moved(self, l, h, w, t):
         """The loss when head h of layer l attends a part t of the way to its attention under w blocks."""
         m = self.m
-        a = np.asarray(self.att(self.x[l], m.layer(l), self.z))[h]
+        a, wide = (np.asarray(x)[h] for x in self.att(self.x[l], m.layer(l), self.z, self.see[l]))
         i, j = np.arange(len(a))[:, None], np.arange(len(a))[None]
-        cut = np.where((j < BLOCK) | (j // BLOCK > i // BLOCK - w), a, 0)
+        cut = np.where((j < BLOCK) | (j // BLOCK > i // BLOCK - w), wide, 0)
         cut /= cut.sum(axis=1, keepdims=True)
-        x = self.fwd(self.x[l], m.layer(l), self.z.at[h].set(t * (cut - a)))
+        x = self.fwd(self.x[l], m.layer(l), self.z.at[h].set(t * (cut - a)), self.see[l])
         for up in range(l + 1, m.n_layer):
-            x = self.fwd(x, m.layer(up), self.z)
+            x = self.fwd(x, m.layer(up), self.z, self.see[up])
         return float(self.tail(x))
 
 
@@ -218,6 +237,7 @@ def main():
     p.add_argument("--length", type=int, required=True)
     p.add_argument("--against", metavar="FILE[:LIMIT]", action="append", default=[])
     p.add_argument("--out", help="write the oracle's own arrays")
+    p.add_argument("--plan", metavar="PLAN.json", help="profile under its spans of --length tokens")
     p.add_argument("--finite", type=int, nargs=3, metavar=("LAYER", "HEAD", "W"), action="append", default=[])
     o = p.parse_args()
     m = Model(o.model)
@@ -228,16 +248,18 @@ def main():
     nb = (o.length + BLOCK - 1) // BLOCK
     total = [np.zeros((m.n_layer, m.n_head, nb, nb)), np.zeros((m.n_layer, m.n_head, nb, nb)), np.zeros((m.n_layer, m.n_head, nb + 1))]
     losses, bad = [], 0
+    span = spans(o.plan, m, o.length) if o.plan else None
     for item in items:
-        one = Pass(m, item["ids"], item["supervise_from"])
+        one = Pass(m, item["ids"], item["supervise_from"], span)
         loss, parts = one.run()
         losses.append(loss)
         k = parts[0].shape[-1]
         total[0][..., :k, :k] += parts[0]
         total[1][..., :k, :k] += parts[1]
         total[2][..., :k + 1] += parts[2]
+        total[2][..., k + 1:] += parts[2][..., k:]  # all of a shorter item is kept
         for l, h, w in o.finite:
-            if w > k - 2:
+            if w > k - 2 and span is None:
                 continue  # nothing is cut
             want = parts[2][l, h, w]
             slopes = [(one.loss_moved(l, h, w, t) - loss) / t for t in (1 / 8, 1 / 64, 1 / 512)]

@@ -4,7 +4,11 @@
  *
  *   abs_N, signed_N   float32 [n_layer][n_head][nb][nb]    (query block, key block) of 64 tokens, nb = ceil(N/64)
  *   joint_N           float32 [n_layer][n_head][nb + 1]    entry w: block 0 and the newest w blocks are kept
- *   meta              JSON text: model, items, tokens, losses, what was cut, skipped and clamped
+ *   span_N            int32   [n_layer][n_head]            with --plan: the spans that the model had
+ *   meta              JSON text: model, plan, items, tokens, losses, what was cut, skipped and clamped
+ *
+ * --plan P profiles the model that P makes, as if it reserved N tokens: what another window of a head would change then. That is where
+ * the sum over heads is right to first order; at full attention it is not (docs/proof.md). `refine` does it in rounds.
  *
  * ^C ends the work after the layer under way: the mean over the items done by then is written and said to be that; the exit code is
  * 130. A length without any finished item is not in the file. */
@@ -20,7 +24,7 @@
 #include "tui/load.h"
 #include "version.h"
 
-enum { LENGTHS_MAX = 64, OPT_ITEMS = MOA_OPT_OWN };
+enum { LENGTHS_MAX = 64, OPT_ITEMS = MOA_OPT_OWN, OPT_LOSS };
 
 /* one length's work */
 typedef struct stage {
@@ -36,6 +40,7 @@ typedef struct job {
     moa_profile *profile;
     stage stages[LENGTHS_MAX];
     int n_stage;
+    bool planned, margin; /* a plan that cuts something; the loss is the margin */
     double tok_done, tok_total; /* of whole items */
     double tok_item;            /* of the one under way */
 } job;
@@ -56,6 +61,8 @@ static const char readme[] =
     "of |E_ij| and E_ij, E_ij = A_ij / (1 - A_ij) * (sum_n G_in A_in - G_ij), G = dL/dA\n"
     "joint_N float32 [n_layer][n_head][nb + 1]  entry w: every row keeps the first 64 tokens and the newest w "
     "blocks, its own counted, renormalised; entry 0 is unused\n"
+    "span_N int32 [n_layer][n_head]  where the model was profiled under a plan: its spans, tokens. joint_N is then the change from those; keys "
+    "that are not seen have no E: abs_N and signed_N are 0 there\n"
     "meta: JSON text\n";
 
 static void meta_model(const moa_model *m, moa_buf *out) {
@@ -96,6 +103,12 @@ static void meta(const job *j, bool complete, moa_buf *out) {
     moa_buf_printf(out, ", \"block\": %d, \"sink\": %d, \"device\": \"%s\", \"data\": ", MOA_PAGE_TOK, MOA_SINK_TOK,
                    j->loaded.device);
     moa_text_json(data, strlen(data), out);
+    if (j->planned) {
+        moa_buf_str(out, ", \"plan\": ");
+        const char *plan = moa_args_text(j->args, MOA_OPT_PLAN);
+        moa_text_json(plan, strlen(plan), out);
+    }
+    moa_buf_printf(out, ", \"gradient_of\": \"%s\"", moa_args_text(j->args, OPT_LOSS));
     moa_buf_printf(out, ", \"complete\": %s, \"program\": \"%s\", \"lengths\": {", complete ? "true" : "false",
                    MOA_VERSION);
     for (int i = 0; i < j->n_stage; i++) {
@@ -129,6 +142,21 @@ out:
     return s;
 }
 
+static moa_status add_spans(moa_npy_writer *w, const job *j, int32_t n_tok, moa_err *err) {
+    const moa_plan *p = j->loaded.plan;
+    const size_t n = (size_t)p->n_layer * (size_t)p->n_head;
+    const moa_npy_shape shape = {MOA_NPY_I32, 2, {(size_t)p->n_layer, (size_t)p->n_head}};
+    char name[64];
+    int32_t *span = malloc(n * sizeof *span);
+    if (!span) return moa_fail(err, MOA_E_MEMORY, "no memory for the spans of %zu heads", n);
+    for (size_t i = 0; i < n; i++)
+        span[i] = moa_span(p->rules[i], n_tok);
+    (void)snprintf(name, sizeof name, "span_%d", n_tok);
+    const moa_status s = moa_npz_add(w, name, &shape, span, err);
+    free(span);
+    return s;
+}
+
 static moa_status add_stage(moa_npy_writer *w, const moa_influence *f, moa_err *err) {
     const size_t l = (size_t)f->n_layer, h = (size_t)f->n_head, nb = (size_t)f->nb;
     const moa_npy_shape map = {MOA_NPY_F32, 4, {l, h, nb, nb}}, curve = {MOA_NPY_F32, 3, {l, h, nb + 1}};
@@ -148,7 +176,10 @@ static moa_status save(const job *j, const char *path, bool complete, moa_err *e
     if (!moa_buf_ok(&text)) return moa_fail(err, MOA_E_MEMORY, "%s: no memory for its description", path);
     MOA_TRY(moa_npy_open(&w, path, NULL, err));
     for (int i = 0; i < j->n_stage; i++)
-        if (j->stages[i].sums.n_item > 0) MOA_TRY(add_stage(w, &j->stages[i].sums, err));
+        if (j->stages[i].sums.n_item > 0) {
+            MOA_TRY(add_stage(w, &j->stages[i].sums, err));
+            if (j->planned) MOA_TRY(add_spans(w, j, j->stages[i].n_tok, err));
+        }
     MOA_TRY(moa_npz_text(w, "meta", text.data, err));
     MOA_TRY(moa_npz_text(w, "README", readme, err));
     s = moa_npy_commit(&w, err);
@@ -217,7 +248,9 @@ static moa_status run_stage(job *j, stage *t, moa_err *err) {
                                       .supervise_from = item->supervise_from,
                                       .cancelled = moa_interrupted,
                                       .progress = on_progress,
-                                      .user = j};
+                                      .user = j,
+                                      .rules = j->planned ? j->loaded.plan->rules : NULL,
+                                      .margin = j->margin};
         const double start = now_s();
         j->tok_item = item->n;
         s = moa_profile_add(j->profile, &one, &t->sums, NULL, err);
@@ -227,8 +260,8 @@ static moa_status run_stage(job *j, stage *t, moa_err *err) {
     }
     if (t->sums.n_item == 0) return s;
     moa_progress_show(j->args, "profile", j->tok_total, j->tok_total, "tokens"); /* clears the line */
-    moa_remark(j->args, "length %d: %d items in %.2f s, dense loss %.4f nats, %lld rows clamped", t->n_tok,
-               t->sums.n_item, t->seconds, t->sums.loss / t->sums.n_item, (long long)t->sums.n_clamped);
+    moa_remark(j->args, "length %d: %d items in %.2f s, %s loss %.4f nats, %lld rows clamped", t->n_tok, t->sums.n_item,
+               t->seconds, j->planned ? "the plan's" : "dense", t->sums.loss / t->sums.n_item, (long long)t->sums.n_clamped);
     return s;
 }
 
@@ -266,6 +299,16 @@ out:
     return s;
 }
 
+static moa_status take_words(job *j, moa_err *err) {
+    const char *loss = moa_args_text(j->args, OPT_LOSS);
+    j->margin = strcmp(loss, "margin") == 0;
+    if (!j->margin && strcmp(loss, "cross-entropy") != 0)
+        return moa_fail(err, MOA_E_USAGE, "--loss %s: it is cross-entropy or margin", loss);
+    for (int i = 0; i < j->n_stage; i++)
+        j->planned = j->planned || moa_plan_describe(j->loaded.plan, j->stages[i].n_tok, 0).dense_share < 1;
+    return MOA_OK;
+}
+
 static moa_status run(const moa_args *args, moa_err *err) {
     const char *data = moa_args_text(args, MOA_OPT_DATA);
     moa_items items = {0};
@@ -278,6 +321,7 @@ static moa_status run(const moa_args *args, moa_err *err) {
     MOA_TRY(moa_items_read(&items, data, err));
     MOA_TRY(moa_load(&j.loaded, args, 0, err));
     MOA_TRY(take_lengths(&j, err));
+    MOA_TRY(take_words(&j, err));
     MOA_TRY(take_items(&j, &items, err));
     MOA_TRY(work(&j, err));
 out:
@@ -292,9 +336,12 @@ out:
 }
 
 static const int options[] = {MOA_OPT_DATA,      MOA_OPT_LENGTHS, MOA_OPT_OUTPUT, MOA_OPT_DEVICE, MOA_OPT_THREADS,
-                              MOA_OPT_REFERENCE, MOA_OPT_QUIET,   MOA_OPT_MODEL,  MOA_OPT_END};
+                              MOA_OPT_REFERENCE, MOA_OPT_QUIET,   MOA_OPT_MODEL,  MOA_OPT_PLAN,   MOA_OPT_END};
 static const moa_option own[] = {
-    {"--items", MOA_OPTION_INT, "N", "0", 0, 1048576, false, "items of each length at most; 0: all"}, {0}};
+    {"--items", MOA_OPTION_INT, "N", "0", 0, 1048576, false, "items of each length at most; 0: all"},
+    {"--loss", MOA_OPTION_TEXT, "cross-entropy|margin", "cross-entropy", 0, 0, false,
+     "what the influence is on; margin: log((1 - p) / p) of the answer's tokens, which certain ones lose too"},
+    {0}};
 
 const moa_batch moa_batch_profile = {
     .name = "profile",
@@ -305,7 +352,7 @@ const moa_batch moa_batch_profile = {
     .min_words = 1,
     .max_words = 1,
     .more = "For each length N the file has abs_N and signed_N [n_layer][n_head][nb][nb], joint_N "
-            "[n_layer][n_head][nb + 1] and meta.\n"
+            "[n_layer][n_head][nb + 1] and meta; with --plan also span_N, and joint_N is the change from the plan's spans.\n"
             "Items longer than a length lose the middle of their context, never their answer. ^C keeps the mean over "
             "the items done (exit code 130).",
     .run = run,
