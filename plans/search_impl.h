@@ -65,12 +65,25 @@ typedef struct moa_branch {
 } moa_branch;
 moa_status moa_branch_solve(moa_branch *b, const moa_solve_config *config, moa_err *err);
 
+/* search_count.c: a better bound, and perhaps the best choice, by counting rows in whole steps. The pricer was just priced at y, where the
+ * bound is `bound`. best in: INFINITY or pick's loss; out: the same or less. True in *exact: pick is the best choice. */
+typedef struct moa_count {
+    moa_pricer *pricer;
+    const double *y;
+    double bound, best;
+    int32_t *pick;    /* (n_layer, n_unit) */
+    double too_wide;  /* out: what is so far above the bound was too much to count; 0: it was not */
+    bool exact, cancelled;
+} moa_count;
+moa_status moa_count_solve(moa_count *c, const moa_solve_config *config, moa_err *err);
+
 /* search_primal.c: from the costs at y (just priced, bound is L(y)) to a choice. best in: INFINITY or pick's loss; out: the same or less.
  * True in *exact: nothing below *best exists. */
 typedef struct moa_primal {
     moa_pricer *pricer;
     const double *y;
     double bound, best;
+    double proven;        /* >= bound: a better one, at which the search ends too */
     int32_t *pick;        /* (n_layer, n_unit) */
     const int32_t *start; /* (n_layer, n_unit) a choice near the rows' bounds to begin with, not yet feasible; NULL: the cheapest */
     bool exact, cancelled;

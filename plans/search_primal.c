@@ -45,7 +45,7 @@ typedef struct pool {
     move *moves;
     double *move_a[MOA_ROW_MAX], *move_f; /* (MOVE_MAX) changes, by move */
     int32_t n_move;
-    double bound, gap;     /* the search ends at this gap */
+    double proven, gap;    /* the search ends at this gap from it */
     uint64_t random, work, work_max;
 } pool;
 
@@ -489,7 +489,7 @@ static uint64_t draw(pool *q) { /* xorshift64* */
 static void descend(pool *q) {
     while (q->work <= q->work_max && improve(q)) {
         note_best(q);
-        if (moa_solve_gap(q->best, q->bound) <= q->gap) break;
+        if (moa_solve_gap(q->best, q->proven) <= q->gap) break;
     }
     sum_up(q); /* rounding of many moves */
     note_best(q);
@@ -509,7 +509,7 @@ static void kick(pool *q) {
 static bool stop(const pool *q, moa_primal *p, const moa_solve_config *c) {
     if (c->cancelled && c->cancelled(c->user)) p->cancelled = true;
     const double best = fmin(q->best, p->best);
-    return p->cancelled || q->work > q->work_max || (best < INFINITY && moa_solve_gap(best, p->bound) <= c->gap);
+    return p->cancelled || q->work > q->work_max || (best < INFINITY && moa_solve_gap(best, p->proven) <= c->gap);
 }
 
 static void begin(pool *q, moa_primal *p, const moa_solve_config *config) {
@@ -539,7 +539,7 @@ static void go_on(pool *q, moa_primal *p, const moa_solve_config *config) {
         kick(q);
         descend(q);
         stale = q->best < before ? 0 : stale + 1;
-        if (config->report && i % 16 == 0) config->report(config->user, fmin(q->best, p->best), p->bound);
+        if (config->report && i % 16 == 0) config->report(config->user, fmin(q->best, p->best), p->proven);
     }
 }
 
@@ -633,7 +633,7 @@ moa_status moa_primal_solve(moa_primal *p, const moa_solve_config *config, moa_e
     moa_status s = MOA_OK;
     const double effort = config->effort > 0 ? config->effort : 1;
     q.work_max = (uint64_t)(effort * 6e7);
-    q.bound = p->bound, q.gap = config->gap;
+    q.proven = p->proven, q.gap = config->gap;
     if (q.random == 0) q.random = 1;
     MOA_TRY(pool_open(&q, p, err));
     bool empty = false;

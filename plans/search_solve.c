@@ -80,13 +80,35 @@ static bool out_of_reach(const moa_pricer *p, moa_solve_result *out) {
 /* a gap that is the relaxation's own: a better bound by branching */
 static moa_status branch(const moa_choice *c, const moa_solve_config *config, moa_primal *p, double t, int32_t *n_price, moa_err *err) {
     const double effort = config->effort > 0 ? config->effort : 1;
-    moa_branch b = {.c = c, .y = p->y, .t = t, .bound = p->bound, .best = p->best, .pick = p->pick,
+    moa_branch b = {.c = c, .y = p->y, .t = t, .bound = p->proven, .best = p->best, .pick = p->pick,
                     .n_node = (int32_t)(effort * BRANCH_NODES)};
-    if ((p->pricer->limit != 1 && p->pricer->limit != 2) || p->best == INFINITY || moa_solve_gap(p->best, p->bound) <= config->gap)
+    if ((p->pricer->limit != 1 && p->pricer->limit != 2) || p->best == INFINITY || moa_solve_gap(p->best, p->proven) <= config->gap)
         return MOA_OK;
     const moa_status s = moa_branch_solve(&b, config, err);
-    p->bound = b.bound, p->best = b.best, p->cancelled = b.cancelled;
+    p->proven = b.bound, p->best = b.best, p->cancelled = b.cancelled;
     *n_price = b.n_price;
+    return s;
+}
+
+/* memory in whole steps, from the primal's bound and best; the pricer is at its multipliers */
+static moa_status count(const moa_solve_config *config, moa_primal *p, double *too_wide, moa_err *err) {
+    moa_count m = {.pricer = p->pricer, .y = p->y, .bound = p->bound, .best = p->best, .pick = p->pick};
+    const moa_status s = moa_count_solve(&m, config, err);
+    p->best = m.best, p->exact = m.exact, p->cancelled = m.cancelled;
+    p->proven = fmax(p->proven, m.bound);
+    *too_wide = m.too_wide;
+    if (config->report) config->report(config->user, p->best, p->proven);
+    return s;
+}
+
+/* by counting, by the search among columns, by counting what that leaves, and by branching */
+static moa_status choose(const moa_solve_config *config, moa_primal *p, double t, int32_t *n_price, moa_err *err) {
+    double too_wide;
+    moa_status s = count(config, p, &too_wide, err);
+    if (s != MOA_OK || p->exact || p->cancelled || moa_solve_gap(p->best, p->proven) <= config->gap) return s;
+    s = moa_primal_solve(p, config, err);
+    if (s == MOA_OK && !p->exact && !p->cancelled && p->best - p->bound < too_wide) s = count(config, p, &too_wide, err);
+    if (s == MOA_OK && !p->exact && !p->cancelled) s = branch(p->pricer->c, config, p, t, n_price, err);
     return s;
 }
 
@@ -122,11 +144,10 @@ moa_status moa_solve(const moa_choice *c, const moa_solve_config *config, int32_
     if (config->report) config->report(config->user, m.best, d.bound);
     (void)moa_pricer_bound(p, out->y);
     round_mix(p, &d, m.all, start);
-    moa_primal primal = {.pricer = p, .y = out->y, .bound = d.bound, .best = m.best, .pick = pick, .start = start};
-    MOA_TRY(moa_primal_solve(&primal, config, err));
-    if (!primal.cancelled && !primal.exact) MOA_TRY(branch(c, config, &primal, t, &n_price, err));
+    moa_primal primal = {.pricer = p, .y = out->y, .bound = d.bound, .best = m.best, .proven = d.bound, .pick = pick, .start = start};
+    MOA_TRY(choose(config, &primal, t, &n_price, err));
     if (primal.cancelled) MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "the search was interrupted"));
-    out->bound = primal.bound;
+    out->bound = primal.proven;
     if (primal.best < INFINITY) {
         out->end = MOA_SOLVE_PLAN;
         out->best = moa_choice_value(c, pick, NULL);

@@ -6,7 +6,8 @@
  *
  * Only the rows couple the layers. Priced by multipliers y they leave  L(y) = sum_layers min_x (loss + y.row) - y.bound, a lower bound
  * for every y: price (search_price.c) finds each layer's exact minimum: per unit without the rule limit, over all pairs for two rules.
- * The best y comes from a proximal bundle method (search_dual.c: tens of prices). The primal (search_primal.c) keeps, for every layer, the
+ * The best y comes from a proximal bundle method (search_dual.c: tens of prices). Then the rows are counted in whole steps
+ * (search_count.c): mostly that gives the optimum at once. Where it does not, the primal (search_primal.c) keeps, for every layer, the
  * cheapest columns (choices of a whole layer) at that y, and chooses among them by 1-opt, 2-opt and kicks, closing with a depth-first
  * search that is exact when it ends. bound and best make the certificate. For max_rules > 2 the bound is that without the limit, and
  * columns come from greedily extended pairs. */
