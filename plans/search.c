@@ -191,6 +191,9 @@ static moa_status say_infeasible(const moa_problem *p, const moa_solve_result *r
         if (a < 0 || fabs(r->weight[k]) > fabs(r->weight[a])) b = a, a = k;
         else if (b < 0 || fabs(r->weight[k]) > fabs(r->weight[b])) b = k;
     }
+    if (p->moved)
+        return moa_fail(err, MOA_E_FAILED, "no choice among %d rules has a density from %g to %g within a step of %g from the plan given",
+                        p->n_rule, p->low, p->high, p->config->step);
     if (b < 0)
         return moa_fail(err, MOA_E_FAILED, "no choice among %d rules has a density from %g to %g at %d tokens", p->n_rule, p->low,
                         p->high, p->bound_at[a]);

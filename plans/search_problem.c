@@ -43,6 +43,11 @@ static moa_status check(const moa_problem *p, moa_err *err) {
     if (c->per == MOA_PER_HEAD && c->budget == MOA_BUDGET_KV && c->max_rules > 0 && l->n_head_kv < l->n_head)
         return moa_fail(err, MOA_E_UNSUPPORTED,
                         "a limit of %d rules a layer needs one rule a KV group, or the density counted over query heads", c->max_rules);
+    if (c->around && !(c->step > 0)) return moa_fail(err, MOA_E_USAGE, "a step of %g from a plan: above 0", c->step);
+    if (c->around) {
+        const moa_status s = moa_plan_fits(c->around, l->n_layer, l->n_head, err);
+        if (s != MOA_OK) return s;
+    }
     if (c->locked && !c->lock) return moa_fail(err, MOA_E_USAGE, "locked heads need the plan whose rules they keep");
     return c->lock ? moa_plan_fits(c->lock, l->n_layer, l->n_head, err) : MOA_OK;
 }
@@ -122,6 +127,7 @@ static moa_status make_arrays(moa_problem *p, moa_err *err) {
                       moa_size_mul((size_t)l->n_layer * (size_t)l->n_head, (size_t)p->n_rule, &heads);
     bool ok = fits && (p->mean = calloc(1, bytes)) && (p->allow = calloc((size_t)l->n_layer, (size_t)p->n_rule));
     for (int32_t i = 0; ok && i < l->n_length; i++) ok = (p->loss[i] = calloc(1, bytes)) && (p->goal[i] = calloc(1, bytes));
+    if (ok && p->config->around) ok = (p->moved = calloc(1, bytes)) != NULL;
     for (int32_t b = 0; ok && b < p->n_bound; b++) ok = (p->kept[b] = calloc(1, bytes)) != NULL;
     if (ok && p->config->per == MOA_PER_HEAD && p->n_head_of_unit > 1)
         ok = (p->under = calloc(heads, sizeof *p->under)) != NULL;
@@ -190,6 +196,21 @@ static void fill(moa_problem *p) {
             }
 }
 
+/* how far each rule is from what its heads have in the plan to stay near */
+static void set_moved(moa_problem *p) {
+    const moa_losses *l = p->losses;
+    if (!p->moved) return;
+    for (int32_t layer = 0; layer < l->n_layer; layer++)
+        for (int32_t h = 0; h < l->n_head; h++)
+            for (int32_t r = 0; r < p->n_rule; r++) {
+                const moa_rule now = head_rule(p, layer, h, r), was = *moa_plan_at(p->config->around, layer, h);
+                double sum = 0;
+                for (int32_t b = 0; b < p->n_bound; b++)
+                    sum += fabs(share(moa_span(now, p->bound_at[b]), p->bound_at[b]) - share(moa_span(was, p->bound_at[b]), p->bound_at[b]));
+                p->moved[at(p, layer, h / p->n_head_of_unit, r)] += sum / p->n_bound / l->n_layer / l->n_head;
+            }
+}
+
 moa_status moa_problem_open(moa_problem *p, const moa_losses *l, const moa_search_config *c, moa_err *err) {
     moa_status s = MOA_OK;
     *p = (moa_problem){.losses = l, .config = c};
@@ -204,6 +225,7 @@ moa_status moa_problem_open(moa_problem *p, const moa_losses *l, const moa_searc
     MOA_TRY(set_allowed(p, err));
     set_under(p);
     fill(p);
+    set_moved(p);
 out:
     return s;
 }
@@ -211,6 +233,7 @@ out:
 void moa_problem_free(moa_problem *p) {
     free(p->rules);
     free(p->mean);
+    free(p->moved);
     free(p->allow);
     free(p->under);
     for (int i = 0; i < MOA_LOSSES_LENGTH_MAX; i++) free(p->loss[i]), free(p->goal[i]);
@@ -225,6 +248,11 @@ void moa_problem_choice(const moa_problem *p, int32_t objective, const double *l
         c->row[c->n_row] = p->kept[b];
         c->lo[c->n_row] = p->low > 0 ? p->low : -INFINITY;
         c->hi[c->n_row++] = p->high;
+    }
+    if (p->moved) {
+        c->row[c->n_row] = p->moved;
+        c->lo[c->n_row] = -INFINITY;
+        c->hi[c->n_row++] = p->config->step;
     }
     for (int32_t i = 0; i < p->losses->n_length && level; i++) {
         if (i == objective || level[i] == INFINITY || c->n_row == MOA_ROW_MAX) continue;

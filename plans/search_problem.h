@@ -19,6 +19,7 @@ typedef struct moa_problem {
     double *mean;                        /* of them, owned */
     double *goal[MOA_LOSSES_LENGTH_MAX]; /* what is minimised for a length: its loss and a thousandth of the mean, owned */
     double *kept[MOA_SEARCH_BOUND_MAX];  /* (n_layer, n_unit, n_rule) share of density a unit takes, owned */
+    double *moved;                       /* (n_layer, n_unit, n_rule) of config->step, owned; NULL without `around` */
     uint8_t *allow;                      /* (n_layer, n_rule), owned */
     /* per head under a KV budget: the rule each head takes under a cap; (n_layer, n_head, n_rule), owned; else NULL */
     uint16_t *under;

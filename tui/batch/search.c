@@ -25,7 +25,8 @@ enum { DENSITY_MAX = 16, FORBID_MAX = 256, PATH_BYTES = 4096 };
 /* rows of `own` below, in its order */
 enum {
     OWN_DENSITY = MOA_OPT_OWN, OWN_DENSITY_LOW, OWN_EXTEND, OWN_MEASURE, OWN_PER, OWN_BUDGET, OWN_MAX_RULES, OWN_ALPHA_STEP, OWN_FORBID,
-    OWN_LOCK, OWN_LOCKED, OWN_INTERVALS, OWN_PLANS, OWN_GAP, OWN_GAINS, OWN_STRETCH, OWN_LP, OWN_SEED, OWN_THREADS
+    OWN_LOCK, OWN_LOCKED, OWN_INTERVALS, OWN_PLANS, OWN_GAP, OWN_GAINS, OWN_STRETCH, OWN_AROUND, OWN_STEP, OWN_LP, OWN_SEED,
+    OWN_THREADS
 };
 
 typedef struct job {
@@ -36,7 +37,7 @@ typedef struct job {
     int n_density;
     int32_t extend[MOA_SEARCH_BOUND_MAX];
     moa_rule forbid[FORBID_MAX];
-    moa_plan *lock;
+    moa_plan *lock, *around;
     uint8_t *locked;
     moa_search_config config;
     moa_search_result result[DENSITY_MAX];
@@ -195,7 +196,11 @@ static moa_status take_settings(job *j, moa_err *err) {
     c->lp_path = moa_args_text(a, OWN_LP);
     c->cancelled = moa_interrupted, c->progress = on_progress, c->user = j;
     MOA_TRY(take_losses(j, err));
-    s = take_lock(j, err);
+    MOA_TRY(take_lock(j, err));
+    if (moa_args_has(a, OWN_AROUND))
+        MOA_TRY(moa_plan_open(&j->around, moa_args_text(a, OWN_AROUND), j->losses->n_layer, j->losses->n_head, err));
+    c->around = j->around;
+    c->step = moa_args_real(a, OWN_STEP);
 out:
     return s;
 }
@@ -217,6 +222,11 @@ static void put_settings(const job *j, const moa_search_result *r, moa_buf *out)
                    moa_args_has(j->args, OWN_GAINS) ? "true" : "false", moa_args_has(j->args, OWN_STRETCH) ? "true" : "false");
     put_number(out, ", \"density\": ", r->density_high);
     put_number(out, ", \"density_low\": ", r->density_low);
+    if (c->around) {
+        moa_buf_str(out, ", \"around\": ");
+        moa_text_json(moa_args_text(j->args, OWN_AROUND), strlen(moa_args_text(j->args, OWN_AROUND)), out);
+        put_number(out, ", \"step\": ", c->step);
+    }
     moa_buf_printf(out, ", \"max_rules\": %d, \"alpha_step\": %d, \"rules\": %d, \"locked\": %s, \"forbidden\": %d, \"seed\": %llu}",
                    c->max_rules, r->alpha_step, r->n_rule, c->locked ? "true" : "false", c->n_forbid, (unsigned long long)c->seed);
 }
@@ -403,6 +413,7 @@ out:
     for (int d = 0; d < j.n_density; d++) moa_search_result_free(&j.result[d]);
     moa_losses_close(&j.losses);
     moa_plan_close(&j.lock);
+    moa_plan_close(&j.around);
     free(j.locked);
     return s;
 }
@@ -428,6 +439,8 @@ static const moa_option own[] = {
     {"--gap", MOA_OPTION_REAL, "G", "0.0002", 0, 1, false, "a solve stops at this certified gap"},
     {"--gains", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "count the loss that a cut head is predicted to save, too"},
     {"--stretch", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "the lengths of --extend have losses too: the longest profile, stretched"},
+    {"--around", MOA_OPTION_TEXT, "PLAN", NULL, 0, 0, false, "stay near this plan: the one that was profiled, or the last round's"},
+    {"--step", MOA_OPTION_REAL, "S", "0.25", 0, 1, false, "how near: the mean change of the share that a head keeps"},
     {"--lp", MOA_OPTION_TEXT, "FILE", NULL, 0, 0, false, "also write the mean-loss problem for other solvers"},
     {"--seed -s", MOA_OPTION_INT, "S", "1", 0, 9007199254740992.0, false, "same seed, same plans, whatever the threads"},
     {"--threads -t", MOA_OPTION_INT, "N", "0", 0, 256, false, "solves at a time; 0: all cores"},

@@ -1,0 +1,668 @@
+/* refine.c -- `moascope refine`: a plan found in rounds, each of which measures the influence of spans under the plan it has come to.
+ *
+ *   at = full attention (or --plan)
+ *   round    profile at  -->  influence of this round, and the mean over all rounds so far
+ *                             each: the least predicted loss at a density, within a step of the best plan  -->  two candidates
+ *            judge both by the true loss of other items (what validate measures)  -->  the better one is the next `at`
+ *   density  falls by a step a round until it is --density; from there on a candidate has to be better than the best, or the step is halved
+ *
+ * Why rounds: the influence of single heads at full attention does not add up (docs/proof.md). Heads stand in for one another: each may be
+ * cut while the others are there. Under a plan the gradient sees what is already gone; the mean over the way from full attention to the plan
+ * shares the whole loss of that way out among the heads (integrated gradients), where one end of it sees either nothing or too late.
+ *
+ *   DIR/round_NN.npz     influence of a round, as `profile --plan` writes it, the curves alone
+ *   DIR/step_NN_X.json   candidates that keep more than --density (on the way)
+ *   DIR/plan_NN_X.json   candidates within it; X: a of the round's influence, b of the mean, c: of full attention's without a step
+ *   DIR/best.json        the plan of the least true loss within it
+ *   DIR/refine.json      the table of rounds
+ *   DIR/refine.json.part while it is not done: true losses. ^C ends it; the same command goes on, and comes to the same plans. */
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/base/file.h"
+#include "core/base/json.h"
+#include "core/base/npy.h"
+#include "core/base/sha256.h"
+#include "core/base/text.h"
+#include "core/engine/profile.h"
+#include "core/tasks/items.h"
+#include "core/tasks/loss.h"
+#include "core/tasks/part.h"
+#include "plans/search.h"
+#include "tui/batch/batch.h"
+#include "tui/load.h"
+#include "version.h"
+
+enum { LENGTHS_MAX = MOA_LOSSES_LENGTH_MAX, ROUNDS_MAX = 64, PER_ROUND = 3, KEY_CHARS = 16 };
+enum {
+    OWN_DENSITY = MOA_OPT_OWN, OWN_ROUNDS, OWN_STEP, OWN_ITEMS, OWN_JUDGE, OWN_LOSS, OWN_EXTEND, OWN_PER, OWN_ALPHA_STEP
+};
+
+/* one length: the first n_profile items are profiled, n_judge from judge0 on are judged by */
+typedef struct stage {
+    int32_t n_tok;
+    moa_token_items items;
+    int32_t n_profile, judge0, n_judge;
+} stage;
+
+typedef struct candidate {
+    int32_t round;
+    char kind; /* 'a', 'b', 'c' */
+    moa_plan *plan; /* owned */
+    double density, predicted; /* the largest of the bounded ones; the change against full attention */
+    double loss[LENGTHS_MAX], mean; /* true ones, nats a token */
+    bool within; /* --density */
+} candidate;
+
+typedef struct job {
+    const moa_args *args;
+    moa_loaded loaded;
+    moa_seq *seq;
+    moa_items items;
+    stage stages[LENGTHS_MAX];
+    int32_t n_stage, lengths[LENGTHS_MAX], extend[MOA_SEARCH_BOUND_MAX], n_extend;
+    bool margin;
+    char key[65];
+    moa_part *part;
+    moa_losses *now, *mean; /* of the round; the sum over rounds, divided when used */
+    candidate found[ROUNDS_MAX * PER_ROUND];
+    int32_t n_found, best, at, n_round; /* best: -1: none within; at: -1: --plan */
+    double full[LENGTHS_MAX], full_mean, step;
+    double done, total; /* tokens of the round, a backward pass as four forward ones */
+} job;
+
+/* --- what is given ---------------------------------------------------------------------------------------------------------------- */
+
+static int by_number(const void *a, const void *b) {
+    const int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static moa_status take_lengths(job *j, moa_err *err) {
+    const int n = moa_args_ints(j->args, MOA_OPT_LENGTHS, j->lengths, LENGTHS_MAX), n_ctx = j->loaded.model->shape.n_ctx;
+    if (n < 1 || n > LENGTHS_MAX) return moa_fail(err, MOA_E_USAGE, "which lengths? --lengths 1024,2048, at most %d", LENGTHS_MAX);
+    qsort(j->lengths, (size_t)n, sizeof *j->lengths, by_number);
+    for (int i = 0; i < n; i++) {
+        if (j->lengths[i] < 2 || j->lengths[i] > n_ctx || (i > 0 && j->lengths[i] == j->lengths[i - 1]))
+            return moa_fail(err, MOA_E_USAGE, "length %d: each once, from 2 to the model's context of %d tokens", j->lengths[i], n_ctx);
+        j->stages[j->n_stage++].n_tok = j->lengths[i];
+    }
+    j->n_extend = moa_args_ints(j->args, OWN_EXTEND, j->extend, MOA_SEARCH_BOUND_MAX);
+    if (j->n_extend > MOA_SEARCH_BOUND_MAX) return moa_fail(err, MOA_E_USAGE, "--extend: at most %d lengths", MOA_SEARCH_BOUND_MAX);
+    return MOA_OK;
+}
+
+/* half of the items are profiled and half judge, unless it is said otherwise; a file with too few is used twice */
+static moa_status take_items(job *j, moa_err *err) {
+    const int32_t items = (int32_t)moa_args_int(j->args, OWN_ITEMS), judge = (int32_t)moa_args_int(j->args, OWN_JUDGE);
+    for (int i = 0; i < j->n_stage; i++) {
+        stage *t = &j->stages[i];
+        const moa_encode how = {.form = MOA_FORM_AUTO, .n_max = t->n_tok};
+        const moa_status s = moa_items_encode(j->loaded.model, &j->items, &how, 0, &t->items, err);
+        if (s != MOA_OK) return s;
+        const int32_t n = t->items.n;
+        if (n == 0)
+            return moa_fail(err, MOA_E_INVALID, "no item fits a length of %d tokens: %s", t->n_tok, t->items.why[0] ? t->items.why : "there is none");
+        t->n_profile = items > 0 && items < n ? items : items > 0 ? n : n > 1 ? n / 2 : 1;
+        t->n_judge = judge > 0 ? judge : n - t->n_profile;
+        if (t->n_judge < 1 || t->n_judge > n) t->n_judge = n;
+        t->judge0 = n - t->n_judge;
+        moa_remark(j->args, "length %d: %d items are profiled, %d judge%s", t->n_tok, t->n_profile, t->n_judge,
+                   t->judge0 < t->n_profile ? ", some of them both" : "");
+    }
+    return MOA_OK;
+}
+
+static moa_status take_words(job *j, moa_err *err) {
+    const char *loss = moa_args_text(j->args, OWN_LOSS), *per = moa_args_text(j->args, OWN_PER);
+    j->margin = strcmp(loss, "margin") == 0;
+    if (!j->margin && strcmp(loss, "cross-entropy") != 0)
+        return moa_fail(err, MOA_E_USAGE, "--loss %s: it is cross-entropy or margin", loss);
+    if (strcmp(per, "group") != 0 && strcmp(per, "head") != 0) return moa_fail(err, MOA_E_USAGE, "--per %s: it is group or head", per);
+    j->step = moa_args_real(j->args, OWN_STEP);
+    j->n_round = (int32_t)moa_args_int(j->args, OWN_ROUNDS);
+    return MOA_OK;
+}
+
+/* everything that the results depend on */
+static void make_key(job *j) {
+    moa_sha256 h;
+    char text[512];
+    moa_sha256_init(&h);
+    for (int i = 0; i < j->n_stage; i++)
+        for (int32_t k = 0; k < j->stages[i].items.n; k++) {
+            const moa_tokens *t = &j->stages[i].items.data[k];
+            moa_sha256_add(&h, t->ids, (size_t)t->n * sizeof *t->ids);
+            moa_sha256_add(&h, &t->supervise_from, sizeof t->supervise_from);
+        }
+    const size_t n = (size_t)j->loaded.plan->n_layer * (size_t)j->loaded.plan->n_head;
+    moa_sha256_add(&h, j->loaded.plan->rules, n * sizeof *j->loaded.plan->rules);
+    moa_sha256_add(&h, j->extend, (size_t)j->n_extend * sizeof *j->extend);
+    for (int i = 0; i < j->n_stage; i++) moa_sha256_add(&h, &j->stages[i].n_profile, 3 * sizeof(int32_t));
+    (void)snprintf(text, sizeof text, "%s %s %.17g %.17g %d %s %d", j->loaded.model->fingerprint, moa_load_kv_type(j->args),
+                   moa_args_real(j->args, OWN_DENSITY), j->step, j->margin, moa_args_text(j->args, OWN_PER),
+                   (int)moa_args_int(j->args, OWN_ALPHA_STEP));
+    moa_sha256_add(&h, text, strlen(text));
+    moa_sha256_hex(&h, j->key);
+}
+
+/* --- files ------------------------------------------------------------------------------------------------------------------------ */
+
+static moa_status path_in(const job *j, const char *name, char out[PATH_MAX], moa_err *err) {
+    if (snprintf(out, PATH_MAX, "%s/%s", moa_args_text(j->args, MOA_OPT_OUTPUT), name) < PATH_MAX) return MOA_OK;
+    return moa_fail(err, MOA_E_USAGE, "the folder's name is longer than %d bytes", PATH_MAX - 32);
+}
+
+static const moa_plan *plan_at(const job *j) { return j->at < 0 ? j->loaded.plan : j->found[j->at].plan; }
+
+static void put_number(moa_buf *out, const char *before, double x) {
+    moa_buf_str(out, before);
+    moa_json_number(out, x);
+}
+
+static void put_influence_meta(const job *j, const moa_influence *sums, moa_buf *out) {
+    const moa_model *m = j->loaded.model;
+    moa_buf_str(out, "{\"format\": \"moa-influence\", \"version\": 1, \"model\": {\"name\": ");
+    moa_text_json(m->name, strlen(m->name), out);
+    moa_buf_str(out, ", \"architecture\": ");
+    moa_text_json(m->arch, strlen(m->arch), out);
+    moa_buf_printf(out, ", \"n_layer\": %d, \"n_head\": %d, \"n_head_kv\": %d, \"d_head\": %d, \"fingerprint\": \"%s\"}, \"key\": \"%s\", "
+                   "\"plan\": \"of the round before\", \"gradient_of\": \"%s\", \"lengths\": {",
+                   m->shape.n_layer, m->shape.n_head, m->shape.n_head_kv, m->shape.d_head, m->fingerprint, j->key,
+                   moa_args_text(j->args, OWN_LOSS));
+    for (int i = 0; i < j->n_stage; i++) {
+        const moa_influence *f = &sums[i];
+        moa_buf_printf(out, "%s\"%d\": {\"items\": %d, \"supervised\": %lld, \"clamped\": %lld", i ? ", " : "", f->n_tok, f->n_item,
+                       (long long)f->n_supervised, (long long)f->n_clamped);
+        put_number(out, ", \"loss\": ", f->loss / f->n_item);
+        moa_buf_str(out, "}");
+    }
+    moa_buf_str(out, "}}");
+}
+
+static moa_status put_curves(moa_npy_writer *w, const job *j, const moa_influence *f, moa_err *err) {
+    const size_t l = (size_t)f->n_layer, h = (size_t)f->n_head, n = l * h * ((size_t)f->nb + 1);
+    const moa_npy_shape curves = {MOA_NPY_F32, 3, {l, h, (size_t)f->nb + 1}}, spans = {MOA_NPY_I32, 2, {l, h}};
+    char name[64];
+    moa_status s = MOA_OK;
+    float *mean = malloc(n * sizeof *mean);
+    int32_t *span = malloc(l * h * sizeof *span);
+    if (!mean || !span) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for the curves of %zu heads", l * h));
+    for (size_t i = 0; i < n; i++) mean[i] = (float)(f->joint[i] / f->n_item);
+    for (size_t i = 0; i < l * h; i++) span[i] = moa_span(plan_at(j)->rules[i], f->n_tok);
+    (void)snprintf(name, sizeof name, "joint_%d", f->n_tok);
+    MOA_TRY(moa_npz_add(w, name, &curves, mean, err));
+    (void)snprintf(name, sizeof name, "span_%d", f->n_tok);
+    MOA_TRY(moa_npz_add(w, name, &spans, span, err));
+out:
+    free(mean);
+    free(span);
+    return s;
+}
+
+static moa_status save_influence(const job *j, const moa_influence *sums, const char *path, moa_err *err) {
+    moa_npy_writer *w = NULL;
+    moa_buf text = {0};
+    moa_status s = MOA_OK;
+    put_influence_meta(j, sums, &text);
+    if (!moa_buf_ok(&text)) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "%s: no memory for its description", path));
+    MOA_TRY(moa_npy_open(&w, path, NULL, err));
+    for (int i = 0; i < j->n_stage; i++) MOA_TRY(put_curves(w, j, &sums[i], err));
+    MOA_TRY(moa_npz_text(w, "meta", text.data, err));
+    s = moa_npy_commit(&w, err);
+out:
+    moa_npy_close(&w);
+    moa_buf_free(&text);
+    return s;
+}
+
+static void put_found(const job *j, const candidate *c, moa_buf *out) {
+    moa_buf_printf(out, "\"round\": %d, \"influence\": \"%s\"", c->round, c->kind == 'a' ? "round" : c->kind == 'b' ? "mean" : "full attention");
+    put_number(out, ", \"density\": ", c->density);
+    put_number(out, ", \"predicted\": ", c->predicted);
+    put_number(out, ", \"loss\": ", c->mean);
+    moa_buf_str(out, ", \"losses\": {");
+    for (int i = 0; i < j->n_stage; i++) {
+        moa_buf_printf(out, "%s\"%d\": ", i ? ", " : "", j->lengths[i]);
+        moa_json_number(out, c->loss[i]);
+    }
+    moa_buf_str(out, "}");
+}
+
+static void name_of(const candidate *c, char out[32]) {
+    (void)snprintf(out, 32, "%s_%02d_%c.json", c->within ? "plan" : "step", c->round, c->kind);
+}
+
+static moa_status save_plan(const job *j, candidate *c, const char *name, moa_err *err) {
+    char path[PATH_MAX];
+    moa_buf b = {0};
+    moa_status s = path_in(j, name, path, err);
+    if (s != MOA_OK) return s;
+    moa_buf_str(&b, "\"provenance\": {\"refine\": {\"program\": \"" MOA_VERSION "\", ");
+    put_found(j, c, &b);
+    put_number(&b, ", \"full_attention\": ", j->full_mean);
+    moa_buf_str(&b, "}}");
+    if (!moa_buf_ok(&b)) {
+        moa_buf_free(&b);
+        return moa_fail(err, MOA_E_MEMORY, "%s: no memory", path);
+    }
+    free(c->plan->extra);
+    c->plan->extra = b.data; /* moved */
+    return moa_plan_save(c->plan, path, true, err);
+}
+
+static moa_status save_table(const job *j, moa_err *err) {
+    const char *json = moa_args_text(j->args, MOA_OPT_JSON);
+    char path[PATH_MAX], name[32];
+    moa_buf b = {0};
+    moa_status s = MOA_OK;
+    MOA_TRY(path_in(j, "refine.json", path, err));
+    put_number(&b, "{\"format\": \"moa-refine\", \"version\": 1, \"full_attention\": ", j->full_mean);
+    name_of(&j->found[j->best], name);
+    moa_buf_printf(&b, ", \"best\": \"%s\", \"plans\": [", name);
+    for (int32_t i = 0; i < j->n_found; i++) {
+        name_of(&j->found[i], name);
+        moa_buf_printf(&b, "%s\n {\"file\": \"%s\", ", i ? "," : "", name);
+        put_found(j, &j->found[i], &b);
+        moa_buf_str(&b, "}");
+    }
+    moa_buf_str(&b, "]}\n");
+    if (!moa_buf_ok(&b)) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for a table of %d plans", j->n_found));
+    MOA_TRY(moa_file_save(path, b.data, b.size, 0644, 0, err));
+    if (json) s = moa_output_save(json, &b, err);
+out:
+    moa_buf_free(&b);
+    return s;
+}
+
+/* --- a profile under the plan ------------------------------------------------------------------------------------------------------- */
+
+static void on_progress(void *user, int32_t done, int32_t total) {
+    const job *j = user;
+    (void)total;
+    moa_progress_show(j->args, "refine", j->done + done, j->total, "tokens");
+}
+static void on_profile(void *user, int32_t done, int32_t total) {
+    const job *j = user;
+    moa_progress_show(j->args, "refine", j->done + 4.0 * j->lengths[0] * done / total, j->total, "tokens");
+}
+
+static moa_status profile_length(job *j, moa_profile *p, const stage *t, moa_influence *sums, moa_err *err) {
+    moa_status s = moa_influence_open(sums, &j->loaded.model->shape, t->n_tok, err);
+    const bool planned = moa_plan_describe(plan_at(j), t->n_tok, 0).dense_share < 1;
+    for (int32_t i = 0; i < t->n_profile && s == MOA_OK; i++) {
+        const moa_tokens *item = &t->items.data[i];
+        const moa_profile_item one = {.ids = item->ids, .n = item->n, .supervise_from = item->supervise_from, .cancelled = moa_interrupted,
+                                      .progress = on_profile, .user = j, .rules = planned ? plan_at(j)->rules : NULL, .margin = j->margin};
+        s = moa_profile_add(p, &one, sums, NULL, err);
+        j->done += 5.0 * item->n;
+    }
+    return s;
+}
+
+static moa_status profile(job *j, const char *path, moa_err *err) {
+    moa_influence sums[LENGTHS_MAX] = {0};
+    moa_profile *p = NULL;
+    moa_status s = MOA_OK;
+    MOA_TRY(moa_profile_open(&p, j->loaded.engine, j->lengths[j->n_stage - 1], err));
+    for (int i = 0; i < j->n_stage; i++) MOA_TRY(profile_length(j, p, &j->stages[i], &sums[i], err));
+    MOA_TRY(save_influence(j, sums, path, err));
+out:
+    moa_profile_close(&p);
+    for (int i = 0; i < j->n_stage; i++) moa_influence_free(&sums[i]);
+    return s;
+}
+
+static size_t n_curve(const moa_losses *l, int32_t i) { return (size_t)l->n_layer * (size_t)l->n_head * ((size_t)l->nb[i] + 1); }
+
+/* the influence of round k: from its file, which is made if it is not there; added to the mean */
+static moa_status influence(job *j, int32_t k, moa_err *err) {
+    char name[32], path[PATH_MAX];
+    moa_status s = MOA_OK;
+    (void)snprintf(name, sizeof name, "round_%02d.npz", k);
+    MOA_TRY(path_in(j, name, path, err));
+    if (access(path, F_OK) != 0) MOA_TRY(profile(j, path, err));
+    moa_losses_close(&j->now);
+    MOA_TRY(moa_losses_load(&j->now, &(moa_losses_config){.path = path}, err));
+    const moa_shape *m = &j->loaded.model->shape;
+    bool fits = j->now->n_length == j->n_stage && j->now->n_layer == m->n_layer && j->now->n_head == m->n_head;
+    for (int i = 0; fits && i < j->n_stage; i++) fits = j->now->length[i] == j->lengths[i];
+    if (!fits) MOA_TRY(moa_fail(err, MOA_E_INVALID, "%s: not of this model and these lengths; remove it", path));
+    if (!j->mean) MOA_TRY(moa_losses_open(&j->mean, m->n_layer, m->n_head, m->n_head_kv, j->lengths, j->n_stage, err));
+    for (int i = 0; i < j->n_stage; i++)
+        for (size_t x = 0; x < n_curve(j->now, i); x++) j->mean->curve[i][x] += j->now->curve[i][x];
+out:
+    return s;
+}
+
+/* --- candidates ------------------------------------------------------------------------------------------------------------------- */
+
+static double density_of(const job *j, const moa_plan *p) {
+    double most = 0;
+    for (int i = 0; i < j->n_stage; i++)
+        most = fmax(most, moa_plan_describe(p, j->lengths[i], j->loaded.model->shape.n_head_kv).kv_density_grouped);
+    for (int i = 0; i < j->n_extend; i++)
+        most = fmax(most, moa_plan_describe(p, j->extend[i], j->loaded.model->shape.n_head_kv).kv_density_grouped);
+    return most;
+}
+
+/* what the search is given: gains of cuts count as nothing, further lengths are the longest one stretched */
+static moa_status prepared(const job *j, const moa_losses *from, double by, moa_losses **out, moa_err *err) {
+    const moa_model *m = j->loaded.model;
+    const moa_status s = moa_losses_open(out, m->shape.n_layer, m->shape.n_head, m->shape.n_head_kv, j->lengths, j->n_stage, err);
+    if (s != MOA_OK) return s;
+    moa_losses *l = *out;
+    l->kv_known = 1;
+    (void)snprintf(l->model, sizeof l->model, "%s", m->name);
+    (void)snprintf(l->arch, sizeof l->arch, "%s", m->arch);
+    (void)snprintf(l->fingerprint, sizeof l->fingerprint, "%s", m->fingerprint);
+    for (int i = 0; i < j->n_stage; i++)
+        for (size_t x = 0; x < n_curve(l, i); x++) l->curve[i][x] = from->curve[i][x] * by;
+    moa_losses_drop_gains(l);
+    return moa_losses_stretch(l, j->extend, j->n_extend, err);
+}
+
+static bool cancelled(void *user) { return moa_interrupted(user); }
+
+/* what a search finds does not depend on it */
+static int32_t n_thread(void) {
+    const long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > LENGTHS_MAX ? LENGTHS_MAX : (int32_t)n;
+}
+
+/* the plan of the least predicted loss at a density; around NULL: anywhere. Nothing is added where it was found before. */
+static moa_status find(job *j, const moa_losses *from, double by, double density, const moa_plan *around, candidate c, moa_err *err) {
+    moa_search_result r = {0};
+    moa_losses *l = NULL;
+    moa_status s = MOA_OK;
+    int32_t pick = 0;
+    MOA_TRY(prepared(j, from, by, &l, err));
+    const moa_search_config config = {.density = density, .extend = j->extend, .n_extend = j->n_extend, .around = around, .step = j->step,
+                                      .per = strcmp(moa_args_text(j->args, OWN_PER), "head") == 0 ? MOA_PER_HEAD : MOA_PER_GROUP,
+                                      .alpha_step = (int32_t)moa_args_int(j->args, OWN_ALPHA_STEP), .n_interval = 1, .seed = 1,
+                                      .n_thread = n_thread(), .cancelled = cancelled};
+    MOA_TRY(moa_search_run(l, &config, &r, err));
+    for (int32_t i = 1; i < r.n_found; i++)
+        if (r.found[i].mean < r.found[pick].mean) pick = i;
+    for (int32_t i = 0; i < j->n_found; i++)
+        if (moa_plan_equal(j->found[i].plan, r.found[pick].plan)) goto out;
+    c.plan = r.found[pick].plan;
+    r.found[pick].plan = NULL; /* moved */
+    c.predicted = r.found[pick].mean;
+    c.density = density_of(j, c.plan);
+    c.within = c.density <= moa_args_real(j->args, OWN_DENSITY) * (1 + 1e-9);
+    j->found[j->n_found++] = c;
+out:
+    moa_search_result_free(&r);
+    moa_losses_close(&l);
+    return s;
+}
+
+/* --- the true loss ---------------------------------------------------------------------------------------------------------------- */
+
+static void plan_key(const moa_plan *p, char out[65]) {
+    moa_sha256 h;
+    moa_sha256_init(&h);
+    moa_sha256_add(&h, p->rules, (size_t)p->n_layer * (size_t)p->n_head * sizeof *p->rules);
+    moa_sha256_hex(&h, out);
+    out[KEY_CHARS] = 0;
+}
+
+/* "PLAN LENGTH ITEM LOSS" among the lines there were; NAN: not there */
+static double known(const job *j, const char *plan, int32_t length, int32_t item) {
+    char want[64];
+    const size_t n_want = (size_t)snprintf(want, sizeof want, "%s %d %d ", plan, length, item);
+    for (int32_t i = 0; i < moa_part_n(j->part); i++) {
+        char number[64];
+        size_t n;
+        const char *line = moa_part_line(j->part, i, &n);
+        if (n <= n_want || n - n_want >= sizeof number || memcmp(line, want, n_want) != 0) continue;
+        memcpy(number, line + n_want, n - n_want);
+        number[n - n_want] = 0;
+        return strtod(number, NULL);
+    }
+    return (double)NAN;
+}
+
+static moa_status judge_item(job *j, const moa_plan *p, const char *key, const stage *t, int32_t i, double *loss, moa_err *err) {
+    const moa_tokens *item = &t->items.data[i];
+    const moa_loss_job work = {.ids = item->ids, .n = item->n, .from = item->supervise_from, .rules = p->rules, .n_reserved = t->n_tok,
+                               .progress = on_progress, .cancelled = moa_interrupted, .user = j};
+    moa_loss sum = {0};
+    moa_buf line = {0};
+    moa_status s = MOA_OK;
+    *loss = known(j, key, t->n_tok, i);
+    if (!isfinite(*loss)) {
+        MOA_TRY(moa_loss_add(j->seq, &work, &sum, err));
+        *loss = sum.sum / (double)sum.n;
+        moa_buf_printf(&line, "%s %d %d ", key, t->n_tok, i);
+        moa_json_number(&line, *loss);
+        if (!moa_buf_ok(&line)) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for a loss"));
+        MOA_TRY(moa_part_add(j->part, line.data, line.size, err));
+    }
+    j->done += item->n;
+out:
+    moa_buf_free(&line);
+    return s;
+}
+
+/* loss (n_stage): mean over items of their mean; *mean: over lengths */
+static moa_status judge(job *j, const moa_plan *p, double *loss, double *mean, moa_err *err) {
+    char key[65];
+    moa_status s = MOA_OK;
+    plan_key(p, key);
+    *mean = 0;
+    for (int i = 0; i < j->n_stage; i++) {
+        const stage *t = &j->stages[i];
+        loss[i] = 0;
+        for (int32_t k = t->judge0; k < t->items.n; k++) {
+            double x;
+            MOA_TRY(judge_item(j, p, key, t, k, &x, err));
+            loss[i] += x / t->n_judge;
+        }
+        *mean += loss[i] / j->n_stage;
+    }
+out:
+    return s;
+}
+
+/* --- rounds ------------------------------------------------------------------------------------------------------------------------- */
+
+static void begin_round(job *j) {
+    j->done = j->total = 0;
+    for (int i = 0; i < j->n_stage; i++)
+        for (int32_t k = 0; k < j->stages[i].items.n; k++)
+            j->total += j->stages[i].items.data[k].n * ((k < j->stages[i].n_profile ? 5.0 : 0) + (k >= j->stages[i].judge0 ? 2.0 : 0));
+}
+
+static void say(const job *j, const candidate *c) {
+    moa_progress_show(j->args, "refine", 1, 1, "tokens");
+    moa_remark(j->args, "round %d%c: density %.4f, predicted %+.4f, loss %.4f (full attention %.4f)%s", c->round, c->kind, c->density,
+               c->predicted, c->mean, j->full_mean, j->best >= 0 && c == &j->found[j->best] ? ", the best" : "");
+}
+
+/* judges what the round found; *next: the best of it, -1: nothing new */
+static moa_status judge_found(job *j, int32_t from, int32_t *next, moa_err *err) {
+    moa_status s = MOA_OK;
+    char name[32];
+    *next = -1;
+    for (int32_t i = from; i < j->n_found; i++) {
+        candidate *c = &j->found[i];
+        MOA_TRY(judge(j, c->plan, c->loss, &c->mean, err));
+        name_of(c, name);
+        MOA_TRY(save_plan(j, c, name, err));
+        if (c->kind != 'c' && (*next < 0 || c->mean < j->found[*next].mean)) *next = i;
+        if (c->within && (j->best < 0 || c->mean < j->found[j->best].mean)) {
+            j->best = i;
+            MOA_TRY(save_plan(j, c, "best.json", err));
+        }
+        say(j, c);
+    }
+out:
+    return s;
+}
+
+/* false in *more: nothing is left to try */
+static moa_status run_round(job *j, int32_t k, bool *more, moa_err *err) {
+    const double goal = moa_args_real(j->args, OWN_DENSITY), now = density_of(j, plan_at(j));
+    const bool there = now <= goal * (1 + 1e-9); /* at the density; else on the way */
+    const int32_t from = j->n_found, best = j->best;
+    const moa_plan *around = there && j->best >= 0 ? j->found[j->best].plan : plan_at(j);
+    /* a full step down is all that the step allows: leave some of it for heads that grow */
+    const double density = there ? goal : fmax(goal, now - .75 * j->step);
+    int32_t next;
+    moa_status s = MOA_OK;
+    begin_round(j);
+    MOA_TRY(influence(j, k, err));
+    MOA_TRY(find(j, j->now, 1, density, around, (candidate){.round = k, .kind = 'a'}, err));
+    MOA_TRY(find(j, j->mean, 1.0 / k, density, around, (candidate){.round = k, .kind = 'b'}, err));
+    if (k == 1 && !there) MOA_TRY(find(j, j->now, 1, goal, NULL, (candidate){.round = k, .kind = 'c'}, err));
+    MOA_TRY(judge_found(j, from, &next, err));
+    if (next >= 0) j->at = next; /* also where it is worse: its influence goes into the mean */
+    if (there && (j->best == best || next < 0)) j->step /= 2;
+    *more = next >= 0 && j->step >= moa_args_real(j->args, OWN_STEP) / 16;
+out:
+    return s;
+}
+
+static moa_status work(job *j, moa_err *err) {
+    bool more = true;
+    moa_status s = MOA_OK;
+    moa_plan *full = NULL;
+    MOA_TRY(moa_plan_uniform(&full, j->loaded.plan->n_layer, j->loaded.plan->n_head, (moa_rule){0, 1}, err));
+    begin_round(j);
+    MOA_TRY(judge(j, full, j->full, &j->full_mean, err));
+    j->best = j->at = -1;
+    for (int32_t k = 1; k <= j->n_round && more; k++) MOA_TRY(run_round(j, k, &more, err));
+    if (j->best < 0)
+        MOA_TRY(moa_fail(err, MOA_E_FAILED, "after %d rounds with steps of %g no plan is within a density of %g; more rounds or a larger --step",
+                         j->n_round, moa_args_real(j->args, OWN_STEP), moa_args_real(j->args, OWN_DENSITY)));
+    MOA_TRY(save_table(j, err));
+out:
+    moa_plan_close(&full);
+    moa_progress_show(j->args, "refine", 1, 1, "tokens");
+    if (s == MOA_E_CANCELLED)
+        s = moa_fail(err, s, "interrupted in round %d; the same command goes on from there", j->n_found ? j->found[j->n_found - 1].round : 1);
+    return s;
+}
+
+/* --- in all ----------------------------------------------------------------------------------------------------------------------------- */
+
+static moa_status clear_rounds(const job *j, moa_err *err) {
+    for (int k = 1; k <= ROUNDS_MAX; k++) {
+        char name[32], path[PATH_MAX];
+        (void)snprintf(name, sizeof name, "round_%02d.npz", k);
+        const moa_status s = path_in(j, name, path, err);
+        if (s != MOA_OK) return s;
+        (void)unlink(path);
+    }
+    return MOA_OK;
+}
+
+/* files of rounds are of the work that refine.json.part names: without it, or with --force, all begins anew */
+static moa_status resume(job *j, moa_err *err) {
+    char path[PATH_MAX], key[128];
+    const bool force = moa_args_has(j->args, MOA_OPT_FORCE);
+    moa_status s = MOA_OK;
+    MOA_TRY(moa_dir_make(moa_args_text(j->args, MOA_OPT_OUTPUT), err));
+    MOA_TRY(path_in(j, "refine.json", path, err));
+    if (!force && access(path, F_OK) == 0) MOA_TRY(moa_fail(err, MOA_E_FAILED, "%s is there already; --force replaces it", path));
+    make_key(j);
+    (void)snprintf(key, sizeof key, "refine %s", j->key);
+    MOA_TRY(moa_part_open(&j->part, path, key, force, err));
+    if (moa_part_n(j->part) == 0) MOA_TRY(clear_rounds(j, err));
+    else moa_remark(j->args, "%s: %d losses are there already", moa_part_path(j->part), moa_part_n(j->part));
+out:
+    return s;
+}
+
+static moa_status show(const job *j, moa_err *err) {
+    const char *json = moa_args_text(j->args, MOA_OPT_JSON);
+    moa_buf b = {0};
+    char name[32];
+    if (json && strcmp(json, "-") == 0) return MOA_OK;
+    moa_buf_str(&b, "plan             density  predicted     loss |");
+    for (int i = 0; i < j->n_stage; i++) moa_buf_printf(&b, " loss@%-6d", j->lengths[i]);
+    moa_buf_printf(&b, "\n%-16s %7.4f %10s %8.4f |", "full attention", 1.0, "", j->full_mean);
+    for (int i = 0; i < j->n_stage; i++) moa_buf_printf(&b, " %11.4f", j->full[i]);
+    for (int32_t k = 0; k < j->n_found; k++) {
+        const candidate *c = &j->found[k];
+        name_of(c, name);
+        moa_buf_printf(&b, "\n%-16s %7.4f %+10.4f %8.4f |", name, c->density, c->predicted, c->mean);
+        for (int i = 0; i < j->n_stage; i++) moa_buf_printf(&b, " %11.4f", c->loss[i]);
+        moa_buf_str(&b, k == j->best ? "  <- best" : "");
+    }
+    moa_buf_str(&b, "\n");
+    const moa_status s = moa_output_save("-", &b, err);
+    moa_buf_free(&b);
+    return s;
+}
+
+static void close_job(job *j) {
+    for (int32_t i = 0; i < j->n_found; i++) moa_plan_close(&j->found[i].plan);
+    for (int i = 0; i < LENGTHS_MAX; i++) moa_token_items_free(&j->stages[i].items);
+    moa_losses_close(&j->now);
+    moa_losses_close(&j->mean);
+    moa_part_close(&j->part);
+    moa_items_free(&j->items);
+    moa_seq_close(&j->seq);
+    moa_load_close(&j->loaded);
+    free(j);
+}
+
+static moa_status run(const moa_args *args, moa_err *err) {
+    const char *data = moa_args_text(args, MOA_OPT_DATA);
+    moa_status s = MOA_OK;
+    job *j = calloc(1, sizeof *j);
+    if (!j) return moa_fail(err, MOA_E_MEMORY, "no memory for the rounds");
+    j->args = args;
+    moa_interrupt_catch();
+    if (!data) MOA_TRY(moa_fail(err, MOA_E_USAGE, "which items? --data DATA.jsonl, as `moascope calibrate` writes it"));
+    if (!moa_args_has(args, MOA_OPT_OUTPUT)) MOA_TRY(moa_fail(err, MOA_E_USAGE, "where to? -o DIR"));
+    if (!(moa_args_real(args, OWN_DENSITY) > 0)) MOA_TRY(moa_fail(err, MOA_E_USAGE, "--density: above 0 and at most 1"));
+    MOA_TRY(take_words(j, err));
+    MOA_TRY(moa_items_read(&j->items, data, err));
+    MOA_TRY(moa_load(&j->loaded, args, 0, err));
+    MOA_TRY(take_lengths(j, err));
+    MOA_TRY(take_items(j, err));
+    MOA_TRY(resume(j, err));
+    MOA_TRY(moa_seq_open(&j->seq, j->loaded.engine, err));
+    MOA_TRY(work(j, err));
+    MOA_TRY(show(j, err));
+    moa_part_remove(&j->part);
+out:
+    close_job(j);
+    return s;
+}
+
+static const int options[] = {MOA_OPT_DATA, MOA_OPT_LENGTHS, MOA_OPT_PLAN,      MOA_OPT_DEVICE, MOA_OPT_KV,    MOA_OPT_CHUNK, MOA_OPT_THREADS,
+                              MOA_OPT_JSON, MOA_OPT_OUTPUT,  MOA_OPT_REFERENCE, MOA_OPT_FORCE,  MOA_OPT_QUIET, MOA_OPT_MODEL, MOA_OPT_END};
+static const moa_option own[] = {
+    {"--density", MOA_OPTION_REAL, "D", "0.5", 0, 1, false, "share of the KV kept at every length, at most"},
+    {"--rounds", MOA_OPTION_INT, "R", "8", 1, ROUNDS_MAX, false, "rounds at most: a profile and two judged plans each"},
+    {"--step", MOA_OPTION_REAL, "S", "0.25", 0.001, 1, false, "how far a round may go: the mean change of the share that a head keeps"},
+    {"--items", MOA_OPTION_INT, "N", "0", 0, 1048576, false, "items of each length to profile, its first; 0: half of them"},
+    {"--judge", MOA_OPTION_INT, "M", "0", 0, 1048576, false, "items of each length to judge plans by, its last; 0: those not profiled"},
+    {"--loss", MOA_OPTION_TEXT, "cross-entropy|margin", "cross-entropy", 0, 0, false, "what influence is on, as in `profile`; plans are judged by cross-entropy"},
+    {"--extend", MOA_OPTION_INTS, "N,N,...", NULL, 1, 16777216, false, "further lengths at which the density holds, tokens"},
+    {"--per", MOA_OPTION_TEXT, "group|head", "group", 0, 0, false, "one rule a KV group, or one a query head"},
+    {"--alpha-step", MOA_OPTION_INT, "T", "0", 0, 16777216, false, "grid of alpha, tokens, as in `search`"},
+    {0},
+};
+
+const moa_batch moa_batch_refine = {
+    .name = "refine",
+    .help = "find a plan in rounds: profile under the plan, search nearby, judge by the true loss",
+    .usage = "MODEL --data DATA.jsonl --lengths 512,1024 --density 0.5 -o DIR",
+    .options = options,
+    .own = own,
+    .min_words = 1,
+    .max_words = 1,
+    .more = "Begins at full attention or --plan P, a plan that may keep more than the density or less. DIR/best.json is the plan of the least true "
+            "loss within the density, DIR/refine.json the table of all.\n"
+            "^C ends it; the same command goes on from DIR/refine.json.part.",
+    .run = run,
+};
