@@ -56,7 +56,7 @@ typedef struct counter {
     double price[COUNT_MAX];              /* of a step */
     bool by_layer;                        /* a group is a layer, else a unit */
     int32_t n_group;
-    double *rc; /* by_layer: (n_layer, n_rule, n_rule) of pairs, owned */
+    double *floor; /* by_layer: (n_layer) cost of the cheapest pair, owned */
     double window;
     size_t work;
     /* points of the groups, by group; by: i * n_rule + j for a pair, a rule for a unit */
@@ -268,31 +268,28 @@ static bool pair_states(counter *t, int32_t layer, int32_t i, int32_t j, double 
     return true;
 }
 
-/* costs of a layer's pairs (n_rule, n_rule) of rules, above the cheapest of them */
-static void pair_costs(const counter *t, int32_t layer, double *sum) {
+static double pair_cost(const counter *t, int32_t layer, int32_t i, int32_t j) {
+    if (!moa_pricer_pair_ok(t->p, layer, i, j)) return INFINITY;
+    return moa_pair_sum(moa_pricer_costs(t->p, layer, i), moa_pricer_costs(t->p, layer, j), t->p->n_pad);
+}
+
+/* of a layer's cheapest pair */
+static double least_pair(const counter *t, int32_t layer) {
     const int32_t n = t->c->n_rule, one = t->p->limit == 1;
-    double floor = INFINITY;
-    for (int32_t i = 0; i < n; i++)
-        for (int32_t j = i + !one; j < (one ? i + 1 : n); j++) {
-            double *x = &sum[(size_t)i * (size_t)n + (size_t)j];
-            *x = moa_pricer_pair_ok(t->p, layer, i, j)
-                     ? moa_pair_sum(moa_pricer_costs(t->p, layer, i), moa_pricer_costs(t->p, layer, j),
-                                    t->p->n_pad)
-                     : INFINITY;
-            floor = fmin(floor, *x);
-        }
+    double least = INFINITY;
     for (int32_t i = 0; i < n; i++)
         for (int32_t j = i + !one; j < (one ? i + 1 : n); j++)
-            sum[(size_t)i * (size_t)n + (size_t)j] -= floor;
+            least = fmin(least, pair_cost(t, layer, i, j));
+    return least;
 }
 
 static bool layer_points(counter *t, int32_t layer) {
     const int32_t n = t->c->n_rule, one = t->p->limit == 1;
-    const double *rc = t->rc + (size_t)layer * (size_t)n * (size_t)n;
     for (int32_t i = 0; i < n; i++)
-        for (int32_t j = i + !one; j < (one ? i + 1 : n); j++) {
-            if (!(rc[i * n + j] < t->window) || t->full) continue;
-            if (!pair_states(t, layer, i, j, rc[i * n + j])) return false;
+        for (int32_t j = i + !one; j < (one ? i + 1 : n) && !t->full; j++) {
+            const double rc = pair_cost(t, layer, i, j) - t->floor[layer];
+            if (!(rc < t->window)) continue;
+            if (!pair_states(t, layer, i, j, rc)) return false;
             for (size_t k = t->inner.stage; k < t->inner.n; k++) {
                 state x = t->inner.at[k];
                 x.by = i * n + j;
@@ -392,8 +389,7 @@ static bool layer_pick(counter *t, int32_t layer, const state *point, int32_t *p
     const states *in = &t->inner;
     size_t at = SIZE_MAX;
     t->full = false, t->work = 0;
-    if (!pair_states(t, layer, i, j, t->rc[((size_t)layer * (size_t)n + (size_t)i) * (size_t)n + (size_t)j]))
-        return false;
+    if (!pair_states(t, layer, i, j, pair_cost(t, layer, i, j) - t->floor[layer])) return false;
     for (size_t k = in->stage; k < in->n; k++)
         if (memcmp(in->at[k].s, point->s, (size_t)t->n_row * sizeof *point->s) == 0) at = k;
     if (at == SIZE_MAX) return false;
@@ -448,7 +444,6 @@ static bool count_once(counter *t, double *above, bool *done) {
 
 static moa_status counter_open(counter *t, moa_err *err) {
     const moa_choice *c = t->c;
-    const size_t rules = (size_t)c->n_rule;
     t->by_layer = t->p->limit == 1 || t->p->limit == 2;
     t->n_group = t->by_layer ? c->n_layer : c->n_layer * c->n_unit;
     const size_t n = (size_t)t->n_group + 1;
@@ -457,10 +452,10 @@ static moa_status counter_open(counter *t, moa_err *err) {
     t->high = calloc(n, sizeof *t->high);
     t->pick = malloc((size_t)c->n_layer * (size_t)c->n_unit * sizeof *t->pick);
     bool ok = t->first && t->low && t->high && t->pick;
-    if (ok && t->by_layer) ok = (t->rc = malloc((size_t)c->n_layer * rules * rules * sizeof *t->rc)) != NULL;
+    if (ok && t->by_layer) ok = (t->floor = malloc((size_t)c->n_layer * sizeof *t->floor)) != NULL;
     if (!ok) return moa_fail(err, MOA_E_MEMORY, "no memory to count the sums of %d groups", t->n_group);
     for (int32_t l = 0; l < c->n_layer && t->by_layer; l++)
-        pair_costs(t, l, t->rc + (size_t)l * rules * rules);
+        t->floor[l] = least_pair(t, l);
     return take_rows(t, err);
 }
 
@@ -474,7 +469,7 @@ static void counter_close(counter *t) {
     free(t->low);
     free(t->high);
     free(t->pick);
-    free(t->rc);
+    free(t->floor);
 }
 
 /* The windows, narrow to wide. */
