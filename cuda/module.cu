@@ -283,6 +283,30 @@ static moa_status cuda_sync(moa_backend *b, moa_err *err) {
     return MOA_OK;
 }
 
+/* pinned memory that kernels write to through the bus */
+static moa_status cuda_share(moa_backend *b, size_t bytes, void **host, void **device, moa_err *err) {
+    moa_cuda *c = moa_cuda_self(b);
+    *host = *device = nullptr;
+    MOA_RETURN(moa_cuda_enter(c, err));
+    MOA_RETURN(not_recording(c, "sharing memory", err));
+    MOA_CU(c, cudaHostAlloc(host, bytes ? bytes : 1, cudaHostAllocMapped));
+    memset(*host, 0, bytes);
+    const cudaError_t e = cudaHostGetDevicePointer(device, *host, 0);
+    if (e == cudaSuccess) return MOA_OK;
+    (void)cudaFreeHost(*host);
+    *host = nullptr;
+    return moa_cuda_fail(c, e, "sharing memory", err);
+}
+
+static void cuda_unshare(moa_backend *b, void *host) {
+    moa_cuda *c = moa_cuda_self(b);
+    if (!host) return;
+    (void)cudaSetDevice(c->device);
+    (void)cudaStreamSynchronize(c->stream);
+    (void)cudaFreeHost(host);
+    (void)cudaGetLastError();
+}
+
 /* --- weights -------------------------------------------------------------------------------------------- */
 
 static moa_status weight_check(const moa_weight *w, size_t *row_bytes, moa_err *err) {
@@ -544,6 +568,8 @@ static moa_backend_vtable make_table() {
     t.zero = cuda_zero;
     t.copy = cuda_copy;
     t.sync = cuda_sync;
+    t.share = cuda_share;
+    t.unshare = cuda_unshare;
     t.weight_load = cuda_weight_load;
     t.weight_free = cuda_weight_free;
     t.record_begin = cuda_record_begin;

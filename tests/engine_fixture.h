@@ -178,6 +178,18 @@ static inline moa_status spy_sync(moa_backend *b, moa_err *err) {
     SPY_FAIL(spy_of(b), MOA_E_DEVICE);
     return spy_of(b)->inner->vt->sync(spy_of(b)->inner, err);
 }
+static inline moa_status spy_share(moa_backend *b, size_t bytes, void **host, void **device, moa_err *err) {
+    spy *s = spy_of(b);
+    *host = NULL;
+    SPY_FAIL(s, MOA_E_MEMORY);
+    const moa_status status = s->inner->vt->share(s->inner, bytes, host, device, err);
+    s->live += status == MOA_OK;
+    return status;
+}
+static inline void spy_unshare(moa_backend *b, void *host) {
+    spy_of(b)->live -= host != NULL;
+    spy_of(b)->inner->vt->unshare(spy_of(b)->inner, host);
+}
 static inline moa_status spy_weight_load(moa_backend *b, const moa_weight *w, bool keep, moa_dev_weight **out, moa_err *err) {
     SPY_FAIL(spy_of(b), MOA_E_MEMORY);
     spy_of(b)->live_weights++;
@@ -271,6 +283,7 @@ static inline moa_backend *spy_open(bool reference, bool recording) {
     s->table = (moa_backend_vtable){
         .abi = MOA_BACKEND_ABI, .name = "spy", .close = spy_close, .info = spy_info, .alloc = spy_alloc, .free = spy_free,
         .upload = spy_upload, .download = spy_download, .zero = spy_zero, .copy = spy_copy, .sync = spy_sync,
+        .share = spy_share, .unshare = spy_unshare,
         .weight_load = spy_weight_load, .weight_free = spy_weight_free,
 #define X(name, text) .name = spy_op_##name,
         MOA_OP_MAP(X)

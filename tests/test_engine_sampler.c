@@ -12,7 +12,7 @@ static void test_pcg32_known_values(void **state) {
 static int32_t sample(moa_sampling how, const float *logits, int32_t n) {
     moa_sampler *s = NULL;
     must(moa_sampler_open(&s, &how, n, err));
-    const int32_t id = moa_sampler_next(s, logits);
+    const int32_t id = moa_sampler_next(s, logits, 0);
     moa_sampler_close(&s);
     return id;
 }
@@ -92,7 +92,7 @@ static void test_filters_against_naive(void **state) {
         const int32_t possible = naive_distribution(how, logits, N, p);
         moa_sampler *s = NULL;
         must(moa_sampler_open(&s, &how, N, err));
-        for (int d = 0; d < DRAWS; d++) count[moa_sampler_next(s, logits)]++;
+        for (int d = 0; d < DRAWS; d++) count[moa_sampler_next(s, logits, d)]++;
         moa_sampler_close(&s);
         double chi2 = 0;
         int cells = 0;
@@ -124,7 +124,7 @@ static void test_seed_decides(void **state) {
             moa_sampler *s = NULL;
             must(moa_sampler_open(&s, &how, N, err));
             for (int d = 0; d < DRAWS; d++) {
-                const int32_t id = moa_sampler_next(s, logits);
+                const int32_t id = moa_sampler_next(s, logits, d);
                 if (!again && seed == 2) differ += id != first[d];
                 if (!again) first[d] = id;
                 else assert_int_equal(id, first[d]);

@@ -1138,6 +1138,151 @@ static void group_argmax(rig *r) {
     }
 }
 
+/* --- sample: the same token on every backend, whatever the logits ------------------------------------------------------ */
+
+enum { N_ROW_KIND = 10 };
+
+static void sample_row(rig *r, float *row, int32_t n, int kind) {
+    for (int32_t i = 0; i < n; i++)
+        switch (kind) {
+        case 1: row[i] = 2.5f; break;
+        case 2: row[i] = i % 2 ? -INFINITY : NAN; break;
+        case 3: row[i] = normal(r) + (i == n / 3 ? 300 : 0); break;
+        case 4: row[i] = floorf(4 * normal(r)) / 4; break; /* ties by the thousand */
+        case 5: row[i] = below(r, 3) ? normal(r) * 2 : below(r, 2) ? NAN : -INFINITY; break;
+        case 6: row[i] = normal(r) * 1000; break;
+        case 7: row[i] = below(r, 2) ? 0.0f : -0.0f; break;
+        case 8: row[i] = i < 5 ? 1 : i % 7 == 0 ? 0.999999f : -40; break;
+        default: row[i] = normal(r) * 3; break;
+        }
+    if (kind == 9) row[0] = row[n - 1] = 20;
+}
+
+/* what is told, as near as float32 exponentials bring it */
+static void compare_told(rig *r, const mem *m, size_t n) {
+    unsigned char *image[2] = {fetch(r, m, 0), fetch(r, m, 1)};
+    const moa_told *a = (const moa_told *)(const void *)(image[0] + GUARD_BYTES),
+                   *b = (const moa_told *)(const void *)(image[1] + GUARD_BYTES);
+    r->cases++;
+    for (size_t i = 0; i < n; i++) {
+        bool same = a[i].stamp == b[i].stamp && a[i].id == b[i].id && a[i].pos == b[i].pos && a[i].n_top == b[i].n_top;
+        double worst = 0;
+        for (int k = -2; k < MOA_TOP_MAX && a[i].stamp != 0x7fc5a5a5u; k++) {
+            const double x = (double)(k == -2 ? a[i].logprob : k == -1 ? a[i].entropy : a[i].top[k].logprob),
+                         y = (double)(k == -2 ? b[i].logprob : k == -1 ? b[i].entropy : b[i].top[k].logprob);
+            if (k >= 0) same = same && a[i].top[k].id == b[i].top[k].id;
+            if (isfinite(x) && isfinite(y))
+                worst = fmax(worst, fabs(x - y) / (1 + fabs(x)));
+            else
+                same = same && (isnan(x) ? isnan(y) : x == y);
+        }
+        if (same && worst <= (r->exact ? 0 : 2e-6)) continue;
+        char text[160];
+        (void)snprintf(text, sizeof text, "told[%zu]: id %d pos %d stamp %u, reference %d %d %u; numbers off by %.1e", i, b[i].id,
+                       b[i].pos, b[i].stamp, a[i].id, a[i].pos, a[i].stamp, worst);
+        fail(r, text);
+        break;
+    }
+    free(image[0]);
+    free(image[1]);
+}
+
+static void group_sample(rig *r) {
+    static const int32_t vocabs[] = {1, 2, 31, 1000, 16384, 49153, 128256, 151936};
+    static const moa_sampling hows[] = {
+        {.temp = .8f, .top_k = 40, .top_p = .95f, .min_p = .05f, .seed = 11},
+        {.temp = 1, .top_k = 0, .top_p = 1, .seed = 1},
+        {.temp = 0, .top_p = 1},
+        {.temp = 1, .top_k = 0, .top_p = .9f, .seed = 77},
+        {.temp = .3f, .top_k = 0, .top_p = 1, .min_p = .1f, .seed = 0xfedcba9876543210u},
+        {.temp = 2, .top_k = 2000, .top_p = .99f, .seed = 5},
+        {.temp = 1, .top_k = 1, .top_p = 1, .seed = 6},
+        {.temp = 100, .top_k = 1024, .top_p = .5f, .seed = 7},
+        {.temp = 1e-3f, .top_k = 0, .top_p = 1e-6f, .min_p = 1, .seed = 8},
+    };
+    enum { N_HOW = sizeof hows / sizeof *hows, N_SEQ_MAX = N_ROW_KIND + 1, LOG = 5, RING = 3, N_END = 2 };
+    for (int k = 0; k < 8 * N_HOW; k++) {
+        const int32_t n_vocab = vocabs[k / N_HOW], n_seq = n_vocab > 20000 ? 3 : N_SEQ_MAX;
+        const moa_sampling how = hows[k % N_HOW];
+        if (!case_begin(r, (uint64_t)k, "sample n_vocab %d n_seq %d temp %g top_k %d top_p %g min_p %g", n_vocab, n_seq,
+                        (double)how.temp, how.top_k, (double)how.top_p, (double)how.min_p))
+            continue;
+        const size_t count = (size_t)n_seq * (size_t)n_vocab;
+        float *x = floats(r, count, NORMAL);
+        int32_t pos[N_SEQ_MAX], limit[N_SEQ_MAX], id[N_SEQ_MAX], log[N_SEQ_MAX * LOG], end[N_END] = {n_vocab / 3, n_vocab};
+        uint32_t step[N_SEQ_MAX];
+        for (int32_t s = 0; s < n_seq; s++) {
+            pos[s] = s == N_SEQ_MAX - 1 ? -1 : 100 + s + k;
+            limit[s] = s % 4 == 1 ? pos[s] + 1 : 10000;
+            id[s] = 7 + s;
+            step[s] = (uint32_t)(40 + s);
+            sample_row(r, x + (size_t)s * (size_t)n_vocab, n_vocab, n_vocab > 20000 ? (k + s * 3) % N_ROW_KIND : s);
+        }
+        for (int i = 0; i < N_SEQ_MAX * LOG; i++)
+            log[i] = -5;
+        const bool told = k % 5 != 4;
+        const mem *l = mem_floats(r, x, count), *m = mem_new(r, limit, sizeof *limit * (size_t)n_seq),
+                  *e = mem_new(r, end, sizeof end), *i_ = mem_new(r, id, sizeof *id * (size_t)n_seq),
+                  *p = mem_new(r, pos, sizeof *pos * (size_t)n_seq), *g = mem_new(r, log, sizeof *log * (size_t)n_seq * LOG),
+                  *st = mem_new(r, step, sizeof *step * (size_t)n_seq),
+                  *t = mem_new(r, NULL, sizeof(moa_told) * (size_t)n_seq * RING);
+        for (int again = 0; again < 4; again++) /* rows that went idle stay as they are */
+            for (int i = 0; i < 2; i++)
+                CALL(sample, i, .logits = F(l, i), .how = how, .id = (int32_t *)(void *)i_->dev[i],
+                     .pos = (int32_t *)(void *)p->dev[i], .limit = I(m, i), .end = I(e, i),
+                     .log = k % 2 ? (int32_t *)(void *)g->dev[i] : NULL, .told = told ? (moa_told *)(void *)t->dev[i] : NULL,
+                     .step = told ? (uint32_t *)(void *)st->dev[i] : NULL, .n_seq = n_seq, .n_vocab = n_vocab, .n_end = N_END,
+                     .log_stride = LOG, .told_stride = RING, .n_top = k % 3 == 2 ? 0 : n_vocab < 5 ? n_vocab : 5);
+        compare_bytes(r, i_, "id");
+        compare_bytes(r, p, "pos");
+        compare_bytes(r, g, "log");
+        compare_bytes(r, st, "step");
+        if (told) compare_told(r, t, (size_t)n_seq * RING);
+        case_end(r);
+    }
+}
+
+/* --- stat_sum ------------------------------------------------------------------------------------------------------------ */
+
+static void group_stat_sum(rig *r) {
+    static const int32_t n_toks[] = {1, 2, 33, 700};
+    for (int k = 0; k < 8; k++) {
+        const int32_t n_tok = n_toks[k / 2], n_layer = k % 2 ? 3 : 1, n_head = k % 2 ? 9 : 32;
+        if (!case_begin(r, (uint64_t)k, "stat_sum n_tok %d n_layer %d n_head %d", n_tok, n_layer, n_head)) continue;
+        const size_t n = (size_t)n_layer * (size_t)n_head;
+        int32_t pos[700];
+        int64_t queries[MOA_HIST_BUCKETS] = {3, 0, 1};
+        moa_stat_total total[3 * 32] = {0};
+        for (int32_t i = 0; i < n_tok; i++)
+            pos[i] = k == 5 && i % 4 == 1 ? -1 : 50 + i;
+        for (size_t i = 0; i < n; i++)
+            total[i] = i % 2 ? (moa_stat_total){.worst_cover = INFINITY, .worst_query = -1}
+                             : (moa_stat_total){1, 2, 3, 4, .1f, 9, 7};
+        float *x = floats(r, n * (size_t)n_tok * MOA_N_STAT, NORMAL);
+        for (size_t i = 0; i < n * (size_t)n_tok * MOA_N_STAT; i++) /* equal covers among them */
+            x[i] = i % MOA_N_STAT == MOA_STAT_DISTANCE ? 100 * fabsf(x[i]) : floorf(8 * fabsf(x[i])) / 32;
+        const mem *s = mem_floats(r, x, n * (size_t)n_tok * MOA_N_STAT), *p = mem_new(r, pos, sizeof *pos * (size_t)n_tok),
+                  *t = mem_new(r, total, sizeof *total * n), *q = mem_new(r, queries, sizeof queries);
+        for (int i = 0; i < 2; i++)
+            CALL(stat_sum, i, .stat = F(s, i), .pos = I(p, i), .total = (moa_stat_total *)(void *)t->dev[i],
+                 .queries = (int64_t *)(void *)q->dev[i], .n_layer = n_layer, .n_tok = n_tok, .n_head = n_head, .bucket_tok = 40);
+        compare_bytes(r, q, "queries");
+        unsigned char *image[2] = {fetch(r, t, 0), fetch(r, t, 1)};
+        const moa_stat_total *a = (const moa_stat_total *)(const void *)(image[0] + GUARD_BYTES),
+                             *b = (const moa_stat_total *)(const void *)(image[1] + GUARD_BYTES);
+        for (size_t i = 0; i < n; i++)
+            if (fabs(a[i].entropy - b[i].entropy) > 1e-9 * (1 + fabs(a[i].entropy)) || fabs(a[i].sink - b[i].sink) > 1e-9 * (1 + a[i].sink) ||
+                fabs(a[i].window - b[i].window) > 1e-9 * (1 + a[i].window) ||
+                fabs(a[i].distance - b[i].distance) > 1e-9 * (1 + a[i].distance) || a[i].worst_query != b[i].worst_query ||
+                a[i].n_query != b[i].n_query || a[i].worst_cover != b[i].worst_cover)
+                fail(r, "a head's sums");
+        r->cases++;
+        free(image[0]);
+        free(image[1]);
+        case_end(r);
+    }
+}
+
 /* --- the reference itself -------------------------------------------------------------------------------------------- */
 
 static void close_to(rig *r, const char *what, size_t i, double got, double expected, double scale) {
@@ -1634,6 +1779,8 @@ static const struct group {
     {"capture", group_capture, false, NULL},
     {"attn_map", group_attn_map, false, NULL},
     {"argmax", group_argmax, false, NULL},
+    {"sample", group_sample, false, NULL},
+    {"stat_sum", group_stat_sum, false, NULL},
 };
 enum { N_GROUP = sizeof groups / sizeof *groups };
 

@@ -159,7 +159,8 @@ static bool keep(const crew *c, int32_t i, int32_t id) {
 }
 
 static moa_status choose(crew *c, int32_t i, moa_err *err) {
-    const int32_t id = moa_sampler_next(c->samplers[i], c->logits + (size_t)i * (size_t)c->shape->n_vocab);
+    const int32_t id = moa_sampler_next(c->samplers[i], c->logits + (size_t)i * (size_t)c->shape->n_vocab,
+                                        moa_seq_n_past(c->seqs[i]));
     return moa_lanes_feed(c->lanes, i, keep(c, i, id) ? id : -1, err);
 }
 

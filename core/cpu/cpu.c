@@ -100,6 +100,17 @@ static moa_status cpu_sync(moa_backend *b, moa_err *err) {
     return MOA_OK;
 }
 
+static moa_status cpu_share(moa_backend *b, size_t bytes, void **host, void **device, moa_err *err) {
+    (void)b;
+    *host = *device = calloc(1, bytes ? bytes : 1);
+    return *host ? MOA_OK : moa_fail(err, MOA_E_MEMORY, "no memory for %zu shared bytes", bytes);
+}
+
+static void cpu_unshare(moa_backend *b, void *host) {
+    (void)b;
+    free(host);
+}
+
 /* --- weights --------------------------------------------------------------------------------------------------------- */
 
 /* bytes of w's rows; fails when its shape, type and size disagree */
@@ -261,7 +272,7 @@ static void cpu_close(moa_backend *b) {
 #define DRIVER                                                                                               \
     .abi = MOA_BACKEND_ABI, .name = "cpu", .close = cpu_close, .info = cpu_info, .alloc = cpu_alloc,         \
     .free = cpu_free, .upload = cpu_upload, .download = cpu_download, .zero = cpu_zero, .copy = cpu_copy,    \
-    .sync = cpu_sync, .weight_load = cpu_weight_load, .weight_free = cpu_weight_free
+    .sync = cpu_sync, .share = cpu_share, .unshare = cpu_unshare, .weight_load = cpu_weight_load, .weight_free = cpu_weight_free
 
 static const moa_backend_vtable reference_table = {DRIVER,
 #define X(name, text) .name = moa_ref_##name,

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "core/base/status.h"
+#include "core/engine/sampler.h"
 #include "core/engine/kv_page.h"
 #include "core/engine/spans.h"
 #include "core/model/model.h"
@@ -72,7 +73,9 @@ typedef struct moa_probe {
     X(add, "y += x")                                                                                         \
     X(capture, "copy q and k rows of a layer to the capture buffers, for maps")                              \
     X(attn_map, "attention of one head over a region, summed into cells")                                    \
-    X(argmax, "the likeliest token of each row becomes the next id, and its position moves on")
+    X(argmax, "the likeliest token of each row becomes the next id, and its position moves on")              \
+    X(sample, "a token of each row is drawn, told, and becomes the next id; its position moves on")          \
+    X(stat_sum, "statistics of queries are added to the sums of their heads")
 
 /* Operations of the influence profile alone: gradients of activations (never of weights) over one whole sequence under full
  * causal attention or spans. A backend may lack them: the vtable's members are then NULL, and the profile says so. What has no row of its
@@ -208,6 +211,45 @@ typedef struct moa_args_argmax {
     const int32_t *end;  /* device (n_end): ids that end a sequence */
     int32_t n_seq, n_vocab, log_stride, n_end;
 } moa_args_argmax;
+
+/* What a step tells of a row, as a few numbers in the place of its logits. */
+typedef struct moa_told {
+    uint32_t stamp;         /* number of the row's step + 1, written last: who reads it finds the others there */
+    int32_t id, pos;        /* the token chosen, and where it stands: pos of the token before it + 1 */
+    float logprob, entropy; /* of id, and of the plain softmax, nats */
+    int32_t n_top;
+    moa_top top[MOA_TOP_MAX]; /* the n_top likeliest */
+} moa_told;
+
+/* The end of a step that draws (sample.h): exactly the same token on every backend. temp 0: the likeliest, as argmax has it. */
+typedef struct moa_args_sample {
+    const float *logits;  /* (n_seq, n_vocab): row s is of the token at pos[s] */
+    moa_sampling how;     /* row s draws with the seed how.seed + s, for the position pos[s] + 1 */
+    int32_t *id;          /* device (n_seq), as in argmax; idle rows keep theirs */
+    int32_t *pos;         /* device (n_seq), as in argmax */
+    const int32_t *limit; /* device (n_seq), as in argmax */
+    const int32_t *end;   /* device (n_end) */
+    int32_t *log;         /* device (n_seq, log_stride) as in argmax, or NULL */
+    moa_told *told;       /* device or shared (n_seq, told_stride), or NULL: step[s] % told_stride is the column */
+    uint32_t *step;       /* device (n_seq): steps that row s has taken, + 1 here; idle rows stand. NULL without told */
+    int32_t n_seq, n_vocab, n_end, log_stride, told_stride, n_top; /* n_top at most MOA_TOP_MAX and n_vocab */
+} moa_args_sample;
+
+/* Sums of one head's statistics over its queries. */
+typedef struct moa_stat_total {
+    double entropy, sink, window, distance;
+    float worst_cover;   /* smallest sink + window of a query; begins at +inf */
+    int32_t worst_query; /* its position, the first of equals; begins at -1 */
+    int64_t n_query;
+} moa_stat_total;
+
+typedef struct moa_args_stat_sum {
+    const float *stat;     /* (n_layer, n_tok, n_head, MOA_N_STAT) as attention wrote it */
+    const int32_t *pos;    /* device (n_tok), ascending; < 0: an idle row, not counted */
+    moa_stat_total *total; /* device (n_layer, n_head), ADDED to */
+    int64_t *queries;      /* device (MOA_HIST_BUCKETS), ADDED to: queries by bucket, min(pos / bucket_tok, 7) */
+    int32_t n_layer, n_tok, n_head, bucket_tok;
+} moa_args_stat_sum;
 
 /* --- fused operations of a decode step, one row ----------------------------------------------------------------------- */
 
@@ -350,6 +392,10 @@ typedef struct moa_backend_vtable {
     moa_status (*zero)(moa_backend *b, void *dst, size_t bytes, moa_err *err);
     moa_status (*copy)(moa_backend *b, void *dst, const void *src, size_t bytes, moa_err *err); /* device to device, no overlap */
     moa_status (*sync)(moa_backend *b, moa_err *err);
+    /* Memory that operations write to and the host reads while they run (moa_told): zeroed; its address on the host and on the device.
+     * NULL members: the backend has none. */
+    moa_status (*share)(moa_backend *b, size_t bytes, void **host, void **device, moa_err *err);
+    void (*unshare)(moa_backend *b, void *host); /* NULL is fine; no operation may still write to it */
 
     /* Takes a weight as stored and keeps its own form of it; the host data may go afterwards. keep_host: the host data outlives
      * the backend, so that the CPU may use it in place. */
@@ -375,7 +421,7 @@ struct moa_backend {
     const moa_backend_vtable *vt;
 };
 
-enum { MOA_BACKEND_ABI = 4 };
+enum { MOA_BACKEND_ABI = 5 };
 
 /* What a loadable backend module (libmoascope-cuda.so) exports under the name "moa_backend_module". */
 typedef struct moa_backend_module {

@@ -326,12 +326,23 @@ moa_status moa_lanes_operations(moa_engine *e, const moa_lanes_rows *rows, moa_e
     return step_operations(&p, true, err);
 }
 
+/* a step of a sequence, with the sums of its statistics */
+static moa_status step_and_sums(const pass *p, bool logits, moa_err *err) {
+    const moa_status s = step_operations(p, logits, err);
+    return s == MOA_OK ? moa_probe_sum(p->s, p->pos, p->n, err) : s;
+}
+
+moa_status moa_seq_step_operations(moa_seq *s, const int32_t *id, const int32_t *pos, moa_err *err) {
+    const pass p = {.e = s->engine, .s = s, .n = 1, .ids = id, .pos = pos};
+    return step_and_sums(&p, true, err);
+}
+
 /* A recording that cannot be made is no error: the operations are then called one by one. */
 static void *record_step(const pass *p, bool logits) {
     moa_engine *e = p->e;
     void *recording = NULL;
     if (e->vt->record_begin(e->backend, NULL) != MOA_OK) return NULL;
-    const moa_status operations = step_operations(p, logits, NULL);
+    const moa_status operations = step_and_sums(p, logits, NULL);
     const moa_status end = e->vt->record_end(e->backend, &recording, NULL);
     if (operations == MOA_OK && end == MOA_OK) return recording;
     if (end == MOA_OK) e->vt->recording_free(e->backend, recording);
@@ -348,7 +359,7 @@ static moa_status play_step(const pass *p, bool logits, moa_err *err) {
         s->no_recording = !s->recording[logits];
     }
     if (s->recording[logits]) return e->vt->replay(e->backend, s->recording[logits], err);
-    const moa_status status = step_operations(p, logits, err);
+    const moa_status status = step_and_sums(p, logits, err);
     s->step_done[logits] = status == MOA_OK;
     return status;
 }
@@ -362,7 +373,6 @@ static moa_status run_step(pass *p, moa_err *err) {
         status = moa_seq_extend(s, l, p->pos0 + 1, err);
     if (status == MOA_OK) status = moa_seq_state_upload(s, err);
     if (status == MOA_OK) status = play_step(p, logits, err);
-    if (status == MOA_OK) status = moa_probe_fetch(s, 1, err);
     if (status != MOA_OK) return status;
     if (!logits) return e->vt->sync(e->backend, err);
     float *host = p->last ? p->last : p->rows;
@@ -414,7 +424,7 @@ static moa_status run_chunk(pass *p, moa_err *err) {
         MOA_TRY(project(p, p->n - 1, 1, err));
         MOA_TRY(download_logits(p, p->last, 1, err));
     }
-    MOA_TRY(moa_probe_fetch(seq, p->n, err));
+    MOA_TRY(moa_probe_sum(seq, p->pos, p->n, err));
     /* also what makes cancelling prompt: the host never runs more than a chunk ahead */
     MOA_TRY(seq->engine->vt->sync(seq->engine->backend, err));
 out:
@@ -486,6 +496,10 @@ static moa_status reserve(moa_seq *s, int32_t n, int32_t chunk, bool fit, moa_er
                                   .chunk = chunk,
                                   .n_reserved = s->n_reserved};
     return moa_engine_reserve(e, moa_kv_pages_peak(&course) + e->pages.used - s->n_held, fit, err);
+}
+
+moa_status moa_seq_reserve_steps(moa_seq *s, moa_err *err) {
+    return reserve(s, 1, 1, false, err);
 }
 
 moa_status moa_seq_forward(moa_seq *s, const moa_forward *f, moa_err *err) {

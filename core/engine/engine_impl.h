@@ -4,6 +4,7 @@
  *   seq.c             a sequence: plan, pages by its spans, lost keys
  *   kv_pages.c        the pool's bookkeeping         kv_formula.c  the same by formula
  *   engine_forward.c  tokens through the layers      lanes.c  several sequences in step
+ *   steady.c          one sequence, step after step without the host
  *   probe.c map.c     what the attention told        run.c sampler.c  a whole run
  *
  * All device memory goes through moa_engine_alloc(), so that its sum is known at any time. */
@@ -70,12 +71,6 @@ typedef struct moa_journal_entry {
     bool shared;                   /* others still use it */
 } moa_journal_entry;
 
-typedef struct moa_head_sums {
-    double entropy, sink, window, distance;
-    float worst_cover;
-    int32_t worst_query;
-} moa_head_sums;
-
 struct moa_seq {
     moa_engine *engine;
     moa_seq *next;
@@ -105,15 +100,14 @@ struct moa_seq {
     moa_journal_entry *journal; /* pages retired by the chunk under way */
     int64_t n_journal, journal_capacity;
 
-    /* MOA_WATCH_STATS: probe = [stat | hist | hist as it was before the chunk] */
+    /* MOA_WATCH_STATS: probe = [stat | sums: hist, queries, totals | sums as they were before the chunk] */
     moa_dev_mem probe;
-    float *d_stat, *d_hist,
-        *d_hist_before; /* (n_layer, n of the chunk, n_head, MOA_N_STAT); (n_layer, n_head, 8, 1+n_bin) */
-    float *stat;        /* host copy of d_stat */
+    float *d_stat, *d_hist; /* (n_layer, n of the chunk, n_head, MOA_N_STAT); (n_layer, n_head, 8, 1+n_bin) */
+    int64_t *d_queries;     /* (MOA_HIST_BUCKETS) */
+    moa_stat_total *d_totals, *totals; /* (n_layer, n_head); totals: host */
     int32_t n_bin, bucket_tok;
-    bool hist_stale;     /* d_hist must be zeroed before use */
-    moa_head_sums *sums; /* (n_layer, n_head) */
-    int64_t n_query, bucket_queries[MOA_HIST_BUCKETS];
+    bool hist_stale; /* the sums must be begun before use */
+    int64_t n_query; /* tokens that the sequence has counted since; the sums' own count may be ahead (steady.h) */
 
     /* MOA_WATCH_CAPTURE */
     moa_dev_mem *capture; /* (n_layer): q (n_head, max_tok, d_head), then k (n_head_kv, max_tok, d_head) */
@@ -122,6 +116,7 @@ struct moa_seq {
     void *recording[2]; /* a decode step without and with logits */
     bool step_done[2];  /* that step has run once, unrecorded: its backend has allocated what it needs */
     bool no_recording;  /* recording failed here: go without */
+    struct moa_steady *steady; /* that decodes it, or NULL */
 };
 
 /* of q.k */
@@ -161,6 +156,9 @@ void moa_seq_show_spans(moa_seq *s); /* shown and has_gaps, for a query at n_pas
 /* the same for one layer and the query at pos >= n_past: span (n_head) */
 void moa_seq_spans_at(const moa_seq *s, int32_t layer, int32_t pos, int32_t *span);
 void moa_seq_forget_recordings(moa_seq *s);
+/* engine_forward.c: one token of s, its id and position in device memory, to the logits in ws.logits; room in the pool for the rest */
+moa_status moa_seq_step_operations(moa_seq *s, const int32_t *id, const int32_t *pos, moa_err *err);
+moa_status moa_seq_reserve_steps(moa_seq *s, moa_err *err);
 size_t moa_seq_state_bytes(const moa_shape *shape, int32_t n_reserved);
 moa_status moa_seq_state_upload(moa_seq *s, moa_err *err); /* what is dirty */
 
@@ -176,6 +174,7 @@ typedef struct moa_lanes_rows {
 /* engine_forward.c: all layers, to the logits */
 moa_status moa_lanes_operations(moa_engine *e, const moa_lanes_rows *rows, moa_err *err);
 void moa_lanes_forget_recordings(moa_lanes *l);          /* lanes.c */
+void moa_steady_forget_recording(struct moa_steady *d);  /* steady.c */
 moa_lanes *moa_lanes_next(const moa_lanes *l);           /* of the engine's list */
 int64_t moa_lanes_pages_most(const moa_seq *s);          /* pages the sequence may hold at any time while it is decoded in lanes */
 
@@ -186,7 +185,8 @@ moa_status moa_probe_plan(moa_seq *s, bool on, int32_t n_reserved,
 void moa_probe_restart(moa_seq *s);
 moa_status moa_probe_begin(moa_seq *s, int32_t n, moa_err *err); /* before the operations of a chunk */
 moa_probe moa_probe_args(const moa_seq *s, int32_t layer, int32_t n);
-moa_status moa_probe_fetch(moa_seq *s, int32_t n, moa_err *err); /* after them */
+/* after the layers: the chunk's rows, at pos (n, device), are added to the sums */
+moa_status moa_probe_sum(moa_seq *s, const int32_t *pos, int32_t n, moa_err *err);
 void moa_probe_commit(moa_seq *s, int32_t n);                    /* the chunk is done: count it */
 void moa_probe_rollback(moa_seq *s, int32_t n);
 

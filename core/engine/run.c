@@ -1,5 +1,8 @@
 /* A run: plan for N = tokens there + prompt + limit, prefill, then one token after the other.
  *
+ * Where nobody wants the logits themselves (a reference kept or compared with, given tokens), the device chooses and goes on by itself
+ * (steady.h), the same tokens; the host hears of them. Otherwise:
+ *
  *   logits(prompt) -> choose t0 -> logits(t0) -> choose t1 -> ... -> the last token also passes the layers, so that a next turn
  *   finds the whole answer in the sequence (its own logits are not computed)
  *
@@ -13,6 +16,7 @@
 #include "core/base/size.h"
 #include "core/engine/engine_impl.h"
 #include "core/engine/run.h"
+#include "core/engine/steady.h"
 
 enum { N_TOP = 5 };
 
@@ -60,8 +64,10 @@ typedef struct run {
     const moa_model *model;
     moa_sampler *sampler;
     float *logits; /* (n_vocab) of the next token */
-    int32_t n_gen; /* limit, after the context's */
-    bool clipped;  /* by the context */
+    moa_steady *steady; /* or NULL */
+    moa_told told;      /* by it, of the next token: where .stamp is not 0 */
+    int32_t n_gen;      /* limit, after the context's */
+    bool clipped;       /* by the context */
     double start_s;
 } run;
 
@@ -130,6 +136,12 @@ static void describe(const run *x, int32_t index, int32_t id, moa_run_token *t) 
     const int32_t n_vocab = x->model->shape.n_vocab;
     *t = (moa_run_token){
         .index = index, .pos = x->s->n_past, .id = id, .kl = NAN, .n_top = n_vocab < N_TOP ? n_vocab : N_TOP};
+    if (x->told.stamp) {
+        t->logprob = x->told.logprob;
+        t->entropy = x->told.entropy;
+        memcpy(t->top, x->told.top, sizeof t->top);
+        return;
+    }
     moa_logits_describe(x->logits, n_vocab, id, t->n_top, t->top, &t->logprob, &t->entropy);
     if (ref && index < ref->n && ref->n_vocab == n_vocab)
         t->kl = (float)moa_logits_kl(ref->logits + (int64_t)index * n_vocab, x->logits, n_vocab);
@@ -141,13 +153,41 @@ static void keep(const run *x) {
     if (k) memcpy(k->logits + (size_t)k->n++ * n, x->logits, n * sizeof *x->logits);
 }
 
+static moa_status open_steady(run *x, moa_err *err) {
+    const moa_tokenizer *tok = x->model->tokenizer;
+    const int32_t n_vocab = x->model->shape.n_vocab;
+    int32_t n = 0, *ends = malloc((size_t)n_vocab * sizeof *ends);
+    if (!ends) return moa_fail(err, MOA_E_MEMORY, "no memory for the end tokens among %d", n_vocab);
+    for (int32_t id = 0; id < n_vocab && !x->c->ignore_end; id++)
+        if (moa_tokenizer_is_end(tok, id)) ends[n++] = id;
+    const moa_steady_config c = {.sampling = x->c->sampling, .end = ends, .n_end = n, .n_top = n_vocab < N_TOP ? n_vocab : N_TOP};
+    const moa_status s = moa_steady_open(&x->steady, x->s, &c, err);
+    free(ends);
+    return s;
+}
+
+/* The token at index passes the layers; what follows it is told, or its logits are there. Not to be cancelled: what was told
+ * of is in the sequence. */
+static moa_status pass_on(run *x, int32_t index, int32_t id, bool more, moa_err *err) {
+    const bool logits = x->c->keep || x->c->against || index + 1 < x->c->n_force;
+    moa_status s = MOA_OK;
+    x->told = (moa_told){0};
+    if (!x->steady && more && !logits && moa_steady_can(x->s)) s = open_steady(x, err);
+    if (s != MOA_OK) return s;
+    if (x->steady) return moa_steady_next(x->steady, id, more ? &x->told : NULL, err);
+    const moa_forward f = {.ids = &id, .n = 1, .logits = more ? x->logits : NULL};
+    return moa_seq_forward(x->s, &f, err);
+}
+
 /* One token: chosen, told, passed through the layers. *more: whether another is to follow. */
 static moa_status one_token(run *x, int32_t index, bool *more, moa_err *err) {
     const moa_run_config *c = x->c;
     const bool forced = index < c->n_force;
     moa_run_token token;
     keep(x);
-    const int32_t id = forced ? c->force[index] : moa_sampler_next(x->sampler, x->logits);
+    const int32_t id = forced             ? c->force[index]
+                       : x->told.stamp ? x->told.id
+                                       : moa_sampler_next(x->sampler, x->logits, x->s->n_past);
     describe(x, index, id, &token);
     if (index == 0) x->r->ttft_s = now_s() - x->start_s;
     const bool stopped = c->token && !c->token(c->user, &token);
@@ -157,9 +197,7 @@ static moa_status one_token(run *x, int32_t index, bool *more, moa_err *err) {
         x->r->stop = MOA_STOP_CANCELLED;
     else if (end)
         x->r->stop = MOA_STOP_END;
-    /* not to be cancelled: what was told is in the sequence */
-    const moa_forward f = {.ids = &id, .n = 1, .logits = *more ? x->logits : NULL};
-    const moa_status s = moa_seq_forward(x->s, &f, err);
+    const moa_status s = pass_on(x, index, id, *more, err);
     if (s == MOA_OK) x->r->n_gen++;
     return s;
 }
@@ -208,6 +246,7 @@ moa_status moa_run(moa_seq *seq, const moa_run_config *config, moa_run_result *r
     s = prefill(&x, err);
     if (s == MOA_OK) s = generate(&x, err);
     if (result->ttft_s > 0) result->decode_s = now_s() - x.start_s - result->ttft_s;
+    moa_steady_close(&x.steady);
     if (s == MOA_E_CANCELLED) {
         result->stop = MOA_STOP_CANCELLED;
         s = MOA_OK;
@@ -215,6 +254,7 @@ moa_status moa_run(moa_seq *seq, const moa_run_config *config, moa_run_result *r
     }
     summarise(&x);
 out:
+    moa_steady_close(&x.steady);
     moa_sampler_close(&x.sampler);
     free(x.logits);
     return s;

@@ -1,11 +1,9 @@
 /* From logits to a token.
  *
- *   all -> sorted by logit, then id -> top-k -> top-p -> min-p -> temperature -> one draw of PCG32
+ *   all -> sorted by logit, then id -> top-k -> top-p -> min-p -> temperature -> one draw
  *
- * Each filter keeps a prefix of the sorted candidates, at least one:
- *   top-p   the fewest whose plain probabilities (among the top-k) reach p
- *   min-p   those with at least p times the probability of the best
- * With top-k on, only k candidates are ever sorted: a heap of the k best with the worst on top.
+ * Each filter keeps a prefix of the sorted candidates, at least one; what they compare, and the draw, is in sample.h, which the devices
+ * compute with as well. With top-k on, only k candidates are ever sorted: a heap of the k best with the worst on top.
  * A NaN counts as -inf: a broken row of logits must not break the order. */
 #include "core/engine/sampler.h"
 
@@ -14,17 +12,12 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-typedef struct candidate {
-    float logit;
-    int32_t id;
-} candidate;
+#include "core/engine/sample.h"
 
 struct moa_sampler {
     moa_sampling how;
     int32_t n_vocab, n_max; /* candidates ever looked at */
-    moa_pcg32 random;
-    candidate *best; /* (n_max) */
-    double *p;       /* (n_max) */
+    uint64_t *best;         /* (n_max) keys */
 };
 
 /* --- PCG32 ----------------------------------------------------------------------------------------------------------------- */
@@ -42,12 +35,6 @@ moa_pcg32 moa_pcg32_seed(uint64_t seed, uint64_t stream) {
     g.state += seed;
     (void)moa_pcg32_next(&g);
     return g;
-}
-
-/* [0, 1), 53 random bits */
-static double uniform(moa_pcg32 *g) {
-    const uint64_t high = moa_pcg32_next(g), low = moa_pcg32_next(g);
-    return (double)((high << 32 | low) >> 11) * 0x1p-53;
 }
 
 /* --- the sampler ------------------------------------------------------------------------------------------------------------ */
@@ -75,14 +62,12 @@ moa_status moa_sampler_open(moa_sampler **out, const moa_sampling *how, int32_t 
     if (!s) return moa_fail(err, MOA_E_MEMORY, "no memory for a sampler");
     s->how = *how;
     s->n_vocab = n_vocab;
-    s->n_max = how->temp == 0 ? 1 : how->top_k > 0 && how->top_k < n_vocab ? how->top_k : n_vocab;
-    s->random = moa_pcg32_seed(how->seed, 54);
+    s->n_max = moa_sample_n(how, n_vocab);
     s->best = calloc((size_t)s->n_max, sizeof *s->best);
-    s->p = calloc((size_t)s->n_max, sizeof *s->p);
-    if (!s->best || !s->p) {
+    if (!s->best) {
+        const int32_t n_max = s->n_max;
         moa_sampler_close(&s);
-        return moa_fail(err, MOA_E_MEMORY, "no memory to sort %d tokens",
-                        how->top_k > 0 ? how->top_k : n_vocab);
+        return moa_fail(err, MOA_E_MEMORY, "no memory to sort %d tokens", n_max);
     }
     *out = s;
     return MOA_OK;
@@ -91,90 +76,91 @@ moa_status moa_sampler_open(moa_sampler **out, const moa_sampling *how, int32_t 
 void moa_sampler_close(moa_sampler **s) {
     if (!*s) return;
     free((*s)->best);
-    free((*s)->p);
     free(*s);
     *s = NULL;
 }
 
-static float clean(float logit) {
-    return isnan(logit) ? -INFINITY : logit;
-}
-static bool better(candidate a, candidate b) {
-    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-}
-
 static int by_rank(const void *a, const void *b) {
-    const candidate *x = a, *y = b;
-    return better(*x, *y) ? -1 : better(*y, *x);
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x > y ? -1 : x < y;
 }
 
 /* restores the heap (worst on top) below i */
-static void sink(candidate *heap, int32_t n, int32_t i) {
+static void sink(uint64_t *heap, int32_t n, int32_t i) {
     for (;;) {
         int32_t worst = i;
         for (int64_t c = 2 * (int64_t)i + 1; c <= 2 * (int64_t)i + 2 && c < n; c++)
-            if (better(heap[worst], heap[c])) worst = (int32_t)c;
+            if (heap[c] < heap[worst]) worst = (int32_t)c;
         if (worst == i) return;
-        const candidate t = heap[i];
+        const uint64_t t = heap[i];
         heap[i] = heap[worst];
         heap[worst] = t;
         i = worst;
     }
 }
 
-/* the n_max best of all, sorted */
-static void rank(moa_sampler *s, const float *logits) {
-    for (int32_t id = 0; id < s->n_max; id++)
-        s->best[id] = (candidate){clean(logits[id]), id};
-    if (s->n_max < s->n_vocab) {
-        for (int32_t i = s->n_max / 2; i-- > 0;)
-            sink(s->best, s->n_max, i);
-        for (int32_t id = s->n_max; id < s->n_vocab; id++) {
-            const candidate c = {clean(logits[id]), id};
-            if (!better(c, s->best[0])) continue;
-            s->best[0] = c;
-            sink(s->best, s->n_max, 0);
+void moa_sample_rank(const float *logits, int32_t n_vocab, uint64_t *keys, int32_t n) {
+    for (int32_t id = 0; id < n; id++)
+        keys[id] = moa_rank_key(logits[id], id);
+    if (n < n_vocab) {
+        for (int32_t i = n / 2; i-- > 0;)
+            sink(keys, n, i);
+        float worst = moa_rank_logit(keys[0]);
+        for (int32_t id = n; id < n_vocab; id++) {
+            if (!(logits[id] > worst)) continue; /* of equals the smaller id was there first */
+            keys[0] = moa_rank_key(logits[id], id);
+            sink(keys, n, 0);
+            worst = moa_rank_logit(keys[0]);
         }
     }
-    qsort(s->best, (size_t)s->n_max, sizeof *s->best, by_rank);
+    qsort(keys, (size_t)n, sizeof *keys, by_rank);
 }
 
-/* p[i] = exp((logit - best) / temp), sum returned; a row of -inf alone gives its first token everything */
-static double weigh(moa_sampler *s, int32_t n, double temp) {
-    double sum = 0;
-    for (int32_t i = 0; i < n; i++) {
-        s->p[i] = i == 0 ? 1 : exp(((double)s->best[i].logit - (double)s->best[0].logit) / temp);
-        if (isnan(s->p[i])) s->p[i] = 0; /* -inf - -inf */
-        sum += s->p[i];
-    }
-    return sum;
-}
-
-int32_t moa_sampler_next(moa_sampler *s, const float *logits) {
-    rank(s, logits);
-    if (s->how.temp == 0) return s->best[0].id;
-    int32_t n = s->n_max;
-    const double sum = weigh(s, n, 1);
-    if (s->how.top_p < 1) {
-        const double enough = (double)s->how.top_p * sum;
-        double have = s->p[0];
+/* how many of the n best top-p and min-p keep */
+static int32_t filter(const moa_sampling *how, const uint64_t *keys, int32_t n) {
+    const float best = moa_rank_logit(keys[0]);
+    uint64_t sum = 0, have = MOA_WEIGHT_ONE;
+    for (int32_t i = 0; i < n && how->top_p < 1; i++)
+        sum += moa_weight_of(moa_rank_logit(keys[i]), best, 1);
+    if (how->top_p < 1) {
+        const uint64_t reach = moa_top_p_reach(sum, how->top_p);
         int32_t k = 1;
-        while (k < n && have < enough)
-            have += s->p[k++];
+        while (k < n && have < reach)
+            have += moa_weight_of(moa_rank_logit(keys[k++]), best, 1);
         n = k;
     }
-    if (s->how.min_p > 0)
-        while (n > 1 && s->p[n - 1] < (double)s->how.min_p)
-            n--; /* p[0] is 1 */
-    double left = uniform(&s->random) * weigh(s, n, (double)s->how.temp);
-    for (int32_t i = 0; i < n; i++) {
-        left -= s->p[i];
-        if (left < 0) return s->best[i].id;
-    }
-    return s->best[0].id; /* rounding only */
+    while (how->min_p > 0 && n > 1 &&
+           !moa_min_p_keeps(moa_weight_of(moa_rank_logit(keys[n - 1]), best, 1), how->min_p))
+        n--;
+    return n;
+}
+
+int32_t moa_sample_choose(const moa_sampling *how, const uint64_t *keys, int32_t n, int32_t pos) {
+    const float best = moa_rank_logit(keys[0]);
+    uint64_t sum = 0;
+    if (how->temp == 0 || best == -INFINITY) return moa_rank_id(keys[0]);
+    n = filter(how, keys, n);
+    for (int32_t i = 0; i < n; i++)
+        sum += moa_weight_of(moa_rank_logit(keys[i]), best, (double)how->temp);
+    const uint64_t draw = moa_scale64(moa_random_at(how->seed, pos), sum);
+    uint64_t have = 0;
+    int32_t i = -1;
+    do
+        have += moa_weight_of(moa_rank_logit(keys[++i]), best, (double)how->temp);
+    while (have <= draw); /* draw < sum */
+    return moa_rank_id(keys[i]);
+}
+
+int32_t moa_sampler_next(moa_sampler *s, const float *logits, int32_t pos) {
+    moa_sample_rank(logits, s->n_vocab, s->best, s->n_max);
+    return moa_sample_choose(&s->how, s->best, s->n_max, pos);
 }
 
 /* --- what a row of logits says ------------------------------------------------------------------------------------------------ */
+
+static float clean(float logit) {
+    return isnan(logit) ? -INFINITY : logit;
+}
 
 static double log_sum_exp(const float *logits, int32_t n) {
     double max = -INFINITY, sum = 0;
@@ -195,9 +181,9 @@ void moa_logits_describe(const float *logits, int32_t n_vocab, int32_t id, int32
     for (int32_t i = 0; i < n_vocab; i++) {
         const double l = (double)clean(logits[i]) - lse;
         if (l > -INFINITY) h -= exp(l) * l;
-        const candidate c = {clean(logits[i]), i};
+        const float c = clean(logits[i]);
         int32_t at = n_top;
-        while (at > 0 && better(c, (candidate){clean(logits[top[at - 1].id]), top[at - 1].id}))
+        while (at > 0 && c > clean(logits[top[at - 1].id]))
             at--;
         if (at >= n) continue;
         if (n_top < n) n_top++;

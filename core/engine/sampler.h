@@ -1,7 +1,7 @@
 /* sampler.h -- from logits to the next token: greedy, or temperature after top-k, top-p, min-p, with a seed.
  *
- * Names and defaults as llama.cpp users know them; the order is top-k, top-p, min-p, temperature. Same seed, same logits, same
- * choices on every machine: the generator is our own (PCG32), the sort is by logit then by id. */
+ * Names and defaults as llama.cpp users know them; the order is top-k, top-p, min-p, temperature. Same seed, same position, same logits:
+ * the same choice on every machine and device (sample.h). */
 #ifndef MOA_ENGINE_SAMPLER_H
 #define MOA_ENGINE_SAMPLER_H
 
@@ -26,10 +26,20 @@ typedef struct moa_pcg32 {
 moa_pcg32 moa_pcg32_seed(uint64_t seed, uint64_t stream);
 uint32_t moa_pcg32_next(moa_pcg32 *g);
 
+/* A row of logits on the host: the n best of n_vocab as keys (sample.h), the best first; n <= n_vocab */
+void moa_sample_rank(const float *logits, int32_t n_vocab, uint64_t *keys, int32_t n);
+/* candidates that a choice looks at: what moa_sample_choose wants ranked, at least 1 */
+static inline int32_t moa_sample_n(const moa_sampling *s, int32_t n_vocab) {
+    return s->temp == 0 ? 1 : s->top_k > 0 && s->top_k < n_vocab ? s->top_k : n_vocab;
+}
+/* The id of one of the n = moa_sample_n() best, for the token at pos */
+int32_t moa_sample_choose(const moa_sampling *s, const uint64_t *keys, int32_t n, int32_t pos);
+
 typedef struct moa_sampler moa_sampler;
 moa_status moa_sampler_open(moa_sampler **out, const moa_sampling *s, int32_t n_vocab, moa_err *err);
 void moa_sampler_close(moa_sampler **s);
-int32_t moa_sampler_next(moa_sampler *s, const float *logits); /* logits (n_vocab) finite or -inf; ties: the smaller id */
+/* logits (n_vocab), of the token that will stand at pos; ties: the smaller id */
+int32_t moa_sampler_next(moa_sampler *s, const float *logits, int32_t pos);
 
 enum { MOA_TOP_MAX = 8 };
 typedef struct moa_top {

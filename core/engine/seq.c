@@ -60,6 +60,7 @@ void moa_seq_forget_recordings(moa_seq *s) {
         s->recording[i] = NULL;
         s->step_done[i] = false;
     }
+    if (s->steady) moa_steady_forget_recording(s->steady);
 }
 
 void moa_seq_reset(moa_seq *s) {
