@@ -108,8 +108,59 @@ static void test_loss_is_that_of_decoding(void **state) {
             assert_true(fabs(loss.sum - 100 - sum) < 1e-3 * (1 + sum / 100));
             for (int32_t i = 0; i < N - from; i++)
                 assert_true(fabs((double)each[i] - want[i]) < 1e-3);
+            float here[N]; /* by the logits, judged on the host: the same but for rounding */
+            moa_loss other = {0};
+            must(moa_loss_add(t.s,
+                              &(moa_loss_job){
+                                  .ids = ids, .n = N, .from = from, .rules = rules, .each = here, .by_logits = true},
+                              &other, err));
+            assert_int_equal(other.n, N - from);
+            assert_true(fabs(other.sum - (loss.sum - 100)) <= 1e-6 * (N - from));
+            for (int32_t i = 0; i < N - from; i++)
+                assert_true(fabs((double)each[i] - (double)here[i]) <= 2e-6 * (1 + fabs((double)here[i])));
         }
     free(rules);
+    close_tiny(&t);
+}
+
+/* where they are wanted, whatever the chunks, and logits of the last token beside them */
+static void test_losses_of_the_device(void **state) {
+    (void)state;
+    tiny t = open_tiny();
+    const int32_t n_vocab = t.model->shape.n_vocab, chunks[] = {1, 7, 96};
+    moa_pcg32 g = moa_pcg32_seed(4, 8);
+    moa_err why = {0};
+    int32_t ids[N], targets[N];
+    float losses[N];
+    float *rows = malloc((size_t)N * (size_t)n_vocab * sizeof *rows), *last = malloc((size_t)n_vocab * sizeof *last);
+    random_ids(&g, ids, N, n_vocab);
+    for (int32_t i = 0; i < N; i++) /* stretches without, single ones, all; the first chunk of 96 has none */
+        targets[i] = i < 96 || (i < 200 && i % 5 < 2) || i % 97 == 3 ? -1 - i : (int32_t)random_below(&g, (uint32_t)n_vocab);
+    collect c = {rows, 0, n_vocab};
+    must(moa_seq_plan(t.s, NULL, NULL, N, 0, NULL, 0, err));
+    must(moa_seq_forward(t.s, &(moa_forward){.ids = ids, .n = N, .each_logits = collect_row, .user = &c}, err));
+    for (size_t k = 0; k < sizeof chunks / sizeof *chunks; k++) {
+        moa_seq_reset(t.s);
+        must(moa_seq_plan(t.s, NULL, NULL, N, 0, NULL, 0, err));
+        moa_forward f = {.ids = ids, .n = N, .chunk = chunks[k], .targets = targets, .losses = losses, .logits = last};
+        must(moa_seq_forward(t.s, &f, err));
+        for (int32_t i = 0; i < N; i++) {
+            assert_int_equal(isnan(losses[i]) != 0, targets[i] < 0);
+            if (targets[i] >= 0)
+                assert_true(fabs((double)losses[i] - plain_loss(rows + (int64_t)i * n_vocab, n_vocab, targets[i])) < 1e-3);
+        }
+        for (int32_t i = 0; i < n_vocab; i++)
+            assert_true(fabsf(last[i] - rows[(int64_t)(N - 1) * n_vocab + i]) < 1e-3f);
+    }
+    moa_seq_reset(t.s);
+    moa_forward f = {.ids = ids, .n = 2, .targets = targets, .losses = losses, .each_logits = collect_row, .user = &c};
+    assert_int_equal(moa_seq_forward(t.s, &f, &why), MOA_E_UNSUPPORTED);
+    f.each_logits = NULL;
+    targets[1] = n_vocab;
+    assert_int_equal(moa_seq_forward(t.s, &f, &why), MOA_E_INVALID);
+    assert_non_null(strstr(why.text, "target 1"));
+    free(rows);
+    free(last);
     close_tiny(&t);
 }
 
@@ -267,6 +318,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_loss_of_logits),
         cmocka_unit_test(test_loss_is_that_of_decoding),
+        cmocka_unit_test(test_losses_of_the_device),
         cmocka_unit_test(test_loss_refused_and_cancelled),
         cmocka_unit_test(test_answer_is_the_greedy_run),
         cmocka_unit_test(test_part_goes_on),

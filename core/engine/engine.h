@@ -90,6 +90,10 @@ typedef struct moa_forward {
     /* every token's logits in order (host, n_vocab, borrowed during the call), or NULL; return false to stop: E_CANCELLED
      * after the chunk under way */
     bool (*each_logits)(void *user, int32_t pos, const float *logits);
+    /* Losses made on the device, one number a token comes down: losses[i] (n, host) becomes -ln softmax(logits of token i)[targets[i]],
+     * nats; NAN where targets[i] (n) < 0. targets NULL: none. E_UNSUPPORTED beside each_logits, and where moa_engine_can_judge is false. */
+    const int32_t *targets;
+    float *losses;
     /* asked between layers and chunks, or NULL: true cancels (E_CANCELLED); the sequence then holds the chunks done so far.
      * Pages that only they needed and that the abandoned chunk has already reused count as lost. */
     bool (*cancelled)(void *user);
@@ -99,6 +103,9 @@ typedef struct moa_forward {
 } moa_forward;
 /* E_INVALID (nothing done) for ids out of range or more tokens than are reserved. On any failure the sequence holds whole chunks. */
 moa_status moa_seq_forward(moa_seq *s, const moa_forward *f, moa_err *err);
+
+/* the backend can make losses of logits */
+bool moa_engine_can_judge(const moa_engine *e);
 
 int32_t moa_seq_n_past(const moa_seq *s);
 int32_t moa_seq_n_reserved(const moa_seq *s);

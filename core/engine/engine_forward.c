@@ -18,6 +18,7 @@
  * Only a chunk that has passed all layers counts: then the ids are appended, the statistics added, the retired pages free.
  * Any failure or cancelling before that rolls back to the tokens there were (seq.c). */
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,6 +35,8 @@ typedef struct pass {
     const int32_t *ids, *pos; /* device */
     float *last;              /* host, for the last token's logits; or NULL */
     float *rows;              /* host scratch (n_logits, n_vocab) for each_logits; or NULL */
+    const int32_t *targets;   /* (n) of these tokens, and their losses; or NULL */
+    float *losses;
     bool stopped;             /* by each_logits */
     bool fused;               /* one row, by fused operations where there are some */
 } pass;
@@ -304,6 +307,63 @@ static moa_status download_logits(const pass *p, float *host, int32_t n, moa_err
                            (size_t)n * (size_t)shape_of(p)->n_vocab * sizeof *host, err);
 }
 
+/* --- losses on the device --------------------------------------------------------------------------------------------------- */
+
+bool moa_engine_can_judge(const moa_engine *e) {
+    return e->vt->cross_entropy != NULL;
+}
+
+/* Space that the layers are done with: the ids of the chunk, and the first of its gates. */
+static moa_status upload_targets(const pass *p, moa_err *err) {
+    moa_engine *e = p->e;
+    return e->vt->upload(e->backend, e->ws.in, p->targets, (size_t)p->n * sizeof *p->targets, err);
+}
+
+static moa_status download_losses(const pass *p, bool any, moa_err *err) {
+    moa_engine *e = p->e;
+    const moa_status s = any ? e->vt->download(e->backend, p->losses, e->ws.gate,
+                                               (size_t)p->n * sizeof *p->losses, err)
+                             : MOA_OK;
+    for (int32_t i = 0; i < p->n; i++)
+        if (p->targets[i] < 0) p->losses[i] = NAN;
+    return s;
+}
+
+/* tokens first .. first + n - 1 of the chunk, whose logits begin at row 0 and are used up */
+static moa_status judge_rows(const pass *p, int32_t first, int32_t n, moa_err *err) {
+    moa_engine *e = p->e;
+    return e->vt->cross_entropy(e->backend,
+                                &(moa_args_cross_entropy){.logits = e->ws.logits,
+                                                          .target = e->ws.in + first,
+                                                          .loss = e->ws.gate + first,
+                                                          .n_row = n,
+                                                          .n_vocab = shape_of(p)->n_vocab,
+                                                          .scale = 1},
+                                err);
+}
+
+/* runs of judged tokens, as many rows at once as there is room for logits */
+static moa_status every_loss(const pass *p, moa_err *err) {
+    const int32_t block = p->e->n_logits;
+    bool any = false;
+    moa_status s = MOA_OK;
+    for (int32_t first = 0, n; first < p->n; first += n) {
+        if (p->targets[first] < 0) {
+            n = 1;
+            continue;
+        }
+        for (n = 1; n < block && first + n < p->n && p->targets[first + n] >= 0;)
+            n++;
+        if (!any) MOA_TRY(upload_targets(p, err));
+        any = true;
+        MOA_TRY(project(p, first, n, err));
+        MOA_TRY(judge_rows(p, first, n, err));
+    }
+    MOA_TRY(download_losses(p, any, err));
+out:
+    return s;
+}
+
 /* --- a step: one token ------------------------------------------------------------------------------------------------------ */
 
 static bool fused_wanted(void) {
@@ -367,16 +427,19 @@ static moa_status play_step(const pass *p, bool logits, moa_err *err) {
 static moa_status run_step(pass *p, moa_err *err) {
     moa_seq *s = p->s;
     moa_engine *e = s->engine;
-    const bool logits = p->last || p->rows;
+    const bool judged = p->targets && p->targets[0] >= 0, logits = p->last || p->rows || judged;
     moa_status status = MOA_OK;
     for (int32_t l = 0; l < shape_of(p)->n_layer && status == MOA_OK; l++)
         status = moa_seq_extend(s, l, p->pos0 + 1, err);
     if (status == MOA_OK) status = moa_seq_state_upload(s, err);
     if (status == MOA_OK) status = play_step(p, logits, err);
     if (status != MOA_OK) return status;
-    if (!logits) return e->vt->sync(e->backend, err);
+    if (!logits && !p->targets) return e->vt->sync(e->backend, err);
     float *host = p->last ? p->last : p->rows;
-    status = download_logits(p, host, 1, err);
+    if (host) status = download_logits(p, host, 1, err);
+    if (status == MOA_OK && judged) status = upload_targets(p, err);
+    if (status == MOA_OK && judged) status = judge_rows(p, 0, 1, err);
+    if (status == MOA_OK && p->targets) status = download_losses(p, judged, err);
     if (status == MOA_OK && p->rows) p->stopped = !p->f->each_logits(p->f->user, p->pos0, host);
     return status;
 }
@@ -418,6 +481,7 @@ static moa_status run_chunk(pass *p, moa_err *err) {
         if (p->f->cancelled && p->n >= LONG_CHUNK && l % LOOK_LAYERS == LOOK_LAYERS - 1)
             MOA_TRY(seq->engine->vt->sync(seq->engine->backend, err));
     }
+    if (p->targets) MOA_TRY(every_loss(p, err));
     if (p->rows)
         MOA_TRY(every_logits(p, err));
     else if (p->last) {
@@ -479,6 +543,13 @@ static moa_status check(const moa_seq *s, const moa_forward *f, moa_err *err) {
         return moa_fail(err, MOA_E_INVALID, "%d tokens to append to %d, but %d are reserved", f->n, s->n_past,
                         s->n_reserved);
     if (f->chunk < 0) return moa_fail(err, MOA_E_USAGE, "a chunk of %d tokens; at least 1", f->chunk);
+    if (f->targets && (f->each_logits || !moa_engine_can_judge(s->engine)))
+        return moa_fail(err, MOA_E_UNSUPPORTED, "backend %s: no losses %s", s->engine->vt->name,
+                        f->each_logits ? "beside logits" : "on the device");
+    for (int32_t i = 0; f->targets && i < f->n; i++)
+        if (f->targets[i] >= n_vocab)
+            return moa_fail(err, MOA_E_INVALID, "target %d has id %d; the vocabulary has %d", i, f->targets[i],
+                            n_vocab);
     for (int32_t i = 0; i < f->n; i++)
         if (f->ids[i] < 0 || f->ids[i] >= n_vocab)
             return moa_fail(err, MOA_E_INVALID, "token %d has id %d; the vocabulary has %d", i, f->ids[i],
@@ -522,6 +593,7 @@ moa_status moa_seq_forward(moa_seq *s, const moa_forward *f, moa_err *err) {
         p.n = f->n - done < most ? f->n - done : most;
         p.pos0 = s->n_past;
         p.last = done + p.n == f->n ? f->logits : NULL;
+        if (f->targets) p.targets = f->targets + done, p.losses = f->losses + done;
         /* grows the pool only where lost keys made the chunks other than foreseen */
         status = reserve(s, p.n, p.n, false, err);
         if (status == MOA_OK) status = run_pass(&p, f->ids + done, err);

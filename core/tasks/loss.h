@@ -4,7 +4,8 @@
  *            no logits   | logits of t-1 judge t
  *
  * Teacher-forced prefill under the plan of N = n tokens; visibility is token-exact, so decoding step by step would see the same
- * (spans.h). Logits are met one token at a time: never [n_tok][n_vocab]. Sums are in double. */
+ * (spans.h). Where the backend has cross_entropy it makes the losses, some rows of logits at a time, and one number a token comes down; else
+ * the logits do. Never [n_tok][n_vocab]. Sums are in double. */
 #ifndef MOA_TASKS_LOSS_H
 #define MOA_TASKS_LOSS_H
 
@@ -18,6 +19,7 @@ typedef struct moa_loss_job {
     int32_t n, from;       /* 1 <= from < n */
     const moa_rule *rules; /* (n_layer, n_head); NULL: dense */
     int32_t n_reserved;    /* N of the span formula; 0: n */
+    bool by_logits;        /* the logits come down and are judged here, also where the device could: what it is checked against */
     float *each;           /* (n - from) the tokens' losses, caller's, or NULL */
     void (*progress)(void *user, int32_t done, int32_t total); /* tokens, or NULL */
     bool (*cancelled)(void *user);                             /* or NULL */
