@@ -12,6 +12,7 @@
 #   perplexity   held-out texts, the same plans            densities   .25 and .75
 #   far          the task at 16k                           measures    abs and signed beside joint, at .5
 #   mix          calibrated on the task's items and on summaries of texts, in turns, at .5
+#   rounds       the same two calibrations, but the plan found in rounds (`refine`): profiled under the plans it comes by
 #   kinds        other calibration data at .5
 #   heads        one rule a query head at .5
 #   passkey      the plans of main at another task than they were calibrated for
@@ -27,7 +28,7 @@ usage() { sed -n '4,5s/^# *//p' "$0" >&2; exit 2; }
 model=$1 out=$2; shift 2
 source=$(cd "$(dirname "$0")/.." && pwd)
 device=auto budget=standard task=retrieval limit=0 rate=0 print=0 corpus=$HOME/.cache/moascope/corpus moascope=
-all="calibrate profile search validate main perplexity mix densities far measures kinds heads passkey"
+all="calibrate profile search validate main perplexity mix rounds densities far measures kinds heads passkey"
 stages=$all
 while [ $# -gt 0 ]; do
     case $1 in
@@ -76,6 +77,7 @@ if [ -f "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
 fi
 [ $print = 1 ] || echo "$settings" > "$out/settings"
 main_kind=$task
+n_round=10
 n_level=1 # solves: the mean of the lengths and each alone; validation chooses
 main=$main_kind-joint-group-0.5
 
@@ -149,6 +151,13 @@ validate() { # KIND MEASURE PER DENSITY
         --device "$device" --json "$out/plans/$1-$2-$3-$4/validate.json" --force
 }
 variant() { calibrate $1 && profile $1 && search "$@" && holdout && validate "$@"; }
+# refined KIND: in place of profile and search; validation chooses among what the rounds found
+refined() {
+    local v=$1-rounds-group-0.5 n=$((n_profile / 2))
+    calibrate $1 && step "refine-$1" $(($(sum $cal_lengths) * n * 7 * n_round)) "$out/plans/$v/refine.json" refine "$model" \
+        --data "$out/cal/$1.jsonl" --lengths $cal_lengths --extend $extend --density 0.5 --items $n --judge $n --loss margin --step 0.2 \
+        --rounds $n_round --device "$device" -o "$out/plans/$v" && holdout && validate $1 rounds group 0.5
+}
 best() { echo "$out/plans/$1/best.json"; }
 # evaluate NAME TASK LENGTHS ITEMS PLAN...
 evaluate() {
@@ -211,6 +220,14 @@ others() { # NAME KIND-MEASURE-PER...: at density .5
     evaluate $task-$name $task "$list" $n_few "${plans[@]}"
     evaluate ppl-$name ppl $ppl_lengths $n_ppl "${plans[@]}"
 }
+rounds() {
+    local k list plans=()
+    for k in mix $main_kind; do refined $k && plans+=("$(best $k-rounds-group-0.5)"); done
+    list=$(few_lengths)
+    [ ${#plans[@]} -gt 0 ] && [ -n "$list" ] || return 1
+    evaluate $task-rounds $task "$list" $n_few "${plans[@]}"
+    evaluate ppl-rounds ppl $ppl_lengths $n_ppl "${plans[@]}"
+}
 run_stages() {
     local stage k
     for stage in $stages; do
@@ -224,6 +241,7 @@ run_stages() {
         perplexity) evaluate ppl-main ppl $ppl_lengths $n_ppl full uniform:0.5 "$(best $main)" ;;
         passkey) [ -z "$passkey_lengths" ] || evaluate passkey-main passkey $passkey_lengths $n_passkey full uniform:0.5 "$(best $main)" ;;
         mix) others kind-mix mix-joint-group ;;
+        rounds) rounds ;;
         densities) densities ;;
         measures) others measures $main_kind-abs-group $main_kind-signed-group ;;
         kinds) for k in $kinds; do others kind-$k $k-joint-group; done ;;

@@ -69,7 +69,16 @@ for name in ("joint_384.npy", "joint_512.npy", "span_384.npy", "span_512.npy"):
     assert a.read(name) == b.read(name), name
 P
 # search knows what such a profile is of: wider windows than the plan's have their value, full attention is 0
-expect 0 "$moascope" search "$temp/p.npz" --density 0.5 --around "$temp/a/$(cat "$temp/at")" --step 0.4 -o "$temp/s"
+expect 0 "$moascope" search "$temp/p.npz" --density 0.7 --around "$temp/a/$(cat "$temp/at")" --step 0.2 --density-low 0 -o "$temp/s"
+python3 - "$temp/a/$(cat "$temp/at")" "$temp"/s/plan_*.json <<'P' || complain "search --around went farther than --step"
+import json, sys
+def spans(f, n):
+    p = json.load(open(f))
+    return [min((max(min(int(a + b * n), n), 128) + 63) // 64 * 64, n) / n for x, y in zip(p["alphas"], p["betas"]) for a, b in zip(x, y)]
+for f in sys.argv[2:]:
+    far = [abs(x - y) for n in (384, 512) for x, y in zip(spans(sys.argv[1], n), spans(f, n))]
+    assert sum(far) / len(far) <= .2 + 1e-9, (f, sum(far) / len(far))
+P
 expect 1 "$moascope" search "$temp/p.npz" --density 0.5 --density-low 0 --around full --step 0.1 -o "$temp/none"; says "within a step of 0.1"
 expect 3 "$moascope" search "$temp/p.npz" --density 0.5 --measure abs -o "$temp/none"; says "under a plan"
 # interrupted twice, then gone on with: the same
