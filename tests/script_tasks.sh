@@ -105,6 +105,14 @@ check "$temp/j.json" "[p['plan'] for p in j['plans']]==['full','uniform:0.5'] an
 expect 0 "$moascope" eval "$tiny" $cpu --task needle --lengths 700 --depths 3 --items 2 --json "$temp/n.json"
 check "$temp/n.json" "j['lengths'][0]['n']==6 and j['lengths'][0]['items'][0]['position']==0 and j['lengths'][0]['items'][2]['position']==1"
 
+# decoded together or one after the other: the same but for the seconds, whatever the plans and however many at once
+for batch in 1 3 8; do
+    expect 0 "$moascope" eval "$tiny" $cpu --task passkey --lengths 700,900 --items 5 -n 20 --plan full --plan uniform:0.5 --batch $batch --json "$temp/batch$batch.json"
+    sed -E 's/"(prefill|decode)_s": [^,}]*//g' "$temp/batch$batch.json" > "$temp/batch$batch.txt"
+done
+grep -q '"answer": "..*"' "$temp/batch1.txt" || complain "no answers to compare"
+cmp "$temp/batch1.txt" "$temp/batch3.txt" && cmp "$temp/batch1.txt" "$temp/batch8.txt" || complain "answers made together differ"
+
 long=("$moascope" eval "$tiny" $cpu --task passkey --lengths 900,1200 --items 150 --plan full --plan uniform:0.5 --json)
 expect 0 "${long[@]}" "$temp/whole.json"
 "${long[@]}" "$temp/cut.json" > /dev/null 2> "$temp/err" < /dev/null &

@@ -242,6 +242,60 @@ static void test_answer_is_the_greedy_run(void **state) {
     close_tiny(&t);
 }
 
+/* answers decoded together are those made alone: prompts and rules of any kind, limits, stop rules, one that ends at once */
+static void test_answers_together(void **state) {
+    (void)state;
+    enum { TOGETHER = 9 };
+    tiny t = open_tiny();
+    const int32_t n_vocab = t.model->shape.n_vocab, n_head = t.model->shape.n_layer * t.model->shape.n_head;
+    moa_pcg32 g = moa_pcg32_seed(11, 3);
+    moa_seq *seqs[TOGETHER] = {0};
+    moa_ask asks[TOGETHER];
+    moa_answer alone[TOGETHER] = {0}, out[TOGETHER];
+    static int32_t ids[TOGETHER][300];
+    moa_rule *rules[3];
+    for (int k = 0; k < 3; k++) {
+        rules[k] = calloc((size_t)n_head, sizeof **rules);
+        random_rules(&g, rules[k], n_head, k);
+    }
+    int n_whole = 0, n_text = 0;
+    for (int i = 0; i < TOGETHER; i++) {
+        must(moa_seq_open(&seqs[i], t.e, err));
+        asks[i] = (moa_ask){.ids = ids[i],
+                            .n_ids = i == 3 ? 1 : 40 + 31 * i,
+                            .n_gen = i == 4 ? 1 : i == 5 ? 0 : 7 + 9 * i,
+                            .rules = i % 4 == 3 ? NULL : rules[i % 4],
+                            .stop = i % 3 == 0 ? MOA_STOP_AT_SENTENCE | MOA_STOP_AT_NUMBER : i % 3 == 1 ? MOA_STOP_AT_LINE : 0};
+        random_ids(&g, ids[i], asks[i].n_ids, n_vocab);
+        must(moa_answer_make(t.s, &asks[i], &alone[i], err));
+        n_whole += alone[i].whole, n_text += alone[i].n_gen > 0;
+    }
+    assert_true(n_whole > 0 && n_whole < TOGETHER && n_text == TOGETHER - 1);
+    moa_seq_reset(t.s);
+    for (int again = 0; again < 2; again++)
+        for (int32_t n = 1; n <= TOGETHER; n += 4) {
+            must(moa_answer_batch(seqs, asks, n, out, err));
+            for (int32_t i = 0; i < n; i++) {
+                assert_string_equal(out[i].text.data, alone[i].text.data);
+                assert_int_equal(out[i].n_gen, alone[i].n_gen);
+                assert_int_equal(out[i].whole, alone[i].whole);
+                assert_true(fabs(out[i].kv_density - alone[i].kv_density) < 1e-12);
+                assert_true(out[i].prefill_s > 0 && (out[i].decode_s > 0) == (alone[i].n_gen > 0));
+                moa_answer_free(&out[i]);
+            }
+        }
+    moa_err why = {0};
+    asks[0].cancelled = always;
+    assert_int_equal(moa_answer_batch(seqs, asks, TOGETHER, out, &why), MOA_E_CANCELLED);
+    for (int i = 0; i < TOGETHER; i++) {
+        moa_answer_free(&out[i]), moa_answer_free(&alone[i]);
+        moa_seq_close(&seqs[i]);
+    }
+    for (int k = 0; k < 3; k++)
+        free(rules[k]);
+    close_tiny(&t);
+}
+
 /* --- part files ------------------------------------------------------------------------------------------------------------------ */
 
 static char folder[] = "/tmp/moa_part_XXXXXX";
@@ -321,6 +375,7 @@ int main(void) {
         cmocka_unit_test(test_losses_of_the_device),
         cmocka_unit_test(test_loss_refused_and_cancelled),
         cmocka_unit_test(test_answer_is_the_greedy_run),
+        cmocka_unit_test(test_answers_together),
         cmocka_unit_test(test_part_goes_on),
         cmocka_unit_test(test_part_of_a_torn_header),
     };

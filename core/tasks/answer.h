@@ -1,4 +1,6 @@
-/* answer.h -- lets a model answer, greedily, under span rules, and stops as soon as the answer is there.
+/* answer.h -- lets a model answer, greedily, under span rules, and stops as soon as the answer is there. One question, or several together:
+ *
+ *     prefill 0 | prefill 1 | ... | all decode in step, a few tokens at a time; who has its answer goes idle
  *
  * N of the span formula is prompt + limit, whatever the answer's real length: what is measured is a run that reserved that much. */
 #ifndef MOA_TASKS_ANSWER_H
@@ -35,6 +37,11 @@ typedef struct moa_answer {
 void moa_answer_free(moa_answer *a);
 /* The sequence is reset first. E_CANCELLED when cancelled. Zero-initialise out; moa_answer_free in any case. */
 moa_status moa_answer_make(moa_seq *seq, const moa_ask *ask, moa_answer *out, moa_err *err);
+/* The same of n questions together, whose rules may differ: prefilled one by one, decoded in step. seqs (n): of one engine, unwatched, each
+ * once, the pool is held for them; asks (n) and out (n), as above each. All asks' callbacks are of the first. n at most the engine's chunk. A decode step is shared, so
+ * decode_s is what falls to an answer's tokens, and kv_peak_bytes the pool's, of all. Logits of rows together may differ from those alone by
+ * rounding: answers are the same but for exact ties. On failure none counts. */
+moa_status moa_answer_batch(moa_seq *const *seqs, const moa_ask *asks, int32_t n, moa_answer *out, moa_err *err);
 /* Is the answer there, by these rules? (of the text so far) */
 bool moa_answer_done(const char *text, size_t n, int stop);
 

@@ -2,6 +2,8 @@
  *
  *   for each length: for each case: make it once, run it under every --plan (greedy), judge       -> table, --json
  *
+ * Answers are made --batch at a time: prompts one after the other, then all decode in step, cases and plans mixed. Too much memory for
+ * that: half as many from then on.
  * Plans are compared on the same cases. With --json FILE every result goes to FILE.part as it comes, so an interrupted evaluation goes on
  * where it stopped when the same command is given again; the file itself appears whole. */
 #include <cjson/cJSON.h>
@@ -23,7 +25,7 @@
 #include "tui/load.h"
 #include "version.h"
 
-enum { LENGTH_MAX = 64, PLAN_MAX = 256, NAME_CELLS = 28 };
+enum { LENGTH_MAX = 64, PLAN_MAX = 256, NAME_CELLS = 28, BATCH_MAX = 64 };
 #define RESULT_MAX ((int64_t)1 << 22)
 
 enum {
@@ -34,6 +36,7 @@ enum {
     OWN_DOCS,
     OWN_N,
     OWN_SEED,
+    OWN_BATCH,
     OWN_QUICK,
 };
 static const moa_option own[] = {
@@ -50,6 +53,7 @@ static const moa_option own[] = {
      "answer tokens at most; 0: what the task needs"},
     {"--seed -s", MOA_OPTION_INT, "S", "2", 0, 4294967295.0, false,
      "of the synthetic documents (calibrate's is 1)"},
+    {"--batch", MOA_OPTION_INT, "N", "8", 1, BATCH_MAX, false, "answers decoded together; 1: one after the other"},
     {"--quick", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false,
      "lengths 512,1024 and 10 cases (needle: 5 depths, 1) unless given"},
     {0},
@@ -73,7 +77,8 @@ typedef struct result {
 typedef struct eval {
     const moa_args *args;
     moa_loaded loaded;
-    moa_seq *seq;
+    moa_seq *seqs[BATCH_MAX]; /* (n_batch) open ones; [0] always */
+    int32_t n_batch;
     moa_task task;
     int32_t lengths[LENGTH_MAX];
     int n_length;
@@ -387,27 +392,42 @@ static char *copy(const char *text) {
     return strdup(text ? text : "");
 }
 
-static moa_status run_answer(eval *e, const moa_case *c, int p, result *r, moa_err *err) {
-    const moa_ask ask = {.ids = c->tokens.ids,
-                         .n_ids = c->tokens.n,
-                         .n_gen = moa_cases_n_gen(e->cases),
-                         .rules = e->plans[p]->rules,
-                         .stop = c->stop,
-                         .progress = on_progress,
-                         .cancelled = moa_interrupted,
-                         .user = e};
-    moa_answer a = {0};
-    const moa_status s = moa_answer_make(e->seq, &ask, &a, err);
-    if (s == MOA_OK) {
-        r->answer = copy(a.text.data);
-        r->score = moa_cases_judge(e->cases, c, r->answer ? r->answer : "");
-        r->n_gen = a.n_gen;
-        r->whole = a.whole;
-        r->prefill_s = a.prefill_s;
-        r->decode_s = a.decode_s;
-        r->kv_density = a.kv_density;
+/* a result under way: which it is, and its case, made once for all its plans */
+typedef struct asked {
+    moa_case *c; /* borrowed */
+    int32_t i;
+    int p;
+} asked;
+
+static void take_answer(eval *e, int l, const asked *x, const moa_answer *a) {
+    result *r = at(e, l, x->i, x->p);
+    r->answer = copy(a->text.data);
+    r->score = moa_cases_judge(e->cases, x->c, r->answer ? r->answer : "");
+    r->n_gen = a->n_gen;
+    r->whole = a->whole;
+    r->prefill_s = a->prefill_s;
+    r->decode_s = a->decode_s;
+    r->kv_density = a->kv_density;
+}
+
+static moa_status run_answers(eval *e, int l, const asked *x, int32_t n, moa_err *err) {
+    moa_ask asks[BATCH_MAX] = {0};
+    moa_answer answers[BATCH_MAX] = {0};
+    for (int32_t k = 0; k < n; k++)
+        asks[k] = (moa_ask){.ids = x[k].c->tokens.ids,
+                            .n_ids = x[k].c->tokens.n,
+                            .n_gen = moa_cases_n_gen(e->cases),
+                            .rules = e->plans[x[k].p]->rules,
+                            .stop = x[k].c->stop,
+                            .progress = on_progress,
+                            .cancelled = moa_interrupted,
+                            .user = e};
+    const moa_status s = n == 1 ? moa_answer_make(e->seqs[0], &asks[0], &answers[0], err)
+                                : moa_answer_batch(e->seqs, asks, n, answers, err);
+    for (int32_t k = 0; k < n; k++) {
+        if (s == MOA_OK) take_answer(e, l, &x[k], &answers[k]);
+        moa_answer_free(&answers[k]);
     }
-    moa_answer_free(&a);
     return s;
 }
 
@@ -428,7 +448,7 @@ static moa_status run_loss(eval *e, const moa_case *c, int p, result *r, moa_err
                               .user = e};
     moa_loss loss = {0};
     const double start = now_s();
-    const moa_status s = moa_loss_add(e->seq, &job, &loss, err);
+    const moa_status s = moa_loss_add(e->seqs[0], &job, &loss, err);
     if (s != MOA_OK) return s;
     const int32_t n = c->tokens.n - c->tokens.supervise_from;
     for (int32_t i = c->tokens.n / 2 - c->tokens.supervise_from; i < n; i++)
@@ -436,35 +456,90 @@ static moa_status run_loss(eval *e, const moa_case *c, int p, result *r, moa_err
     r->loss = loss.sum;
     r->n_loss = loss.n;
     r->prefill_s = now_s() - start;
-    r->kv_density = moa_seq_kv_density(e->seq);
+    r->kv_density = moa_seq_kv_density(e->seqs[0]);
     return MOA_OK;
 }
 
-static moa_status run_case(eval *e, int l, int32_t i, moa_err *err) {
-    moa_case c = {0};
+/* the result is whole: into the part file with it */
+static moa_status finish(eval *e, int l, const asked *x, moa_err *err) {
+    result *r = at(e, l, x->i, x->p);
+    r->depth = x->c->depth;
+    r->n_prompt = x->c->tokens.n;
+    r->expected = copy(x->c->n_expected ? x->c->expected[0] : "");
+    r->source = copy(x->c->source);
+    if (!r->expected || !r->source || (!is_loss(e) && !r->answer))
+        return moa_fail(err, MOA_E_MEMORY, "no memory for a result");
+    r->done = true;
+    e->tok_done += e->lengths[l];
+    return keep(e, l, x->i, x->p, err);
+}
+
+/* Fewer at once, from now on: sequences that are not needed give their pages back. */
+static void halve(eval *e, const moa_err *why) {
+    e->n_batch /= 2;
+    for (int32_t k = e->n_batch; k < BATCH_MAX; k++)
+        moa_seq_close(&e->seqs[k]);
+    for (int32_t k = 0; k < e->n_batch; k++)
+        moa_seq_reset(e->seqs[k]);
+    (void)moa_engine_hold(e->loaded.engine, NULL, 0, NULL);
+    moa_remark(e->args, "%d answers at a time from here on: %s", e->n_batch, why->text);
+}
+
+/* n results that belong together, at most n_batch of them at a time */
+static moa_status run_together(eval *e, int l, const asked *x, int32_t n, moa_err *err) {
     moa_status s = MOA_OK;
-    bool needed = false;
-    for (int p = 0; p < e->n_plan; p++)
-        needed = needed || !at(e, l, i, p)->done;
-    if (!needed) return MOA_OK;
-    MOA_TRY(moa_cases_make(e->cases, l, i, &c, err));
-    for (int p = 0; p < e->n_plan; p++) {
-        result *r = at(e, l, i, p);
-        if (r->done) continue;
-        if (moa_interrupted(NULL)) MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted"));
-        r->depth = c.depth;
-        r->n_prompt = c.tokens.n;
-        MOA_TRY(is_loss(e) ? run_loss(e, &c, p, r, err) : run_answer(e, &c, p, r, err));
-        r->expected = copy(c.n_expected ? c.expected[0] : "");
-        r->source = copy(c.source);
-        if (!r->expected || !r->source || (!is_loss(e) && !r->answer))
-            MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for a result"));
-        r->done = true;
-        MOA_TRY(keep(e, l, i, p, err));
-        e->tok_done += e->lengths[l];
+    for (int32_t done = 0, now; done < n && s == MOA_OK; done += s == MOA_OK ? now : 0) {
+        now = n - done < e->n_batch ? n - done : e->n_batch;
+        if (moa_interrupted(NULL)) return moa_fail(err, MOA_E_CANCELLED, "interrupted");
+        s = is_loss(e) ? run_loss(e, x[done].c, x[done].p, at(e, l, x[done].i, x[done].p), err)
+                       : run_answers(e, l, x + done, now, err);
+        if (s == MOA_E_MEMORY && now > 1) {
+            halve(e, err);
+            *err = (moa_err){0};
+            s = MOA_OK, now = 0;
+        }
+        for (int32_t k = 0; k < now && s == MOA_OK; k++)
+            s = finish(e, l, &x[done + k], err);
     }
-out:
-    moa_case_free(&c);
+    return s;
+}
+
+/* a length's results that are not there yet, n_batch by n_batch */
+static moa_status run_length(eval *e, int l, moa_err *err) {
+    moa_case cases[BATCH_MAX + 1] = {0}; /* of x, and one before them whose results are done */
+    asked x[BATCH_MAX];
+    int32_t n = 0, n_case = 0;
+    moa_status s = MOA_OK;
+    for (int32_t i = 0; i < moa_cases_n(e->cases, l) && s == MOA_OK; i++) {
+        bool made = false;
+        for (int p = 0; p < e->n_plan && s == MOA_OK; p++) {
+            if (at(e, l, i, p)->done) continue;
+            if (!made) s = moa_cases_make(e->cases, l, i, &cases[n_case++], err);
+            made = true;
+            x[n++] = (asked){&cases[n_case - 1], i, p};
+            if (s != MOA_OK || n < e->n_batch) continue;
+            s = run_together(e, l, x, n, err);
+            for (int32_t k = 0; k + 1 < n_case; k++)
+                moa_case_free(&cases[k]);
+            moa_case last = cases[n_case - 1]; /* its other plans are to come */
+            memset(cases, 0, sizeof cases);
+            cases[0] = last;
+            n = 0, n_case = 1;
+        }
+    }
+    if (s == MOA_OK && n > 0) s = run_together(e, l, x, n, err);
+    for (int32_t k = 0; k <= BATCH_MAX; k++)
+        moa_case_free(&cases[k]);
+    return s;
+}
+
+static moa_status open_seqs(eval *e, moa_err *err) {
+    moa_status s = MOA_OK;
+    const int32_t chunk = (int32_t)moa_args_int(e->args, MOA_OPT_CHUNK);
+    e->n_batch = is_loss(e) ? 1 : (int32_t)moa_args_int(e->args, OWN_BATCH);
+    if (chunk > 0 && chunk < e->n_batch) e->n_batch = chunk; /* a step is a chunk of so many tokens */
+    for (int32_t k = 0; k < e->n_batch && s == MOA_OK; k++)
+        s = moa_seq_open(&e->seqs[k], e->loaded.engine, err);
     return s;
 }
 
@@ -472,8 +547,7 @@ static moa_status run_all(eval *e, moa_err *err) {
     moa_status s = MOA_OK;
     int64_t n_done = 0;
     for (int l = 0; l < e->n_length && s == MOA_OK; l++)
-        for (int32_t i = 0; i < moa_cases_n(e->cases, l) && s == MOA_OK; i++)
-            s = run_case(e, l, i, err);
+        s = run_length(e, l, err);
     moa_progress_show(e->args, moa_task_name(e->task), 1, 1, "tokens");
     for (int64_t k = 0; k < e->first[e->n_length]; k++)
         n_done += e->results[k].done;
@@ -724,7 +798,8 @@ static void close_eval(eval *e) {
     moa_docs_free(&e->docs);
     for (int p = 0; p < e->n_plan; p++)
         moa_plan_close(&e->plans[p]);
-    moa_seq_close(&e->seq);
+    for (int k = 0; k < BATCH_MAX; k++)
+        moa_seq_close(&e->seqs[k]);
     moa_load_close(&e->loaded);
 }
 
@@ -756,7 +831,7 @@ static moa_status run(const moa_args *args, moa_err *err) {
     MOA_TRY(open_plans(&e, err));
     MOA_TRY(open_cases(&e, err));
     MOA_TRY(resume(&e, err));
-    MOA_TRY(moa_seq_open(&e.seq, e.loaded.engine, err));
+    MOA_TRY(open_seqs(&e, err));
     s = run_all(&e, err);
     if (s == MOA_OK) {
         MOA_TRY(show(&e, s, err));
