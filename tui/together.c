@@ -174,26 +174,7 @@ static void show_steps(const crew *c) {
     moa_progress_show(c->t->args, "decode", (double)c->r->n_gen, (double)c->t->n * c->t->n_gen, "tokens");
 }
 
-static moa_status sampled(crew *c, moa_err *err) {
-    bool *fed = calloc((size_t)c->t->n, sizeof *fed);
-    moa_status s = fed ? MOA_OK : moa_fail(err, MOA_E_MEMORY, "no memory for %d lanes", c->t->n);
-    while (s == MOA_OK && any_active(c)) {
-        if (moa_interrupted(NULL)) {
-            s = moa_fail(err, MOA_E_CANCELLED, "interrupted after %lld tokens", (long long)c->r->n_gen);
-            break;
-        }
-        for (int32_t i = 0; i < c->t->n; i++)
-            fed[i] = moa_lanes_active(c->lanes, i);
-        s = moa_lanes_step(c->lanes, c->logits, err);
-        for (int32_t i = 0; s == MOA_OK && i < c->t->n; i++)
-            if (fed[i]) s = choose(c, i, err);
-        show_steps(c);
-    }
-    free(fed);
-    return s;
-}
-
-static moa_status greedy(crew *c, moa_err *err) {
+static moa_status steps(crew *c, moa_err *err) {
     const int32_t n = c->t->n;
     int32_t *ids = malloc((size_t)n * (MOA_LANES_LOOK + 1) * sizeof *ids),
             *made = ids + (size_t)n * MOA_LANES_LOOK;
@@ -219,13 +200,13 @@ static moa_status greedy(crew *c, moa_err *err) {
 }
 
 static moa_status generate(crew *c, moa_err *err) {
-    const moa_lanes_config config = {.seqs = c->seqs, .n_seq = c->t->n, .end = c->ends, .n_end = c->n_end};
+    const moa_lanes_config config = {.seqs = c->seqs, .n_seq = c->t->n, .end = c->ends, .n_end = c->n_end, .sampling = c->t->sampling};
     moa_status s = MOA_OK;
     if (c->t->n_gen == 0) return MOA_OK;
     MOA_TRY(moa_lanes_open(&c->lanes, c->t->loaded->engine, &config, err));
     for (int32_t i = 0; i < c->t->n; i++)
         MOA_TRY(choose(c, i, err));
-    s = c->t->sampling.temp == 0 ? greedy(c, err) : sampled(c, err);
+    s = steps(c, err);
 out:
     return s;
 }

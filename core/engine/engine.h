@@ -121,14 +121,15 @@ moa_engine *moa_seq_engine(const moa_seq *s);
  *   seq 1  .....t                  own positions, spans and pages. A lane without a token to feed
  *   seq 2  ........t               is idle and costs its rows only
  *
- * Greedy steps follow one another on the device: ids, positions and what ends a lane stay there; the host looks after
+ * Steps follow one another on the device, greedy ones and drawn ones: ids, positions and what ends a lane stay there; the host looks after
  * MOA_LANES_LOOK steps. Prompts are prefilled before, one sequence at a time (moa_seq_forward). */
 enum { MOA_LANES_LOOK = 64 };
 typedef struct moa_lanes_config {
     moa_seq *const *seqs; /* (n_seq), each once, of this engine; borrowed. Planned, without lost keys, not watched (E_INVALID) */
     int32_t n_seq;        /* at most the engine's chunk */
-    const int32_t *end;   /* (n_end) ids that end a lane's greedy decoding, copied */
+    const int32_t *end;   /* (n_end) ids that end a lane's decoding, copied */
     int32_t n_end;
+    moa_sampling sampling; /* lane i draws with the seed sampling.seed + i; all zero: greedy */
 } moa_lanes_config;
 moa_status moa_lanes_open(moa_lanes **out, moa_engine *e, const moa_lanes_config *config, moa_err *err);
 void moa_lanes_close(moa_lanes **l); /* before its sequences */
@@ -137,7 +138,7 @@ void moa_lanes_close(moa_lanes **l); /* before its sequences */
 moa_status moa_lanes_feed(moa_lanes *l, int32_t i, int32_t id, moa_err *err);
 bool moa_lanes_active(const moa_lanes *l, int32_t i);
 
-/* Up to n_step greedy steps: lane i makes n_ids[i] ids, into ids (n_seq, n_step). After each its choice is what it feeds next; an end
+/* Up to n_step steps, greedy or drawn as the configuration says: lane i makes n_ids[i] ids, into ids (n_seq, n_step). After each its choice is what it feeds next; an end
  * token or a full sequence makes it idle. cancelled, or NULL: asked between looks; true: E_CANCELLED, with what was made. */
 moa_status moa_lanes_greedy(moa_lanes *l, int32_t n_step, int32_t *ids, int32_t *n_ids, bool (*cancelled)(void *user), void *user,
                             moa_err *err);

@@ -6,7 +6,7 @@
  * of the longest sequence; it follows the sequences' tables, entry by entry where they changed.
  *
  *   greedy   a look:  pages for up to 64 tokens ahead of every lane, what changed in the tables goes up,
- *                     64 steps are queued, each ending in `argmax`, which moves ids and positions on by itself,
+ *                     64 steps are queued, each ending in `argmax` or `sample`, which moves ids and positions on by itself,
  *                     the log of chosen ids comes down: count tokens, free what is out of sight
  *
  * So a step in between costs the host one replay. Where a lane stops (end token, no room) both sides know by the same rule; the
@@ -33,6 +33,7 @@ struct moa_lanes {
     moa_lanes *next;
     lane *lanes; /* (n_seq) */
     int32_t n_seq, n_end, max_pages;
+    moa_sampling sampling;
     int32_t *host; /* the device's block, up to seq: tables and spans, id, pos, limit, seq, end */
     size_t block;  /* elements of a lane's table and spans */
     size_t n_host; /* elements up to the log */
@@ -176,7 +177,7 @@ moa_status moa_lanes_open(moa_lanes **out, moa_engine *e, const moa_lanes_config
     if (s != MOA_OK) return s;
     l = calloc(1, sizeof *l);
     if (!l) return moa_fail(err, MOA_E_MEMORY, "no memory for %d lanes", c->n_seq);
-    *l = (moa_lanes){.engine = e, .next = e->lanes, .n_seq = c->n_seq, .n_end = c->n_end};
+    *l = (moa_lanes){.engine = e, .next = e->lanes, .n_seq = c->n_seq, .n_end = c->n_end, .sampling = c->sampling};
     e->lanes = l;
     for (int32_t i = 0; i < c->n_seq; i++)
         if (c->seqs[i]->max_pages > l->max_pages) l->max_pages = c->seqs[i]->max_pages;
@@ -343,10 +344,8 @@ out:
 
 /* --- steps ---------------------------------------------------------------------------------------------------------------------- */
 
-static moa_status operations(moa_lanes *l, bool choose, moa_err *err) {
+static moa_status choose_likeliest(moa_lanes *l, moa_err *err) {
     moa_engine *e = l->engine;
-    const moa_status s = moa_lanes_operations(e, &l->rows, err);
-    if (s != MOA_OK || !choose) return s;
     return e->vt->argmax(e->backend,
                          &(moa_args_argmax){.logits = l->rows.logits,
                                             .id = (int32_t *)(uintptr_t)l->rows.ids,
@@ -359,6 +358,29 @@ static moa_status operations(moa_lanes *l, bool choose, moa_err *err) {
                                             .log_stride = MOA_LANES_LOOK,
                                             .n_end = l->n_end},
                          err);
+}
+
+static moa_status draw(moa_lanes *l, moa_err *err) {
+    moa_engine *e = l->engine;
+    return e->vt->sample(e->backend,
+                         &(moa_args_sample){.logits = l->rows.logits,
+                                            .how = l->sampling,
+                                            .id = (int32_t *)(uintptr_t)l->rows.ids,
+                                            .pos = (int32_t *)(uintptr_t)l->rows.pos,
+                                            .limit = l->d_limit,
+                                            .log = l->d_log,
+                                            .end = l->d_end,
+                                            .n_seq = l->n_seq,
+                                            .n_vocab = shape_of(l)->n_vocab,
+                                            .log_stride = MOA_LANES_LOOK,
+                                            .n_end = l->n_end},
+                         err);
+}
+
+static moa_status operations(moa_lanes *l, bool choose, moa_err *err) {
+    const moa_status s = moa_lanes_operations(l->engine, &l->rows, err);
+    if (s != MOA_OK || !choose) return s;
+    return l->sampling.temp == 0 ? choose_likeliest(l, err) : draw(l, err);
 }
 
 /* as in engine_forward.c: a recording that cannot be made is no error */
