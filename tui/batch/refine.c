@@ -1,10 +1,15 @@
 /* refine.c -- `moascope refine`: a plan found in rounds, each of which measures the influence of spans under the plan it has come to.
  *
  *   at = full attention (or --plan)
- *   round    profile at  -->  influence of this round, and the mean over all rounds so far
- *                             each: the least predicted loss at a density, within a step of the best plan  -->  two candidates
- *            judge both by the true loss of other items (what validate measures)  -->  the better one is the next `at`
- *   density  falls by a step a round until it is --density; from there on a candidate has to be better than the best, or the step is halved
+ *   round 1  profile at  -->  the least predicted loss at the density: what `search` finds
+ *   round k  profile at  -->  influence of this round, and the mean over all rounds so far
+ *                             each: the least predicted loss at the density, within a step of the best plan  -->  two candidates
+ *            judge both by the true loss of other items  -->  the better one is the next `at`; where none is better than the best, the step
+ *            is halved
+ *   --path   before that the density falls by three quarters of a step a round
+ *
+ *   loss     answers (--data)   -log of the probability of the answer, nats; influence by default on the margin (profile.h)
+ *            texts (--text)     cross-entropy of a token, nats, times --text-weight: that a plan kept for answers alone costs much of it
  *
  * Why rounds: the influence of single heads at full attention does not add up (docs/proof.md). Heads stand in for one another: each may be
  * cut while the others are there. Under a plan the gradient sees what is already gone; the mean over the way from full attention to the plan
@@ -12,7 +17,7 @@
  *
  *   DIR/round_NN.npz     influence of a round, as `profile --plan` writes it, the curves alone
  *   DIR/step_NN_X.json   candidates that keep more than --density (on the way)
- *   DIR/plan_NN_X.json   candidates within it; X: a of the round's influence, b of the mean, c: of full attention's without a step
+ *   DIR/plan_NN_X.json   candidates within it; X: a of the round's influence, b of the mean, c: of the first round's without a step
  *   DIR/best.json        the plan of the least true loss within it
  *   DIR/refine.json      the table of rounds
  *   DIR/refine.json.part while it is not done: true losses. ^C ends it; the same command goes on, and comes to the same plans. */
@@ -38,14 +43,21 @@
 
 enum { LENGTHS_MAX = MOA_LOSSES_LENGTH_MAX, ROUNDS_MAX = 64, PER_ROUND = 3, KEY_CHARS = 16 };
 enum {
-    OWN_DENSITY = MOA_OPT_OWN, OWN_ROUNDS, OWN_STEP, OWN_ITEMS, OWN_JUDGE, OWN_LOSS, OWN_EXTEND, OWN_PER, OWN_ALPHA_STEP
+    OWN_DENSITY = MOA_OPT_OWN, OWN_ROUNDS, OWN_STEP, OWN_PATH, OWN_ITEMS, OWN_JUDGE, OWN_TEXT, OWN_TEXT_WEIGHT, OWN_LOSS, OWN_EXTEND,
+    OWN_PER, OWN_ALPHA_STEP
 };
 
-/* one length: the first n_profile items are profiled, n_judge from judge0 on are judged by */
-typedef struct stage {
-    int32_t n_tok;
+enum { ANSWERS, TEXTS, N_KIND };
+
+/* items of one length and kind: the first n_profile are profiled, n_judge from judge0 on are judged by */
+typedef struct lot {
     moa_token_items items;
     int32_t n_profile, judge0, n_judge;
+} lot;
+
+typedef struct stage {
+    int32_t n_tok;
+    lot lots[N_KIND];
 } stage;
 
 typedef struct candidate {
@@ -53,7 +65,8 @@ typedef struct candidate {
     char kind; /* 'a', 'b', 'c' */
     moa_plan *plan; /* owned */
     double density, predicted; /* the largest of the bounded ones; the change against full attention */
-    double loss[LENGTHS_MAX], mean; /* true ones, nats a token */
+    double loss[LENGTHS_MAX], mean; /* true ones, as said above */
+    double part[N_KIND];            /* nats an answer, nats a token of text: means over the lengths */
     bool within; /* --density */
 } candidate;
 
@@ -61,7 +74,8 @@ typedef struct job {
     const moa_args *args;
     moa_loaded loaded;
     moa_seq *seq;
-    moa_items items;
+    moa_items items[N_KIND];
+    int n_kind; /* 1: no texts */
     stage stages[LENGTHS_MAX];
     int32_t n_stage, lengths[LENGTHS_MAX], extend[MOA_SEARCH_BOUND_MAX], n_extend;
     bool margin;
@@ -70,7 +84,7 @@ typedef struct job {
     moa_losses *now, *mean; /* of the round; the sum over rounds, divided when used */
     candidate found[ROUNDS_MAX * PER_ROUND];
     int32_t n_found, best, at, n_round; /* best: -1: none within; at: -1: --plan */
-    double full[LENGTHS_MAX], full_mean, step;
+    double full[LENGTHS_MAX], full_mean, full_part[N_KIND], step, weight[N_KIND];
     double done, total; /* tokens of the round, a backward pass as four forward ones */
 } job;
 
@@ -96,23 +110,29 @@ static moa_status take_lengths(job *j, moa_err *err) {
 }
 
 /* half of the items are profiled and half judge, unless it is said otherwise; a file with too few is used twice */
+static void share_out(const job *j, lot *t) {
+    const int32_t items = (int32_t)moa_args_int(j->args, OWN_ITEMS), judge = (int32_t)moa_args_int(j->args, OWN_JUDGE), n = t->items.n;
+    t->n_profile = items > 0 ? (items < n ? items : n) : n > 1 ? n / 2 : 1;
+    t->n_judge = judge > 0 ? judge : n - t->n_profile;
+    if (t->n_judge < 1 || t->n_judge > n) t->n_judge = n;
+    t->judge0 = n - t->n_judge;
+}
+
 static moa_status take_items(job *j, moa_err *err) {
-    const int32_t items = (int32_t)moa_args_int(j->args, OWN_ITEMS), judge = (int32_t)moa_args_int(j->args, OWN_JUDGE);
-    for (int i = 0; i < j->n_stage; i++) {
-        stage *t = &j->stages[i];
-        const moa_encode how = {.form = MOA_FORM_AUTO, .n_max = t->n_tok};
-        const moa_status s = moa_items_encode(j->loaded.model, &j->items, &how, 0, &t->items, err);
-        if (s != MOA_OK) return s;
-        const int32_t n = t->items.n;
-        if (n == 0)
-            return moa_fail(err, MOA_E_INVALID, "no item fits a length of %d tokens: %s", t->n_tok, t->items.why[0] ? t->items.why : "there is none");
-        t->n_profile = items > 0 && items < n ? items : items > 0 ? n : n > 1 ? n / 2 : 1;
-        t->n_judge = judge > 0 ? judge : n - t->n_profile;
-        if (t->n_judge < 1 || t->n_judge > n) t->n_judge = n;
-        t->judge0 = n - t->n_judge;
-        moa_remark(j->args, "length %d: %d items are profiled, %d judge%s", t->n_tok, t->n_profile, t->n_judge,
-                   t->judge0 < t->n_profile ? ", some of them both" : "");
-    }
+    for (int i = 0; i < j->n_stage; i++)
+        for (int k = 0; k < j->n_kind; k++) {
+            lot *t = &j->stages[i].lots[k];
+            const char *what = k == TEXTS ? "texts" : "items";
+            const moa_encode how = {.form = MOA_FORM_AUTO, .n_max = j->lengths[i]};
+            const moa_status s = moa_items_encode(j->loaded.model, &j->items[k], &how, 0, &t->items, err);
+            if (s != MOA_OK) return s;
+            if (t->items.n == 0)
+                return moa_fail(err, MOA_E_INVALID, "none of the %s fits a length of %d tokens: %s", what, j->lengths[i],
+                                t->items.why[0] ? t->items.why : "there is none");
+            share_out(j, t);
+            moa_remark(j->args, "length %d: %d %s are profiled, %d judge%s", j->lengths[i], t->n_profile, what, t->n_judge,
+                       t->judge0 < t->n_profile ? ", some of them both" : "");
+        }
     return MOA_OK;
 }
 
@@ -123,6 +143,9 @@ static moa_status take_words(job *j, moa_err *err) {
         return moa_fail(err, MOA_E_USAGE, "--loss %s: it is cross-entropy or margin", loss);
     if (strcmp(per, "group") != 0 && strcmp(per, "head") != 0) return moa_fail(err, MOA_E_USAGE, "--per %s: it is group or head", per);
     j->step = moa_args_real(j->args, OWN_STEP);
+    j->weight[ANSWERS] = 1;
+    j->weight[TEXTS] = moa_args_real(j->args, OWN_TEXT_WEIGHT);
+    j->n_kind = moa_args_has(j->args, OWN_TEXT) ? N_KIND : 1;
     j->n_round = (int32_t)moa_args_int(j->args, OWN_ROUNDS);
     return MOA_OK;
 }
@@ -132,18 +155,20 @@ static void make_key(job *j) {
     moa_sha256 h;
     char text[512];
     moa_sha256_init(&h);
-    for (int i = 0; i < j->n_stage; i++)
-        for (int32_t k = 0; k < j->stages[i].items.n; k++) {
-            const moa_tokens *t = &j->stages[i].items.data[k];
+    for (int i = 0; i < j->n_stage * j->n_kind; i++) {
+        const lot *l = &j->stages[i / j->n_kind].lots[i % j->n_kind];
+        for (int32_t k = 0; k < l->items.n; k++) {
+            const moa_tokens *t = &l->items.data[k];
             moa_sha256_add(&h, t->ids, (size_t)t->n * sizeof *t->ids);
             moa_sha256_add(&h, &t->supervise_from, sizeof t->supervise_from);
         }
+        moa_sha256_add(&h, &l->n_profile, 3 * sizeof(int32_t));
+    }
     const size_t n = (size_t)j->loaded.plan->n_layer * (size_t)j->loaded.plan->n_head;
     moa_sha256_add(&h, j->loaded.plan->rules, n * sizeof *j->loaded.plan->rules);
     moa_sha256_add(&h, j->extend, (size_t)j->n_extend * sizeof *j->extend);
-    for (int i = 0; i < j->n_stage; i++) moa_sha256_add(&h, &j->stages[i].n_profile, 3 * sizeof(int32_t));
-    (void)snprintf(text, sizeof text, "%s %s %.17g %.17g %d %s %d", j->loaded.model->fingerprint, moa_load_kv_type(j->args),
-                   moa_args_real(j->args, OWN_DENSITY), j->step, j->margin, moa_args_text(j->args, OWN_PER),
+    (void)snprintf(text, sizeof text, "%s %s %.17g %.17g %.17g %d %d %s %d", j->loaded.model->fingerprint, moa_load_kv_type(j->args),
+                   moa_args_real(j->args, OWN_DENSITY), j->step, j->weight[TEXTS], j->margin, moa_args_has(j->args, OWN_PATH), moa_args_text(j->args, OWN_PER),
                    (int)moa_args_int(j->args, OWN_ALPHA_STEP));
     moa_sha256_add(&h, text, strlen(text));
     moa_sha256_hex(&h, j->key);
@@ -163,7 +188,12 @@ static void put_number(moa_buf *out, const char *before, double x) {
     moa_json_number(out, x);
 }
 
-static void put_influence_meta(const job *j, const moa_influence *sums, moa_buf *out) {
+/* sums of one length, of each kind */
+typedef struct sums {
+    moa_influence of[N_KIND];
+} sums;
+
+static void put_influence_meta(const job *j, const sums *all, moa_buf *out) {
     const moa_model *m = j->loaded.model;
     moa_buf_str(out, "{\"format\": \"moa-influence\", \"version\": 1, \"model\": {\"name\": ");
     moa_text_json(m->name, strlen(m->name), out);
@@ -174,16 +204,21 @@ static void put_influence_meta(const job *j, const moa_influence *sums, moa_buf 
                    m->shape.n_layer, m->shape.n_head, m->shape.n_head_kv, m->shape.d_head, m->fingerprint, j->key,
                    moa_args_text(j->args, OWN_LOSS));
     for (int i = 0; i < j->n_stage; i++) {
-        const moa_influence *f = &sums[i];
+        const moa_influence *f = &all[i].of[ANSWERS];
         moa_buf_printf(out, "%s\"%d\": {\"items\": %d, \"supervised\": %lld, \"clamped\": %lld", i ? ", " : "", f->n_tok, f->n_item,
                        (long long)f->n_supervised, (long long)f->n_clamped);
         put_number(out, ", \"loss\": ", f->loss / f->n_item);
+        if (j->n_kind > 1) {
+            put_number(out, ", \"text_loss\": ", all[i].of[TEXTS].loss / all[i].of[TEXTS].n_item);
+            put_number(out, ", \"text_weight\": ", j->weight[TEXTS]);
+        }
         moa_buf_str(out, "}");
     }
     moa_buf_str(out, "}}");
 }
 
-static moa_status put_curves(moa_npy_writer *w, const job *j, const moa_influence *f, moa_err *err) {
+static moa_status put_curves(moa_npy_writer *w, const job *j, const sums *all, moa_err *err) {
+    const moa_influence *f = &all->of[ANSWERS];
     const size_t l = (size_t)f->n_layer, h = (size_t)f->n_head, n = l * h * ((size_t)f->nb + 1);
     const moa_npy_shape curves = {MOA_NPY_F32, 3, {l, h, (size_t)f->nb + 1}}, spans = {MOA_NPY_I32, 2, {l, h}};
     char name[64];
@@ -191,7 +226,11 @@ static moa_status put_curves(moa_npy_writer *w, const job *j, const moa_influenc
     float *mean = malloc(n * sizeof *mean);
     int32_t *span = malloc(l * h * sizeof *span);
     if (!mean || !span) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for the curves of %zu heads", l * h));
-    for (size_t i = 0; i < n; i++) mean[i] = (float)(f->joint[i] / f->n_item);
+    for (size_t i = 0; i < n; i++) {
+        double sum = 0;
+        for (int k = 0; k < j->n_kind; k++) sum += j->weight[k] * all->of[k].joint[i] / all->of[k].n_item;
+        mean[i] = (float)sum;
+    }
     for (size_t i = 0; i < l * h; i++) span[i] = moa_span(plan_at(j)->rules[i], f->n_tok);
     (void)snprintf(name, sizeof name, "joint_%d", f->n_tok);
     MOA_TRY(moa_npz_add(w, name, &curves, mean, err));
@@ -203,14 +242,14 @@ out:
     return s;
 }
 
-static moa_status save_influence(const job *j, const moa_influence *sums, const char *path, moa_err *err) {
+static moa_status save_influence(const job *j, const sums *all, const char *path, moa_err *err) {
     moa_npy_writer *w = NULL;
     moa_buf text = {0};
     moa_status s = MOA_OK;
-    put_influence_meta(j, sums, &text);
+    put_influence_meta(j, all, &text);
     if (!moa_buf_ok(&text)) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "%s: no memory for its description", path));
     MOA_TRY(moa_npy_open(&w, path, NULL, err));
-    for (int i = 0; i < j->n_stage; i++) MOA_TRY(put_curves(w, j, &sums[i], err));
+    for (int i = 0; i < j->n_stage; i++) MOA_TRY(put_curves(w, j, &all[i], err));
     MOA_TRY(moa_npz_text(w, "meta", text.data, err));
     s = moa_npy_commit(&w, err);
 out:
@@ -224,6 +263,8 @@ static void put_found(const job *j, const candidate *c, moa_buf *out) {
     put_number(out, ", \"density\": ", c->density);
     put_number(out, ", \"predicted\": ", c->predicted);
     put_number(out, ", \"loss\": ", c->mean);
+    put_number(out, ", \"answers\": ", c->part[ANSWERS]);
+    if (j->n_kind > 1) put_number(out, ", \"texts\": ", c->part[TEXTS]);
     moa_buf_str(out, ", \"losses\": {");
     for (int i = 0; i < j->n_stage; i++) {
         moa_buf_printf(out, "%s\"%d\": ", i ? ", " : "", j->lengths[i]);
@@ -290,29 +331,31 @@ static void on_profile(void *user, int32_t done, int32_t total) {
     moa_progress_show(j->args, "refine", j->done + 4.0 * j->lengths[0] * done / total, j->total, "tokens");
 }
 
-static moa_status profile_length(job *j, moa_profile *p, const stage *t, moa_influence *sums, moa_err *err) {
-    moa_status s = moa_influence_open(sums, &j->loaded.model->shape, t->n_tok, err);
-    const bool planned = moa_plan_describe(plan_at(j), t->n_tok, 0).dense_share < 1;
+static moa_status profile_lot(job *j, moa_profile *p, int32_t n_tok, const lot *t, bool margin, moa_influence *to, moa_err *err) {
+    moa_status s = moa_influence_open(to, &j->loaded.model->shape, n_tok, err);
+    const bool planned = moa_plan_describe(plan_at(j), n_tok, 0).dense_share < 1;
     for (int32_t i = 0; i < t->n_profile && s == MOA_OK; i++) {
         const moa_tokens *item = &t->items.data[i];
         const moa_profile_item one = {.ids = item->ids, .n = item->n, .supervise_from = item->supervise_from, .cancelled = moa_interrupted,
-                                      .progress = on_profile, .user = j, .rules = planned ? plan_at(j)->rules : NULL, .margin = j->margin};
-        s = moa_profile_add(p, &one, sums, NULL, err);
+                                      .progress = on_profile, .user = j, .rules = planned ? plan_at(j)->rules : NULL, .margin = margin};
+        s = moa_profile_add(p, &one, to, NULL, err);
         j->done += 5.0 * item->n;
     }
     return s;
 }
 
 static moa_status profile(job *j, const char *path, moa_err *err) {
-    moa_influence sums[LENGTHS_MAX] = {0};
+    sums all[LENGTHS_MAX] = {0};
     moa_profile *p = NULL;
     moa_status s = MOA_OK;
     MOA_TRY(moa_profile_open(&p, j->loaded.engine, j->lengths[j->n_stage - 1], err));
-    for (int i = 0; i < j->n_stage; i++) MOA_TRY(profile_length(j, p, &j->stages[i], &sums[i], err));
-    MOA_TRY(save_influence(j, sums, path, err));
+    for (int i = 0; i < j->n_stage; i++)
+        for (int k = 0; k < j->n_kind; k++)
+            MOA_TRY(profile_lot(j, p, j->lengths[i], &j->stages[i].lots[k], j->margin && k == ANSWERS, &all[i].of[k], err));
+    MOA_TRY(save_influence(j, all, path, err));
 out:
     moa_profile_close(&p);
-    for (int i = 0; i < j->n_stage; i++) moa_influence_free(&sums[i]);
+    for (int i = 0; i < j->n_stage * N_KIND; i++) moa_influence_free(&all[i / N_KIND].of[i % N_KIND]);
     return s;
 }
 
@@ -411,10 +454,9 @@ static void plan_key(const moa_plan *p, char out[65]) {
     out[KEY_CHARS] = 0;
 }
 
-/* "PLAN LENGTH ITEM LOSS" among the lines there were; NAN: not there */
-static double known(const job *j, const char *plan, int32_t length, int32_t item) {
-    char want[64];
-    const size_t n_want = (size_t)snprintf(want, sizeof want, "%s %d %d ", plan, length, item);
+/* "PLAN LENGTH KIND ITEM LOSS" among the lines there were; NAN: not there */
+static double known(const job *j, const char *want) {
+    const size_t n_want = strlen(want);
     for (int32_t i = 0; i < moa_part_n(j->part); i++) {
         char number[64];
         size_t n;
@@ -427,18 +469,27 @@ static double known(const job *j, const char *plan, int32_t length, int32_t item
     return (double)NAN;
 }
 
-static moa_status judge_item(job *j, const moa_plan *p, const char *key, const stage *t, int32_t i, double *loss, moa_err *err) {
-    const moa_tokens *item = &t->items.data[i];
-    const moa_loss_job work = {.ids = item->ids, .n = item->n, .from = item->supervise_from, .rules = p->rules, .n_reserved = t->n_tok,
-                               .progress = on_progress, .cancelled = moa_interrupted, .user = j};
+/* which item of which length and kind */
+typedef struct spot {
+    int stage, kind;
+    int32_t item;
+} spot;
+
+/* nats of all supervised tokens */
+static moa_status judge_item(job *j, const moa_plan *p, const char *key, spot at, double *loss, moa_err *err) {
+    const moa_tokens *item = &j->stages[at.stage].lots[at.kind].items.data[at.item];
+    const moa_loss_job work = {.ids = item->ids, .n = item->n, .from = item->supervise_from, .rules = p->rules,
+                               .n_reserved = j->lengths[at.stage], .progress = on_progress, .cancelled = moa_interrupted, .user = j};
     moa_loss sum = {0};
     moa_buf line = {0};
+    char want[96];
     moa_status s = MOA_OK;
-    *loss = known(j, key, t->n_tok, i);
+    (void)snprintf(want, sizeof want, "%.32s %d %d %d ", key, j->lengths[at.stage], at.kind, at.item);
+    *loss = known(j, want);
     if (!isfinite(*loss)) {
         MOA_TRY(moa_loss_add(j->seq, &work, &sum, err));
-        *loss = sum.sum / (double)sum.n;
-        moa_buf_printf(&line, "%s %d %d ", key, t->n_tok, i);
+        *loss = sum.sum;
+        moa_buf_str(&line, want);
         moa_json_number(&line, *loss);
         if (!moa_buf_ok(&line)) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for a loss"));
         MOA_TRY(moa_part_add(j->part, line.data, line.size, err));
@@ -449,19 +500,33 @@ out:
     return s;
 }
 
-/* loss (n_stage): mean over items of their mean; *mean: over lengths */
-static moa_status judge(job *j, const moa_plan *p, double *loss, double *mean, moa_err *err) {
+/* mean over the items that judge: nats an answer, nats a token of text */
+static moa_status judge_lot(job *j, const moa_plan *p, const char *key, spot at, double *loss, moa_err *err) {
+    const lot *t = &j->stages[at.stage].lots[at.kind];
+    moa_status s = MOA_OK;
+    *loss = 0;
+    for (at.item = t->judge0; at.item < t->items.n && s == MOA_OK; at.item++) {
+        const moa_tokens *item = &t->items.data[at.item];
+        double x = 0;
+        s = judge_item(j, p, key, at, &x, err);
+        *loss += x / t->n_judge / (at.kind == TEXTS ? item->n - item->supervise_from : 1);
+    }
+    return s;
+}
+
+/* loss (n_stage), *mean over lengths, part (N_KIND) */
+static moa_status judge(job *j, const moa_plan *p, double *loss, double *mean, double *part, moa_err *err) {
     char key[65];
     moa_status s = MOA_OK;
     plan_key(p, key);
-    *mean = 0;
+    *mean = part[ANSWERS] = part[TEXTS] = 0;
     for (int i = 0; i < j->n_stage; i++) {
-        const stage *t = &j->stages[i];
         loss[i] = 0;
-        for (int32_t k = t->judge0; k < t->items.n; k++) {
+        for (int k = 0; k < j->n_kind; k++) {
             double x;
-            MOA_TRY(judge_item(j, p, key, t, k, &x, err));
-            loss[i] += x / t->n_judge;
+            MOA_TRY(judge_lot(j, p, key, (spot){i, k, 0}, &x, err));
+            loss[i] += j->weight[k] * x;
+            part[k] += x / j->n_stage;
         }
         *mean += loss[i] / j->n_stage;
     }
@@ -473,15 +538,18 @@ out:
 
 static void begin_round(job *j) {
     j->done = j->total = 0;
-    for (int i = 0; i < j->n_stage; i++)
-        for (int32_t k = 0; k < j->stages[i].items.n; k++)
-            j->total += j->stages[i].items.data[k].n * ((k < j->stages[i].n_profile ? 5.0 : 0) + (k >= j->stages[i].judge0 ? 2.0 : 0));
+    for (int i = 0; i < j->n_stage * j->n_kind; i++) {
+        const lot *t = &j->stages[i / j->n_kind].lots[i % j->n_kind];
+        for (int32_t k = 0; k < t->items.n; k++)
+            j->total += t->items.data[k].n * ((k < t->n_profile ? 5.0 : 0) + (k >= t->judge0 ? 2.0 : 0));
+    }
 }
 
 static void say(const job *j, const candidate *c) {
     moa_progress_show(j->args, "refine", 1, 1, "tokens");
-    moa_remark(j->args, "round %d%c: density %.4f, predicted %+.4f, loss %.4f (full attention %.4f)%s", c->round, c->kind, c->density,
-               c->predicted, c->mean, j->full_mean, j->best >= 0 && c == &j->found[j->best] ? ", the best" : "");
+    moa_remark(j->args, "round %d%c: density %.4f, predicted %+.4f, loss %.4f (%.4f an answer, %.4f a token of text)%s", c->round, c->kind,
+               c->density, c->predicted, c->mean, c->part[ANSWERS], c->part[TEXTS],
+               j->best >= 0 && c == &j->found[j->best] ? ", the best" : "");
 }
 
 /* judges what the round found; *next: the best of it, -1: nothing new */
@@ -491,10 +559,10 @@ static moa_status judge_found(job *j, int32_t from, int32_t *next, moa_err *err)
     *next = -1;
     for (int32_t i = from; i < j->n_found; i++) {
         candidate *c = &j->found[i];
-        MOA_TRY(judge(j, c->plan, c->loss, &c->mean, err));
+        MOA_TRY(judge(j, c->plan, c->loss, &c->mean, c->part, err));
         name_of(c, name);
         MOA_TRY(save_plan(j, c, name, err));
-        if (c->kind != 'c' && (*next < 0 || c->mean < j->found[*next].mean)) *next = i;
+        if (*next < 0 || c->mean < j->found[*next].mean) *next = i;
         if (c->within && (j->best < 0 || c->mean < j->found[j->best].mean)) {
             j->best = i;
             MOA_TRY(save_plan(j, c, "best.json", err));
@@ -505,25 +573,35 @@ out:
     return s;
 }
 
+/* candidates at the density, or on the way to it; *there: at it */
+static moa_status find_all(job *j, int32_t k, bool *there, moa_err *err) {
+    const double goal = moa_args_real(j->args, OWN_DENSITY), now = density_of(j, plan_at(j));
+    const bool path = moa_args_has(j->args, OWN_PATH);
+    moa_status s = MOA_OK;
+    *there = now <= goal * (1 + 1e-9);
+    if (!*there && !path) return find(j, j->now, 1, goal, NULL, (candidate){.round = k, .kind = 'c'}, err);
+    const moa_plan *around = *there && j->best >= 0 ? j->found[j->best].plan : plan_at(j);
+    /* a full step down is all that the step allows: leave some of it for heads that grow */
+    const double density = *there ? goal : fmax(goal, now - .75 * j->step);
+    MOA_TRY(find(j, j->now, 1, density, around, (candidate){.round = k, .kind = 'a'}, err));
+    MOA_TRY(find(j, j->mean, 1.0 / k, density, around, (candidate){.round = k, .kind = 'b'}, err));
+out:
+    return s;
+}
+
 /* false in *more: nothing is left to try */
 static moa_status run_round(job *j, int32_t k, bool *more, moa_err *err) {
-    const double goal = moa_args_real(j->args, OWN_DENSITY), now = density_of(j, plan_at(j));
-    const bool there = now <= goal * (1 + 1e-9); /* at the density; else on the way */
     const int32_t from = j->n_found, best = j->best;
-    const moa_plan *around = there && j->best >= 0 ? j->found[j->best].plan : plan_at(j);
-    /* a full step down is all that the step allows: leave some of it for heads that grow */
-    const double density = there ? goal : fmax(goal, now - .75 * j->step);
+    bool there;
     int32_t next;
     moa_status s = MOA_OK;
     begin_round(j);
     MOA_TRY(influence(j, k, err));
-    MOA_TRY(find(j, j->now, 1, density, around, (candidate){.round = k, .kind = 'a'}, err));
-    MOA_TRY(find(j, j->mean, 1.0 / k, density, around, (candidate){.round = k, .kind = 'b'}, err));
-    if (k == 1 && !there) MOA_TRY(find(j, j->now, 1, goal, NULL, (candidate){.round = k, .kind = 'c'}, err));
+    MOA_TRY(find_all(j, k, &there, err));
     MOA_TRY(judge_found(j, from, &next, err));
     if (next >= 0) j->at = next; /* also where it is worse: its influence goes into the mean */
-    if (there && (j->best == best || next < 0)) j->step /= 2;
-    *more = next >= 0 && j->step >= moa_args_real(j->args, OWN_STEP) / 16;
+    if (there && j->best == best) j->step /= 2;
+    *more = (next >= 0 || j->best >= 0) && j->step >= moa_args_real(j->args, OWN_STEP) / 16;
 out:
     return s;
 }
@@ -534,7 +612,9 @@ static moa_status work(job *j, moa_err *err) {
     moa_plan *full = NULL;
     MOA_TRY(moa_plan_uniform(&full, j->loaded.plan->n_layer, j->loaded.plan->n_head, (moa_rule){0, 1}, err));
     begin_round(j);
-    MOA_TRY(judge(j, full, j->full, &j->full_mean, err));
+    MOA_TRY(judge(j, full, j->full, &j->full_mean, j->full_part, err));
+    moa_remark(j->args, "full attention: loss %.4f (%.4f an answer, %.4f a token of text)", j->full_mean, j->full_part[ANSWERS],
+               j->full_part[TEXTS]);
     j->best = j->at = -1;
     for (int32_t k = 1; k <= j->n_round && more; k++) MOA_TRY(run_round(j, k, &more, err));
     if (j->best < 0)
@@ -603,11 +683,11 @@ static moa_status show(const job *j, moa_err *err) {
 
 static void close_job(job *j) {
     for (int32_t i = 0; i < j->n_found; i++) moa_plan_close(&j->found[i].plan);
-    for (int i = 0; i < LENGTHS_MAX; i++) moa_token_items_free(&j->stages[i].items);
+    for (int i = 0; i < LENGTHS_MAX * N_KIND; i++) moa_token_items_free(&j->stages[i / N_KIND].lots[i % N_KIND].items);
     moa_losses_close(&j->now);
     moa_losses_close(&j->mean);
     moa_part_close(&j->part);
-    moa_items_free(&j->items);
+    for (int k = 0; k < N_KIND; k++) moa_items_free(&j->items[k]);
     moa_seq_close(&j->seq);
     moa_load_close(&j->loaded);
     free(j);
@@ -624,7 +704,8 @@ static moa_status run(const moa_args *args, moa_err *err) {
     if (!moa_args_has(args, MOA_OPT_OUTPUT)) MOA_TRY(moa_fail(err, MOA_E_USAGE, "where to? -o DIR"));
     if (!(moa_args_real(args, OWN_DENSITY) > 0)) MOA_TRY(moa_fail(err, MOA_E_USAGE, "--density: above 0 and at most 1"));
     MOA_TRY(take_words(j, err));
-    MOA_TRY(moa_items_read(&j->items, data, err));
+    MOA_TRY(moa_items_read(&j->items[ANSWERS], data, err));
+    if (j->n_kind > 1) MOA_TRY(moa_items_read(&j->items[TEXTS], moa_args_text(args, OWN_TEXT), err));
     MOA_TRY(moa_load(&j->loaded, args, 0, err));
     MOA_TRY(take_lengths(j, err));
     MOA_TRY(take_items(j, err));
@@ -644,9 +725,12 @@ static const moa_option own[] = {
     {"--density", MOA_OPTION_REAL, "D", "0.5", 0, 1, false, "share of the KV kept at every length, at most"},
     {"--rounds", MOA_OPTION_INT, "R", "8", 1, ROUNDS_MAX, false, "rounds at most: a profile and two judged plans each"},
     {"--step", MOA_OPTION_REAL, "S", "0.25", 0.001, 1, false, "how far a round may go: the mean change of the share that a head keeps"},
+    {"--path", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "go down to the density by three quarters of a step a round, not at once"},
     {"--items", MOA_OPTION_INT, "N", "0", 0, 1048576, false, "items of each length to profile, its first; 0: half of them"},
     {"--judge", MOA_OPTION_INT, "M", "0", 0, 1048576, false, "items of each length to judge plans by, its last; 0: those not profiled"},
-    {"--loss", MOA_OPTION_TEXT, "cross-entropy|margin", "cross-entropy", 0, 0, false, "what influence is on, as in `profile`; plans are judged by cross-entropy"},
+    {"--text", MOA_OPTION_TEXT, "TEXT.jsonl", NULL, 0, 0, false, "items of running text, whose cross-entropy is to be kept as well"},
+    {"--text-weight", MOA_OPTION_REAL, "W", "8", 0, 1000000, false, "nats of an answer that a nat a token of text is worth"},
+    {"--loss", MOA_OPTION_TEXT, "margin|cross-entropy", "margin", 0, 0, false, "what influence on answers is on, as in `profile`"},
     {"--extend", MOA_OPTION_INTS, "N,N,...", NULL, 1, 16777216, false, "further lengths at which the density holds, tokens"},
     {"--per", MOA_OPTION_TEXT, "group|head", "group", 0, 0, false, "one rule a KV group, or one a query head"},
     {"--alpha-step", MOA_OPTION_INT, "T", "0", 0, 16777216, false, "grid of alpha, tokens, as in `search`"},
