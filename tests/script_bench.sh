@@ -60,6 +60,29 @@ need(abs(pre["flop_s"] * pre["median_us"] / 1e6 / (4 * 128 * pairs) - 1) < 1e-9,
 for facts in bad: print("FAILED:", *facts)
 sys.exit(1 if bad else 0)
 EOF
+# a whole prompt, and the memory of a run: no page more than the formula's at any step, and the table of it all
+mkdir "$temp/table"
+expect 0 "$moascope" bench "$llama" $few --what ttft,memory --plan full uniform:0.5 --depth 0,200 --json "$temp/table/small-rest.json"
+expect 2 "$moascope" bench "$llama" $few --what ttft --depth 16777216; says "context"
+python3 - "$temp/table/small-rest.json" << 'EOF' || failed=1
+import json, sys
+rows = json.load(open(sys.argv[1]))["rows"]
+bad = [r for r in rows if r["what"] == "memory" and not (
+    r["pages_prompt_bytes"] == r["formula_prompt_bytes"] > 0 and r["pages_end_bytes"] == r["formula_end_bytes"] and r["most_over_bytes"] == 0 and
+    r["pool_bytes"] >= r["formula_end_bytes"] and r["growth_end_bytes"] is None)]
+bad += [r for r in rows if r["what"].startswith("ttft") and not (r["flop_s"] > 0 and r["matrix_share"] > 0 and r["depth"] == 200 and
+    abs(r["tok_s"] * r["median_us"] / 2e8 - 1) < 1e-9)]
+full, half = (next(r for r in rows if r["what"] == "ttft" and r["plan"] == p) for p in ("full", "uniform:0.5"))
+flop = [r["flop_s"] * r["median_us"] / 1e6 for r in (full, half)]
+pairs = [200 * 201 / 2, 192 * 193 / 2 + 8 * 192] # 2 layers, 6 heads of 16; spans of N = 264 and of roundup64(132) = 192
+if abs((flop[0] - flop[1]) / (4 * 16 * 2 * 6 * (pairs[0] - pairs[1])) - 1) > 1e-6: bad.append((flop, pairs))
+kinds = sorted(r["what"] for r in rows)
+if kinds != sorted(["memory", "ttft", "ttft probe on"] * 2): bad.append(kinds)
+for r in bad: print("FAILED:", r)
+sys.exit(bool(bad))
+EOF
+expect 0 python3 -B "$source/scripts/bench_table.py" "$temp/table"
+grep -q "| P6 | small-rest uniform:0.5, 200 tokens: pages held - formula at most, bytes | 0 | <= 0 | yes |" "$temp/table/bench.md" || complain "no P6 in the table"
 # the peers' scripts are given the same bytes as our own rows
 for plan in full groups:0.75,0.25 groups:0.8,0.2; do
     expect 0 "$moascope" bench --shape llama3-8b $few --what decode-attn --plan $plan --batch 1,2 --depth 300,512 --json "$temp/a.json"

@@ -1757,6 +1757,44 @@ static void bench_rest(rig *r) {
     case_end(r);
 }
 
+/* microseconds of a draw from one row and from 16, calls queued one after the other */
+static void bench_sample(rig *r) {
+    static const int32_t vocabs[] = {49152, 128256, 151936};
+    static const moa_sampling hows[] = {{.temp = 0, .top_p = 1},
+                                        {.temp = .8f, .top_k = 40, .top_p = .95f, .min_p = .05f},
+                                        {.temp = .8f, .top_p = .95f},
+                                        {.temp = 1, .top_p = 1}};
+    enum { N_SEQ = 16, RING = 4 };
+    for (int v = 0; v < 3; v++)
+        for (int k = 0; k < 8; k++) {
+            const int32_t n_vocab = vocabs[v], n_seq = k % 2 ? N_SEQ : 1, n_call = r->cuda ? 200 : 3;
+            int32_t pos[N_SEQ] = {0}, limit[N_SEQ];
+            (void)case_begin(r, 1, "bench");
+            for (int s = 0; s < N_SEQ; s++)
+                limit[s] = INT32_MAX;
+            float *x = floats(r, (size_t)N_SEQ * (size_t)n_vocab, NORMAL);
+            for (size_t i = 0; i < (size_t)N_SEQ * (size_t)n_vocab; i++)
+                x[i] *= 3;
+            const mem *l = mem_floats(r, x, (size_t)N_SEQ * (size_t)n_vocab), *p = mem_new(r, pos, sizeof pos),
+                      *m = mem_new(r, limit, sizeof limit), *id = mem_new(r, pos, sizeof pos), *step = mem_new(r, pos, sizeof pos),
+                      *t = mem_new(r, NULL, sizeof(moa_told) * N_SEQ * RING);
+            double best = 1;
+            for (int i = 0; i < 5; i++) {
+                sync_tested(r);
+                const double start = now_s();
+                for (int c = 0; c < n_call; c++)
+                    CALL(sample, 1, .logits = F(l, 1), .how = hows[k / 2], .id = (int32_t *)(void *)id->dev[1],
+                         .pos = (int32_t *)(void *)p->dev[1], .limit = I(m, 1), .end = I(id, 1), .told = (moa_told *)(void *)t->dev[1],
+                         .step = (uint32_t *)(void *)step->dev[1], .n_seq = n_seq, .n_vocab = n_vocab, .told_stride = RING, .n_top = 5);
+                sync_tested(r);
+                best = fmin(best, (now_s() - start) / n_call);
+            }
+            (void)printf("  %6d tokens, %2d rows, temp %.1f top-k %2d top-p %.2f: %7.1f us\n", n_vocab, n_seq,
+                         (double)hows[k / 2].temp, hows[k / 2].top_k, (double)hows[k / 2].top_p, best * 1e6);
+            case_end(r);
+        }
+}
+
 /* --- the list -------------------------------------------------------------------------------------------------------- */
 
 static const struct group {
@@ -1779,7 +1817,7 @@ static const struct group {
     {"capture", group_capture, false, NULL},
     {"attn_map", group_attn_map, false, NULL},
     {"argmax", group_argmax, false, NULL},
-    {"sample", group_sample, false, NULL},
+    {"sample", group_sample, false, bench_sample},
     {"stat_sum", group_stat_sum, false, NULL},
 };
 enum { N_GROUP = sizeof groups / sizeof *groups };

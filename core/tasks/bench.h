@@ -39,6 +39,7 @@ typedef struct moa_bench_row {
     double kept;                   /* KV bytes / those of a dense plan */
     double flop;                   /* of one call (prefill) */
     double tok_s;                  /* n_seq tokens a call */
+    double peak_flop_s;            /* of a large product in this run (ttft) */
     moa_bench_time time;
 } moa_bench_row;
 
@@ -62,9 +63,29 @@ moa_status moa_bench_step(const moa_bench *x, moa_engine *e, const moa_bench_cas
                           moa_err *err);
 /* Tokens a step at least takes of a sequence in moa_bench_step: depth + this <= n_reserved */
 int32_t moa_bench_step_tokens(const moa_bench *x);
-/* Single-sequence steps without and with head statistics, alternating. */
+/* Single-sequence steps (steady.h) without and with head statistics, alternating. */
 moa_status moa_bench_probe(const moa_bench *x, moa_engine *e, const moa_bench_case *c, moa_bench_row *off,
                            moa_bench_row *on, moa_err *err);
+
+/* The matrix rate: a product of 2048 rows with 8192 x 8192 half-precision weights, flop/s. */
+moa_status moa_bench_matrix(const moa_bench *x, double *flop_s, moa_err *err);
+/* Time to first token: a prompt of depth random tokens, whole, and its first token chosen. watch: MOA_WATCH_*. flop: all products and the
+ * visible pairs of attention. */
+moa_status moa_bench_ttft(const moa_bench *x, moa_engine *e, const moa_bench_case *c, int watch, moa_bench_row *out,
+                          moa_err *err);
+
+/* What keys and values take of the device, by its own account, over a prompt of depth tokens, MOA_BENCH_STEPS steps, and closing. Bytes. */
+enum { MOA_BENCH_STEPS = 130 };
+typedef struct moa_bench_memory {
+    double formula_prompt, formula_end; /* moa_kv_formula(): plan */
+    double pages_prompt, pages_end;     /* pages held */
+    double most_over;                   /* pages held - formula, the most after any step */
+    double pool;                        /* what the pool was made: the peak of the run */
+    double growth_prompt, growth_end;   /* of the device's memory in use, against before; NaN: the device does not tell */
+    double growth_closed;
+} moa_bench_memory;
+moa_status moa_bench_memory_of(const moa_bench *x, moa_engine *e, const moa_bench_case *c, moa_bench_memory *out,
+                               moa_err *err);
 
 /* --- what the files of the measuring code share ----------------------------------------------------------------------------- */
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/engine/steady.h"
 #include "core/tasks/bench.h"
 
 enum { WARM = 4, STEPS_MAX = 32 }; /* steps before timing; steps of a sample at most */
@@ -138,37 +139,38 @@ out:
 
 /* --- the probe ----------------------------------------------------------------------------------------------------------------------- */
 
-static moa_status single_steps(moa_seq *q, int32_t n, float *logits, double *seconds, moa_err *err) {
-    const int32_t id = 1;
-    moa_status s = MOA_OK;
-    const double start = moa_bench_now();
-    for (int32_t i = 0; i < n && s == MOA_OK; i++)
-        s = moa_seq_forward(q, &(moa_forward){.ids = &id, .n = 1, .logits = logits}, err);
+/* n warm steps and n timed ones, seconds of one of these */
+static moa_status single_steps(moa_seq *q, int32_t n, double *seconds, moa_err *err) {
+    moa_steady *d = NULL;
+    moa_told told = {.id = 1};
+    double start = 0;
+    moa_status s = moa_steady_open(&d, q, &(moa_steady_config){.n_top = 5}, err);
+    for (int32_t i = 0; i < 2 * n && s == MOA_OK; i++) {
+        if (i == n) start = moa_bench_now();
+        s = moa_steady_next(d, told.id, &told, err);
+    }
     *seconds = (moa_bench_now() - start) / n;
+    moa_steady_close(&d);
     return s;
 }
 
 moa_status moa_bench_probe(const moa_bench *x, moa_engine *e, const moa_bench_case *c, moa_bench_row *off,
                            moa_bench_row *on, moa_err *err) {
-    const int32_t n = 8, depth = c->depth > 0 ? c->depth : 1,
-                  n_reserved = depth + 2 * (n * x->reps + 3 * x->reps);
+    const int32_t n = 16, depth = c->depth > 0 ? c->depth : 1, n_reserved = depth + 4 * n * x->reps;
     double *seconds = malloc(2 * (size_t)x->reps * sizeof *seconds);
-    float *logits = malloc((size_t)c->shape->n_vocab * sizeof *logits);
     moa_seq *q = NULL;
     moa_status s = MOA_OK;
     *off = *on = (moa_bench_row){.n_seq = 1, .depth = c->depth};
-    if (!seconds || !logits) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for %d samples", x->reps));
+    if (!seconds) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for %d samples", x->reps));
     MOA_TRY(moa_seq_open(&q, e, err));
     MOA_TRY(moa_seq_plan(q, c->rules, NULL, n_reserved, 0, NULL, 0, err));
     MOA_TRY(moa_engine_hold(e, &q, 1, err));
     MOA_TRY(moa_seq_fill_random(q, depth, 5, err));
     for (int32_t i = 0; i < 2 * x->reps; i++) {
         const int watch = i % 2 ? MOA_WATCH_STATS : 0;
-        double unused;
         if (x->cancelled && x->cancelled(x->user)) MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted"));
         MOA_TRY(moa_seq_plan(q, c->rules, NULL, n_reserved, watch, NULL, 0, err));
-        MOA_TRY(single_steps(q, 3, logits, &unused, err));
-        MOA_TRY(single_steps(q, n, logits, &seconds[(i % 2) * x->reps + i / 2], err));
+        MOA_TRY(single_steps(q, n, &seconds[(i % 2) * x->reps + i / 2], err));
     }
     off->time = moa_bench_percentiles(seconds, x->reps);
     on->time = moa_bench_percentiles(seconds + x->reps, x->reps);
@@ -181,6 +183,5 @@ out:
     moa_seq_close(&q);
     (void)moa_engine_hold(e, NULL, 0, NULL);
     free(seconds);
-    free(logits);
     return s;
 }

@@ -36,7 +36,8 @@ enum { LIST_MAX = 32, PAPER_ROWS = 3 };
 
 #define WHAT_MAP(X)                                                                                          \
     X(DECODE_ATTN, "decode-attn")                                                                            \
-    X(PREFILL_ATTN, "prefill-attn") X(STEP, "step") X(LOAD, "load") X(PROBE, "probe")
+    X(PREFILL_ATTN, "prefill-attn")                                                                          \
+    X(STEP, "step") X(LOAD, "load") X(PROBE, "probe") X(TTFT, "ttft") X(MEMORY, "memory")
 typedef enum what {
 #define X(id, text) WHAT_##id,
     WHAT_MAP(X)
@@ -58,7 +59,7 @@ typedef struct job {
     moa_bench_rate rate;
     moa_kv_type kv_type;
     char device[256];
-    double load_s;
+    double load_s, matrix_flop_s; /* of a large product; 0: not measured */
     int n_row;
     moa_buf rows; /* JSON */
 } job;
@@ -128,6 +129,7 @@ static void tell(job *j, const char *name, const char *plan, const moa_bench_row
     json_number(b, "bytes_s", bytes > 0 ? rate : (double)NAN);
     json_number(b, "share", bytes > 0 ? rate / j->rate.best : (double)NAN);
     json_number(b, "flop_s", r->flop > 0 ? r->flop / r->time.median_us * 1e6 : (double)NAN);
+    if (r->peak_flop_s > 0) json_number(b, "matrix_share", r->flop / r->time.median_us * 1e6 / r->peak_flop_s);
     json_number(b, "tok_s", r->tok_s > 0 ? r->tok_s : (double)NAN);
     moa_buf_str(b, "}");
     (void)printf("%-13s %-20.20s %5d %6d %5.2f ", name, plan, r->n_seq, r->depth, r->kept);
@@ -145,6 +147,8 @@ static void tell(job *j, const char *name, const char *plan, const moa_bench_row
     else
         (void)printf("%9s", "-");
     if (r->flop > 0) (void)printf("  %.2f TFLOP/s", r->flop / r->time.median_us / 1e6);
+    if (r->peak_flop_s > 0)
+        (void)printf(", %.0f %% of a large product", 100 * r->flop / r->time.median_us * 1e6 / r->peak_flop_s);
     (void)printf("\n");
     (void)fflush(stdout);
 }
@@ -238,9 +242,60 @@ static void close_engine(job *j) {
 
 /* --- what is measured ------------------------------------------------------------------------------------------------------------ */
 
+static void tell_memory(job *j, const char *plan, const moa_bench_case *c, const moa_bench_memory *m) {
+    const struct {
+        const char *name;
+        double value;
+    } fields[] = {{"formula_prompt_bytes", m->formula_prompt}, {"pages_prompt_bytes", m->pages_prompt},
+                  {"growth_prompt_bytes", m->growth_prompt},   {"formula_end_bytes", m->formula_end},
+                  {"pages_end_bytes", m->pages_end},           {"growth_end_bytes", m->growth_end},
+                  {"most_over_bytes", m->most_over},           {"pool_bytes", m->pool},
+                  {"growth_closed_bytes", m->growth_closed}};
+    begin_row(j, "memory", plan);
+    json_number(&j->rows, "depth", c->depth);
+    (void)printf("%-13s %-20.20s %5d %6d  MB:", "memory", plan, 1, c->depth);
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        json_number(&j->rows, fields[i].name, fields[i].value);
+        (void)printf(" %.*s ", (int)strlen(fields[i].name) - 6, fields[i].name);
+        if (isnan(fields[i].value))
+            (void)printf("-");
+        else
+            (void)printf("%.1f", fields[i].value / 1e6);
+    }
+    moa_buf_str(&j->rows, "}");
+    (void)printf("\n");
+    (void)fflush(stdout);
+}
+
+static moa_status memory_case(job *j, const char *plan, const moa_bench_case *c, moa_err *err) {
+    moa_bench_memory m;
+    const moa_status s = moa_bench_memory_of(&j->x, j->engine, c, &m, err);
+    if (s != MOA_OK) return tell_failure(j, "memory", plan, c, s, err);
+    tell_memory(j, plan, c, &m);
+    return MOA_OK;
+}
+
+/* without statistics and with them: what watching costs a prompt */
+static moa_status ttft_case(job *j, const char *plan, const moa_bench_case *c, moa_err *err) {
+    moa_status s = j->matrix_flop_s > 0 ? MOA_OK : moa_bench_matrix(&j->x, &j->matrix_flop_s, err);
+    for (int watched = 0; watched < 2 && s == MOA_OK; watched++) {
+        moa_bench_row r;
+        const char *name = watched ? "ttft probe on" : "ttft";
+        s = moa_bench_ttft(&j->x, j->engine, c, watched ? MOA_WATCH_STATS : 0, &r, err);
+        r.peak_flop_s = j->matrix_flop_s;
+        if (s == MOA_OK)
+            tell(j, name, plan, &r);
+        else
+            s = tell_failure(j, name, plan, c, s, err);
+    }
+    return s;
+}
+
 static moa_status one_case(job *j, what w, const char *plan_name, const moa_bench_case *c, moa_err *err) {
     moa_bench_row r = {0}, on = {0};
     moa_status s = MOA_OK;
+    if (w == WHAT_TTFT) return ttft_case(j, plan_name, c, err);
+    if (w == WHAT_MEMORY) return memory_case(j, plan_name, c, err);
     switch (w) {
     case WHAT_DECODE_ATTN: s = moa_bench_attn_decode(&j->x, c, &r, err); break;
     case WHAT_PREFILL_ATTN:
@@ -277,7 +332,8 @@ static moa_status rows_of(job *j, what w, moa_err *err) {
     int32_t batch[LIST_MAX], depth[LIST_MAX];
     const int n_batch = moa_args_ints(j->args, OPT_BATCH, batch, LIST_MAX),
               n_depth = moa_args_ints(j->args, OPT_DEPTH, depth, LIST_MAX);
-    const bool alone = w == WHAT_PREFILL_ATTN || w == WHAT_PROBE, engine = w == WHAT_STEP || w == WHAT_PROBE;
+    const bool attention = w == WHAT_DECODE_ATTN || w == WHAT_PREFILL_ATTN, engine = !attention,
+               alone = w != WHAT_DECODE_ATTN && w != WHAT_STEP, prompt = attention || w == WHAT_TTFT || w == WHAT_MEMORY;
     moa_status s = engine ? open_engine(j, err) : MOA_OK;
     if (n_batch > LIST_MAX || n_depth > LIST_MAX)
         return moa_fail(err, MOA_E_USAGE, "at most %d batches and depths", LIST_MAX);
@@ -293,7 +349,7 @@ static moa_status rows_of(job *j, what w, moa_err *err) {
                                           .rules = plan->rules,
                                           .n_seq = alone ? 1 : batch[b],
                                           .depth = depth[d]};
-                if (!engine && c.depth < 1) continue; /* attention over nothing */
+                if (prompt && c.depth < 1) continue; /* over nothing */
                 s = one_case(j, w, spec, &c, err);
             }
         moa_plan_close(&plan);
@@ -373,7 +429,7 @@ static moa_status wanted(const moa_args *args, bool on[N_WHAT], moa_err *err) {
             if (strlen(what_names[w]) == n && memcmp(what_names[w], at, n) == 0) found = w;
         if (found < 0)
             return moa_fail(err, MOA_E_USAGE,
-                            "--what %.*s: known are decode-attn, prefill-attn, step, load and probe", (int)n,
+                            "--what %.*s: known are decode-attn, prefill-attn, step, load, probe, ttft and memory", (int)n,
                             at);
         on[found] = true;
         at += n + (at[n] == ',');
@@ -462,7 +518,7 @@ static const moa_option own[] = {
      "qwen2.5-0.5b"},
     {"--type", MOA_OPTION_TEXT, "q4_0|q4_1|q4_k|q8_0|bf16|f16", "q4_0", 0, 0, false, "their type"},
     {"--what", MOA_OPTION_TEXT, "WHAT,WHAT,...", "decode-attn,step", 0, 0, false,
-     "decode-attn, prefill-attn, step, load, probe"},
+     "decode-attn, prefill-attn, step, load, probe, ttft, memory"},
     {"--plan", MOA_OPTION_LIST, "PLAN...", NULL, 0, 0, false,
      "FILE, full, uniform:D, sink, or groups:B,B,...: parts of the KV heads with alpha 0 and each its beta; "
      "default full"},
@@ -487,6 +543,8 @@ const moa_batch moa_batch_bench = {
         "keeps; share: of\n"
         "the ceiling. Times are microseconds of one call: of one layer (decode-attn, prefill-attn), of one "
         "step of all sequences\n"
-        "(step, replay), of loading (load). What stands there before a step is random: nothing is prefilled.",
+        "(step, replay), of loading (load), of a whole prompt to its first token (ttft). memory: what the keys and values of a run take of "
+        "the\n"
+        "device beside what the formula says. What stands there before a step is random: nothing is prefilled.",
     .run = run,
 };
