@@ -47,7 +47,9 @@ static const char schema[] =
 
 /* came later, and older programs need not know it: made whenever a store is opened */
 static const char draft_schema[] =
-    "CREATE TABLE IF NOT EXISTS draft(session INTEGER PRIMARY KEY REFERENCES session(id), prompt BLOB NOT NULL) STRICT;";
+    "CREATE TABLE IF NOT EXISTS draft(session INTEGER PRIMARY KEY REFERENCES session(id), prompt BLOB NOT NULL) STRICT;"
+    "CREATE TABLE IF NOT EXISTS run_tokens(run INTEGER PRIMARY KEY REFERENCES run(id) ON DELETE CASCADE,"
+    " n_past INTEGER NOT NULL DEFAULT -1, ids BLOB NOT NULL DEFAULT x'', made BLOB) STRICT;";
 
 static double now(void) {
     struct timespec t;
@@ -702,6 +704,66 @@ moa_status moa_store_run_end(moa_store *s, const moa_run_record *r, moa_err *err
     }
     status = finish(s, q, "ending a run", err);
     (void)synced(s, false, NULL);
+    return status;
+}
+
+void moa_run_tokens_free(moa_run_tokens *t) {
+    free(t->ids);
+    free(t->made);
+    *t = (moa_run_tokens){.n_past = -1, .n_made = -1};
+}
+
+static moa_status put_ids(moa_store *s, const char *sql, int64_t run, const int32_t *ids, int32_t n, int32_t n_past, moa_err *err) {
+    if (n < 0 || (size_t)n > TEXT_MAX / sizeof *ids)
+        return moa_fail(err, MOA_E_INVALID, "session store: %d tokens of a run; at most %zu", n, TEXT_MAX / sizeof *ids);
+    sqlite3_stmt *q = prepare(s, sql);
+    if (q) {
+        sqlite3_bind_int64(q, 1, run);
+        bind_blob(q, 2, ids, (size_t)n * sizeof *ids);
+        if (sqlite3_bind_parameter_count(q) > 2) sqlite3_bind_int(q, 3, n_past);
+    }
+    return finish(s, q, "storing a run's tokens", err);
+}
+
+moa_status moa_store_run_given(moa_store *s, int64_t run, int32_t n_past, const int32_t *ids, int32_t n, moa_err *err) {
+    return put_ids(s, "INSERT INTO run_tokens(run, ids, n_past) VALUES(?1,?2,?3)"
+                      " ON CONFLICT(run) DO UPDATE SET ids=excluded.ids, n_past=excluded.n_past", run, ids, n, n_past, err);
+}
+
+moa_status moa_store_run_made(moa_store *s, int64_t run, const int32_t *ids, int32_t n, moa_err *err) {
+    return put_ids(s, "INSERT INTO run_tokens(run, made) VALUES(?1,?2) ON CONFLICT(run) DO UPDATE SET made=excluded.made", run, ids, n, 0,
+                   err);
+}
+
+/* a blob of ids; what is none is as if it were not there */
+static bool column_ids(sqlite3_stmt *q, int at, int32_t **ids, int32_t *n) {
+    const int bytes = sqlite3_column_bytes(q, at);
+    const void *data = sqlite3_column_blob(q, at);
+    if (sqlite3_column_type(q, at) != SQLITE_BLOB || bytes < 0 || bytes > TEXT_MAX || bytes % (int)sizeof **ids != 0) return true;
+    *ids = malloc((size_t)bytes + 1);
+    if (!*ids) return false;
+    if (bytes > 0) memcpy(*ids, data, (size_t)bytes);
+    *n = bytes / (int)sizeof **ids;
+    return true;
+}
+
+moa_status moa_store_run_tokens(moa_store *s, int64_t run, moa_run_tokens *out, moa_err *err) {
+    *out = (moa_run_tokens){.n_past = -1, .n_made = -1};
+    moa_status status = moa_store_tick(s, err);
+    sqlite3_stmt *q = status == MOA_OK ? prepare(s, "SELECT n_past, ids, made FROM run_tokens WHERE run=?1") : NULL;
+    if (status != MOA_OK) return status;
+    if (!q) return sql_fail(s, "reading a run's tokens", err);
+    sqlite3_bind_int64(q, 1, run);
+    const int code = sqlite3_step(q);
+    if (code == SQLITE_ROW) {
+        out->n_past = sqlite3_column_int(q, 0);
+        if (!column_ids(q, 1, &out->ids, &out->n_ids) || !column_ids(q, 2, &out->made, &out->n_made))
+            status = moa_fail(err, MOA_E_MEMORY, "no memory for a run's tokens");
+        if (out->n_past < 0 || out->n_ids < 1) out->n_past = -1;
+    } else if (code != SQLITE_DONE) {
+        status = sql_fail(s, "reading a run's tokens", err);
+    }
+    sqlite3_finalize(q);
     return status;
 }
 

@@ -110,6 +110,17 @@ moa_status moa_store_run_output(moa_store *s, int64_t run, const char *text, siz
 moa_status moa_store_tick(moa_store *s, moa_err *err);
 /* The figures of a run that ended: n_prompt .. kv_mha, stop, stats, device of r; synced to disk. */
 moa_status moa_store_run_end(moa_store *s, const moa_run_record *r, moa_err *err);
+/* The tokens behind a run, for replay. Kept apart from it: programs of before do not know them, runs of before lack them. */
+typedef struct moa_run_tokens {
+    int32_t n_past;      /* tokens of the sequence that ids come after; -1: ids are not known */
+    int32_t *ids, *made; /* (n_ids) given, (n_made) generated; owned */
+    int32_t n_ids, n_made; /* n_made -1: not known */
+} moa_run_tokens;
+void moa_run_tokens_free(moa_run_tokens *t);
+moa_status moa_store_run_given(moa_store *s, int64_t run, int32_t n_past, const int32_t *ids, int32_t n, moa_err *err);
+moa_status moa_store_run_made(moa_store *s, int64_t run, const int32_t *ids, int32_t n, moa_err *err);
+/* moa_run_tokens_free in any case */
+moa_status moa_store_run_tokens(moa_store *s, int64_t run, moa_run_tokens *out, moa_err *err);
 moa_status moa_store_run_list(moa_store *s, int64_t session, moa_run_record **out, int32_t *n, moa_err *err);
 
 #endif

@@ -16,6 +16,7 @@
 #include <time.h>
 
 #include "core/base/json.h"
+#include "core/engine/engine.h"
 #include "sessions/store.h"
 #include "tui/internal.h"
 
@@ -201,8 +202,10 @@ void journal_prompt(tui_app *app) {
 
 static void sampling_json(const tui_app *app, moa_buf *b) {
     const moa_sampling *s = &app->options.sampling;
-    moa_buf_printf(b, "{\"temp\": %g, \"top_k\": %d, \"top_p\": %g, \"min_p\": %g, \"n_gen\": %d, \"chat\": %s, \"ignore_end\": %s}", (double)s->temp, s->top_k,
-                   (double)s->top_p, (double)s->min_p, app->options.n_gen, app->options.chat ? "true" : "false", app->options.ignore_end ? "true" : "false");
+    moa_buf_printf(b, "{\"temp\": %.9g, \"top_k\": %d, \"top_p\": %.9g, \"min_p\": %.9g, \"n_gen\": %d", (double)s->temp, s->top_k, (double)s->top_p,
+                   (double)s->min_p, app->options.n_gen);
+    moa_buf_printf(b, ", \"chat\": %s, \"ignore_end\": %s, \"watch\": %d, \"kv\": \"%s\"}", app->options.chat ? "true" : "false",
+                   app->options.ignore_end ? "true" : "false", MOA_WATCH_STATS | MOA_WATCH_CAPTURE, app->options.kv_type);
 }
 
 static void put_number(moa_buf *b, const char *key, double x) {
@@ -298,6 +301,15 @@ static moa_status store_late(tui_app *app, const tui_run *r, moa_err *err) {
     return s;
 }
 
+static moa_status store_made(tui_journal *j, const tui_run *r, moa_err *err) {
+    int32_t *ids = malloc(((size_t)r->n_token + 1) * sizeof *ids);
+    if (!ids) return moa_fail(err, MOA_E_MEMORY, "no memory for %d tokens", r->n_token);
+    for (int32_t i = 0; i < r->n_token; i++) ids[i] = r->tokens[i].id;
+    const moa_status s = moa_store_run_made(j->store, j->run, ids, r->n_token, err);
+    free(ids);
+    return s;
+}
+
 void journal_run_end(tui_app *app, const tui_run *r) {
     tui_journal *j = app->journal;
     moa_err err = {0};
@@ -316,6 +328,7 @@ void journal_run_end(tui_app *app, const tui_run *r) {
                                 .kv_bytes = done ? (int64_t)r->result.kv_bytes : 0, .kv_plan = done ? (int64_t)r->result.kv_plan : 0,
                                 .kv_dense = done ? (int64_t)r->result.kv_dense : 0, .kv_mha = done ? (int64_t)r->result.kv_mha : 0,
                                 .device = (char *)(uintptr_t)moa_clean_text(app->model.device)};
+    MOA_TRY(store_made(j, r, &err));
     s = moa_store_run_end(j->store, &end, &err);
 out:
     if (s != MOA_OK) write_failed(app, &err);

@@ -87,6 +87,11 @@ moa_status moa_load(moa_loaded *out, const moa_args *args, int word, moa_err *er
     *out = (moa_loaded){0};
     const char *name = moa_args_model(args, word);
     if (!name) return moa_fail(err, MOA_E_USAGE, "which model? give a GGUF file or a name");
+    return moa_load_named(out, args, name, err);
+}
+
+moa_status moa_load_named(moa_loaded *out, const moa_args *args, const char *name, moa_err *err) {
+    *out = (moa_loaded){0};
     const double start = now_s();
     const moa_status s = open_all(out, args, name, err);
     out->load_s = now_s() - start;

@@ -22,6 +22,8 @@ typedef struct moa_loaded {
 /* Loads by --model or word `word`, --device, --kv, --threads, --reference, --chunk, --capture-limit, --plan: those of them that
  * the command takes, the others by default. Says the device on stderr, shows progress, ^C cancels. moa_load_close in any case. */
 moa_status moa_load(moa_loaded *out, const moa_args *args, int word, moa_err *err);
+/* the same of the model `name`, whatever the words say */
+moa_status moa_load_named(moa_loaded *out, const moa_args *args, const char *name, moa_err *err);
 void moa_load_close(moa_loaded *l);
 
 /* "f16" or "f32": as --kv says, else f32 for --reference and f16 otherwise; borrowed from args */

@@ -14,6 +14,8 @@ struct moa_record {
     moa_store *store;
     char kind[8];
     int64_t session, run; /* 0: not begun */
+    moa_id_list made;     /* by the run under way */
+    size_t room;          /* of made */
 };
 
 /* the one warning; nothing is written after it */
@@ -49,30 +51,53 @@ static moa_status begin_session(moa_record *r, char *plan, moa_err *err) {
     return s;
 }
 
-void moa_record_begin(moa_record *r, const char *prompt, size_t n, const moa_sampling *sampling, int32_t n_gen) {
+static void settings_json(const moa_record *r, const moa_run_config *c, moa_buf *out) {
+    const moa_sampling *s = &c->sampling;
+    moa_buf_printf(out, "{\"temp\": %.9g, \"top_k\": %d, \"top_p\": %.9g, \"min_p\": %.9g, \"n_gen\": %d", (double)s->temp, s->top_k,
+                   (double)s->top_p, (double)s->min_p, c->n_gen);
+    moa_buf_printf(out, ", \"ignore_end\": %s, \"watch\": %d, \"kv\": \"%s\"}", c->ignore_end ? "true" : "false", c->watch,
+                   moa_load_kv_type(r->args));
+}
+
+void moa_record_begin(moa_record *r, const char *text, size_t n_text, const moa_seq *seq, const moa_run_config *c) {
     if (!r || !r->store) return;
-    moa_buf plan = {0}, how = {0}, text = {0};
+    moa_buf plan = {0}, how = {0}, prompt = {0};
     moa_err err = {0};
     moa_status s = MOA_OK;
-    moa_buf_append(&text, prompt, n);
-    moa_buf_printf(&how, "{\"temp\": %g, \"top_k\": %d, \"top_p\": %g, \"min_p\": %g, \"n_gen\": %d}", (double)sampling->temp, sampling->top_k,
-                   (double)sampling->top_p, (double)sampling->min_p, n_gen);
+    moa_buf_append(&prompt, text, n_text);
+    settings_json(r, c, &how);
     MOA_TRY(moa_plan_print(r->loaded->plan, true, &plan, &err));
     if (!r->session) MOA_TRY(begin_session(r, plan.data, &err));
-    moa_run_record in = {.session = r->session, .kind = r->kind, .prompt = text.data, .plan = plan.data, .sampling = how.data, .seed = sampling->seed,
-                         .device = (char *)(uintptr_t)r->loaded->device};
+    moa_run_record in = {.session = r->session, .kind = r->kind, .prompt = prompt.data, .plan = plan.data, .sampling = how.data,
+                         .seed = c->sampling.seed, .device = (char *)(uintptr_t)r->loaded->device};
     MOA_TRY(moa_store_run_begin(r->store, &in, &err));
     r->run = in.id;
+    r->made.n = 0;
+    MOA_TRY(moa_store_run_given(r->store, r->run, moa_seq_n_past(seq), c->ids, c->n_ids, &err));
 out:
     if (s != MOA_OK) give_up(r, &err);
     moa_buf_free(&plan);
     moa_buf_free(&how);
-    moa_buf_free(&text);
+    moa_buf_free(&prompt);
 }
 
-void moa_record_output(moa_record *r, const char *bytes, size_t n) {
+static moa_status keep_id(moa_record *r, int32_t id, moa_err *err) {
+    if (r->made.n == r->room) {
+        const size_t room = r->room ? 2 * r->room : 256;
+        int32_t *data = realloc(r->made.data, room * sizeof *data);
+        if (!data) return moa_fail(err, MOA_E_MEMORY, "no memory for %zu tokens", room);
+        r->made.data = data, r->room = room;
+    }
+    r->made.data[r->made.n++] = id;
+    return MOA_OK;
+}
+
+void moa_record_output(moa_record *r, int32_t id, const char *bytes, size_t n) {
     moa_err err = {0};
-    if (r && r->store && r->run && moa_store_run_output(r->store, r->run, bytes, n, 1, &err) != MOA_OK) give_up(r, &err);
+    if (!r || !r->store || !r->run) return;
+    moa_status s = keep_id(r, id, &err);
+    if (s == MOA_OK) s = moa_store_run_output(r->store, r->run, bytes, n, 1, &err);
+    if (s != MOA_OK) give_up(r, &err);
 }
 
 void moa_record_end(moa_record *r, const moa_run_result *result) {
@@ -93,7 +118,9 @@ void moa_record_end(moa_record *r, const moa_run_result *result) {
         end.kv_dense = (int64_t)result->kv_formula.dense, end.kv_mha = (int64_t)result->kv_formula.mha;
         end.stats = stats.data;
     }
-    if (moa_store_run_end(r->store, &end, &err) != MOA_OK) give_up(r, &err);
+    moa_status s = moa_store_run_made(r->store, r->run, r->made.data, (int32_t)r->made.n, &err);
+    if (s == MOA_OK) s = moa_store_run_end(r->store, &end, &err);
+    if (s != MOA_OK) give_up(r, &err);
     r->run = 0;
     moa_buf_free(&stats);
 }
@@ -104,6 +131,7 @@ void moa_record_close(moa_record **record) {
     if (r->run) moa_record_end(r, NULL);
     if (r->store && r->session) (void)moa_store_session_release(r->store, r->session, NULL);
     moa_store_close(&r->store);
+    free(r->made.data);
     free(r);
     *record = NULL;
 }

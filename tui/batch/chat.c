@@ -107,9 +107,9 @@ static bool on_token(void *user, const moa_run_token *t) {
         size_t n;
         const char *piece = moa_tokenizer_piece(c->loaded.model->tokenizer, t->id, &n);
         show(c, piece, n, false);
-        moa_record_output(c->record, piece, n);
+        moa_record_output(c->record, t->id, piece, n);
     } else
-        moa_record_output(c->record, "", 0);
+        moa_record_output(c->record, t->id, "", 0);
     return true;
 }
 
@@ -140,8 +140,8 @@ static moa_status answer(chat *c, moa_err *err) {
                                    .cancelled = moa_interrupted,
                                    .user = c};
     c->stream = (moa_text_stream){0};
-    moa_record_begin(c->record, c->last_turn.data ? c->last_turn.data : "", c->last_turn.size, &c->sampling,
-                     c->n_gen);
+    moa_record_begin(c->record, c->last_turn.data ? c->last_turn.data : "", c->last_turn.size, c->seq,
+                     &config);
     moa_status s = moa_run(c->seq, &config, &c->last, err);
     moa_record_end(c->record, s == MOA_OK ? &c->last : NULL);
     free(ids);

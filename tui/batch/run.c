@@ -266,9 +266,9 @@ static bool on_token(void *user, const moa_run_token *t) {
         const char *piece = moa_tokenizer_piece(tok, t->id, &n);
         moa_buf_append(&j->text, piece, n);
         show(j, piece, n, false);
-        moa_record_output(j->record, piece, n);
+        moa_record_output(j->record, t->id, piece, n);
     } else
-        moa_record_output(j->record, "", 0);
+        moa_record_output(j->record, t->id, "", 0);
     return true;
 }
 
@@ -379,7 +379,7 @@ static moa_status one_run(job *j, const moa_id_list *prompt, moa_buf *json, moa_
                               .token = on_token,
                               .cancelled = moa_interrupted,
                               .user = j};
-    moa_record_begin(j->record, j->prompt, j->n_prompt_bytes, &j->sampling, (int32_t)n_gen);
+    moa_record_begin(j->record, j->prompt, j->n_prompt_bytes, j->seq, &c);
     s = moa_run(j->seq, &c, &r, err);
     moa_record_end(j->record, s == MOA_OK ? &r : NULL);
     if (s != MOA_OK) goto out;

@@ -1,4 +1,4 @@
-/* sessions.c -- `moascope sessions list|show|export|prune`: what the workbench kept, for scripts and for a look back.
+/* sessions.c -- `moascope sessions list|show|replay|export|prune`: what the workbench kept, for scripts and for a look back.
  *
  * An export is one JSON document of everything kept:
  *
@@ -19,6 +19,7 @@
 #include "core/base/text.h"
 #include "sessions/store.h"
 #include "tui/batch/batch.h"
+#include "tui/replay.h"
 #include "version.h"
 
 enum { OWN_STORE = MOA_OPT_OWN, OWN_MAX, OWN_OLDER, OWN_KEEP, OWN_DRY_RUN };
@@ -386,7 +387,7 @@ out:
 static const struct {
     const char *name;
     moa_status (*run)(const moa_args *args, moa_store *store, moa_buf *out, moa_err *err);
-} verbs[] = {{"list", list}, {"show", show}, {"export", export_sessions}, {"prune", prune}};
+} verbs[] = {{"list", list}, {"show", show}, {"replay", moa_replay}, {"export", export_sessions}, {"prune", prune}};
 
 static moa_status run(const moa_args *args, moa_err *err) {
     const char *word = moa_args_word(args, 0), *json = moa_args_text(args, MOA_OPT_JSON);
@@ -395,26 +396,24 @@ static moa_status run(const moa_args *args, moa_err *err) {
     moa_store *store = NULL;
     moa_buf text = {0};
     moa_status s = MOA_OK;
-    if (word && strcmp(word, "replay") == 0)
-        return moa_fail(err, MOA_E_UNSUPPORTED,
-                        "sessions replay is not there yet: a run's text is kept, not its tokens; `moascope run` with "
-                        "the prompt, plan and seed of `sessions export` makes it again");
     while (word && verb < sizeof verbs / sizeof *verbs && strcmp(word, verbs[verb].name) != 0) verb++;
     if (verb == sizeof verbs / sizeof *verbs)
-        return moa_fail(err, MOA_E_USAGE, "'%s': list, show, export or prune", word);
+        return moa_fail(err, MOA_E_USAGE, "'%s': list, show, replay, export or prune", word);
     if (verb == 0 && args->n_word > 1)
         return moa_fail(err, MOA_E_USAGE, "usage: moascope sessions list [--json F|-]");
     MOA_TRY(moa_store_open(&store, moa_args_text(args, OWN_STORE), note, sizeof note, err));
     if (note[0]) moa_remark(args, "%s", note);
-    MOA_TRY(verbs[verb].run(args, store, &text, err));
-    s = moa_output_save(json ? json : "-", &text, err);
+    s = verbs[verb].run(args, store, &text, err);
+    if (s == MOA_OK || (s == MOA_E_FAILED && verbs[verb].run == moa_replay)) /* how far it was the same */
+        MOA_TRY(moa_output_save(json ? json : "-", &text, s == MOA_OK ? err : NULL) == MOA_OK ? s : MOA_E_IO);
 out:
     moa_store_close(&store);
     moa_buf_free(&text);
     return s;
 }
 
-static const int options[] = {MOA_OPT_JSON, MOA_OPT_QUIET, MOA_OPT_END};
+static const int options[] = {MOA_OPT_JSON,      MOA_OPT_QUIET, MOA_OPT_MODEL,   MOA_OPT_DEVICE, MOA_OPT_KV,
+                              MOA_OPT_REFERENCE, MOA_OPT_CHUNK, MOA_OPT_THREADS, MOA_OPT_END};
 static const moa_option own[] = {
     {"--store", MOA_OPTION_TEXT, "FILE", NULL, 0, 0, false, "another session store than the usual one"},
     {"--max", MOA_OPTION_INT, "N", "50", 1, 100000, false, "list: the newest N"},
@@ -427,12 +426,14 @@ static const moa_option own[] = {
 const moa_batch moa_batch_sessions = {
     .name = "sessions",
     .help = "what the workbench kept: sessions and their runs",
-    .usage = "list [--max N] [--json F|-]\nshow [ID] [--json F|-]\nexport ID|all [--json F|-]\n"
+    .usage = "list [--max N] [--json F|-]\nshow [ID] [--json F|-]\nreplay [ID] [--model FILE] [--json F|-]\nexport ID|all [--json F|-]\n"
              "prune --older-than AGE|--keep N [--dry-run] [--json F|-]",
     .options = options,
     .own = own,
     .max_words = 2,
-    .more = "show without ID: the newest session that has a run or an edit. With both rules, prune takes what is old and not among "
+    .more = "replay: the session's runs once more, with the same model, plans, settings and seeds; exit 1 at the first token that "
+            "differs.\n--model, --device, --kv, --reference, --chunk and --threads are of replay.\n"
+            "show without ID: the newest session that has a run or an edit. With both rules, prune takes what is old and not among "
             "the newest;\nnever a session that a running moascope has open.",
     .run = run,
 };
