@@ -107,7 +107,7 @@ END
 expect 2 "$moascope" sessions export; says "ID|all"
 expect 2 "$moascope" sessions export x
 expect 3 "$moascope" sessions export 999999
-expect 3 "$moascope" sessions replay 1; says "not its tokens"
+expect 3 "$moascope" sessions replay 1; says "settings cannot be read"
 expect 2 "$moascope" sessions forget; says "export or prune"
 
 kept() { "$moascope" sessions list --json - | python3 -c 'import json,sys; print(*(s["id"] for s in json.load(sys.stdin)["sessions"]))'; }
