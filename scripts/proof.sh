@@ -12,7 +12,7 @@
 #   perplexity   held-out texts, the same plans            densities   .25 and .75
 #   far          the task at 16k                           measures    abs and signed beside joint, at .5
 #   mix          calibrated on the task's items and on summaries of texts, in turns, at .5
-#   rounds       the same two calibrations, but the plan found in rounds (`refine`): profiled under the plans it comes by
+#   rounds       the task's items and running text beside them, the plan found in rounds (`refine`): influence on the answers' margin
 #   kinds        other calibration data at .5
 #   heads        one rule a query head at .5
 #   passkey      the plans of main at another task than they were calibrated for
@@ -77,7 +77,7 @@ if [ -f "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
 fi
 [ $print = 1 ] || echo "$settings" > "$out/settings"
 main_kind=$task
-n_round=10
+n_round=8
 n_level=1 # solves: the mean of the lengths and each alone; validation chooses
 main=$main_kind-joint-group-0.5
 
@@ -151,12 +151,15 @@ validate() { # KIND MEASURE PER DENSITY
         --device "$device" --json "$out/plans/$1-$2-$3-$4/validate.json" --force
 }
 variant() { calibrate $1 && profile $1 && search "$@" && holdout && validate "$@"; }
-# refined KIND: in place of profile and search; validation chooses among what the rounds found
+# in place of profile, search and validation: the rounds judge by items and texts of their own
 refined() {
-    local v=$1-rounds-group-0.5 n=$((n_profile / 2))
-    calibrate $1 && step "refine-$1" $(($(sum $cal_lengths) * n * 7 * n_round)) "$out/plans/$v/refine.json" refine "$model" \
-        --data "$out/cal/$1.jsonl" --lengths $cal_lengths --extend $extend --density 0.5 --items $n --judge $n --loss margin --step 0.2 \
-        --rounds $n_round --device "$device" -o "$out/plans/$v" && holdout && validate $1 rounds group 0.5
+    local v=$main_kind-rounds-group-0.5 n=$((n_profile / 2))
+    calibrate $main_kind || return 1
+    [ -e "$out/cal/text.jsonl" ] || [ $print = 1 ] || python3 "$source/scripts/text_items.py" "$model" "$corpus/calibration" \
+        --lengths $cal_lengths --items $((2 * n)) --moascope "$moascope" -o "$out/cal/text.jsonl" || { failed=1; return 1; }
+    step "refine-$main_kind" $(($(sum $cal_lengths) * n * 14 * n_round)) "$out/plans/$v/refine.json" refine "$model" \
+        --data "$out/cal/$main_kind.jsonl" --text "$out/cal/text.jsonl" --lengths $cal_lengths --extend $extend --density 0.5 \
+        --items $n --judge $n --step 0.2 --rounds $n_round --device "$device" -o "$out/plans/$v"
 }
 best() { echo "$out/plans/$1/best.json"; }
 # evaluate NAME TASK LENGTHS ITEMS PLAN...
@@ -221,12 +224,11 @@ others() { # NAME KIND-MEASURE-PER...: at density .5
     evaluate ppl-$name ppl $ppl_lengths $n_ppl "${plans[@]}"
 }
 rounds() {
-    local k list plans=()
-    for k in mix $main_kind; do refined $k && plans+=("$(best $k-rounds-group-0.5)"); done
-    list=$(few_lengths)
-    [ ${#plans[@]} -gt 0 ] && [ -n "$list" ] || return 1
-    evaluate $task-rounds $task "$list" $n_few "${plans[@]}"
-    evaluate ppl-rounds ppl $ppl_lengths $n_ppl "${plans[@]}"
+    local list
+    refined || return 1
+    list=$(few_lengths); [ -n "$list" ] || return 1
+    evaluate $task-rounds $task "$list" $n_few "$(best $main_kind-rounds-group-0.5)"
+    evaluate ppl-rounds ppl $ppl_lengths $n_ppl "$(best $main_kind-rounds-group-0.5)"
 }
 run_stages() {
     local stage k

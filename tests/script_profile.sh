@@ -39,6 +39,7 @@ expect 2 "where to" "$tiny" --device cpu --data "$temp/data.jsonl" --lengths 128
 expect 2 "context of 4096" "$tiny" --device cpu --data "$temp/data.jsonl" --lengths 4097 -o "$temp/no.npz"
 expect 3 "fits a length of 4" "$tiny" --device cpu --data "$temp/data.jsonl" --lengths 4 -o "$temp/no.npz"
 echo '{"ids": [1, 2, 276], "supervise_from": 1}' > "$temp/bad.jsonl"
+expect 2 "cross-entropy or margin" "$tiny" --device cpu --data "$temp/data.jsonl" --lengths 128 --loss worst -o "$temp/no.npz"
 expect 3 "276" "$tiny" --device cpu --data "$temp/bad.jsonl" --lengths 128 -o "$temp/no.npz"
 
 # interrupted: the items done are there and are said to be that, or, when there is none, no file
@@ -92,7 +93,7 @@ EOF
         "$python" "$source/tests/oracle/influence.py" "$model" --data "$temp/data.jsonl" --length 200 --against "$temp/r.npz:1e-5" \
             --against "$temp/f.npz:${LIMIT:-5e-3}" --finite 0 1 1 --finite 1 2 2 > "$temp/out" 2>&1 || complain "$name: $(cat "$temp/out")"
         echo "$name: $(grep '^joint' "$temp/out" | tr '\n' ' ')"
-        # under a plan of many spans: windows wider than a head's own and narrower ones, an item shorter than the spans are of
+        # under a plan of many spans, by margin: windows wider than a head's own and narrower ones, an item shorter than the spans are of
         python3 - "$("$build/moascope" model info "$model" --json -)" "$temp/plan.json" <<'EOF' || complain "$name: no plan"
 import json, sys
 shape = json.loads(sys.argv[1])
@@ -100,9 +101,9 @@ rules = [(0, 0), (192, 0), (0, 1), (64, .5), (128, 0)]
 rows = [[rules[(h + 2 * l) % 5] for h in range(shape["n_head"])] for l in range(shape["n_layer"])]
 json.dump({"alphas": [[r[0] for r in row] for row in rows], "betas": [[r[1] for r in row] for row in rows]}, open(sys.argv[2], "w"))
 EOF
-        profile "$model" --reference --data "$temp/data.jsonl" --lengths 200 --plan "$temp/plan.json" -o "$temp/r.npz" || complain "$name: $(cat "$temp/err")"
-        profile "$model" --device "$device" --data "$temp/data.jsonl" --lengths 200 --plan "$temp/plan.json" -o "$temp/f.npz" || complain "$name: $(cat "$temp/err")"
-        "$python" "$source/tests/oracle/influence.py" "$model" --data "$temp/data.jsonl" --length 200 --plan "$temp/plan.json" \
+        profile "$model" --reference --data "$temp/data.jsonl" --lengths 200 --plan "$temp/plan.json" --loss margin -o "$temp/r.npz" || complain "$name: $(cat "$temp/err")"
+        profile "$model" --device "$device" --data "$temp/data.jsonl" --lengths 200 --plan "$temp/plan.json" --loss margin -o "$temp/f.npz" || complain "$name: $(cat "$temp/err")"
+        "$python" "$source/tests/oracle/influence.py" "$model" --data "$temp/data.jsonl" --length 200 --plan "$temp/plan.json" --margin \
             --against "$temp/r.npz:1e-5" --against "$temp/f.npz:${LIMIT:-5e-3}" --finite 0 0 2 --finite 0 0 3 --finite 1 1 1 --finite 1 2 3 \
             > "$temp/out" 2>&1 || complain "$name, under a plan: $(cat "$temp/out")"
         echo "$name, under a plan: $(grep '^joint' "$temp/out" | tr '\n' ' ')"

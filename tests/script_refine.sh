@@ -14,7 +14,8 @@ with open(sys.argv[1] + "/data.jsonl", "w") as f:
             f.write(json.dumps({"ids": ids, "supervise_from": n - 30, "length": n}) + "\n")
     f.write(json.dumps({"ids": [random.randrange(3, 200) for _ in range(400)], "supervise_from": 380}) + "\n")
 P
-head -n 6 "$temp/data.jsonl" | tac > "$temp/text.jsonl"
+expect 0 python3 "$source/scripts/text_items.py" "$tiny" "$source/README.md" --lengths 384,512 --items 3 --tail 30 --moascope "$moascope" -o "$temp/text.jsonl"
+expect 1 python3 "$source/scripts/text_items.py" "$tiny" "$source/README.md" --lengths 999999 --moascope "$moascope" -o "$temp/none"; says "none of 1 documents"
 refine() { "$moascope" refine "$tiny" --data "$temp/data.jsonl" --lengths 384,512 --device cpu --threads 2 --density 0.5 --extend 1024 --items 2 "$@"; }
 expect 0 refine --path --loss cross-entropy --rounds 6 --step 0.3 -o "$temp/a" --json "$temp/a.json"
 says "items are profiled"

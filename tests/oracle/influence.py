@@ -20,6 +20,9 @@ Checks of a profile made by the program (relative error, norm-wise per layer):
 and of the idea itself: cutting one window for real and measuring the loss, against joint, --finite H L W [...]: the loss with head H of
 layer L moved a fraction t of the way to the cut (under a plan: or widened) attention, t = 1/8, 1/64: the slope must come to joint[w].
 
+--margin: G and the slopes are of the mean log((1 - p) / p) of the supervised tokens, by its own form (the others' log-sum-exp less the target's
+logit); the loss compared stays cross-entropy.
+
 DATA.jsonl: {"ids": [...], "supervise_from": K} lines. Memory: n_head * N^2 doubles a layer; meant for N <= 1024.
 Needs jax (CPU), gguf, numpy.  Exit: 0 within the limit, 1 not, 2 usage, 3 the file does not fit."""
 import argparse
@@ -132,6 +135,12 @@ def head_loss(x, out_norm, out, targets, first, eps):
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(targets)), targets])
 
 
+def head_margin(x, out_norm, out, targets, first, eps):
+    logits = norm(x[first - 1:-1], out_norm, eps) @ out.T
+    rows = jnp.arange(len(targets))
+    return jnp.mean(jax.scipy.special.logsumexp(logits.at[rows, targets].set(-jnp.inf), axis=-1) - logits[rows, targets])
+
+
 def influence(a, wide, g):
     """abs, signed [nb][nb], joint [nb + 1] of one head; a, wide, g [n][n] NumPy."""
     n, nb = len(a), (len(a) + BLOCK - 1) // BLOCK
@@ -164,8 +173,8 @@ def influence(a, wide, g):
 class Pass:
     """Forward and backward of one item, a layer at a time; everything an item needs is kept as layer inputs."""
 
-    def __init__(self, m, ids, first, span):
-        self.m, self.ids, self.first = m, np.asarray(ids), first
+    def __init__(self, m, ids, first, span, margin):
+        self.m, self.ids, self.first, self.margin = m, np.asarray(ids), first, margin
         self.z = jnp.zeros((m.n_head, len(ids), len(ids)))
         i, j = np.arange(len(ids))[:, None], np.arange(len(ids))[None]
         s = np.full((m.n_layer, m.n_head), 1 << 30) if span is None else span
@@ -180,10 +189,14 @@ class Pass:
             self.x.append(self.fwd(self.x[-1], m.layer(l), self.z, self.see[l]))
 
     def tail(self, x):
+        """what gradients are of"""
+        return (head_margin if self.margin else head_loss)(x, self.out_norm, self.out, self.ids[self.first:], self.first, self.m.eps)
+
+    def cross_entropy(self, x):
         return head_loss(x, self.out_norm, self.out, self.ids[self.first:], self.first, self.m.eps)
 
     def run(self):
-        loss, dx = jax.value_and_grad(self.tail)(self.x[-1])
+        base, dx = jax.value_and_grad(self.tail)(self.x[-1])
         out = []
         for l in reversed(range(self.m.n_layer)):
             w = self.m.layer(l)
@@ -194,7 +207,8 @@ class Pass:
             if sys.stderr.isatty():
                 sys.stderr.write("\rlayer %d \r" % l)
         out.reverse()
-        return float(loss), [np.array([[h[k] for h in layer] for layer in out]) for k in range(3)]
+        return (float(self.cross_entropy(self.x[-1])), float(base),
+                [np.array([[h[k] for h in layer] for layer in out]) for k in range(3)])
 
     def loss_moved(self, l, h, w, t):
         """The loss when head h of layer l attends a part t of the way to its attention under w blocks."""
@@ -238,6 +252,7 @@ def main():
     p.add_argument("--against", metavar="FILE[:LIMIT]", action="append", default=[])
     p.add_argument("--out", help="write the oracle's own arrays")
     p.add_argument("--plan", metavar="PLAN.json", help="profile under its spans of --length tokens")
+    p.add_argument("--margin", action="store_true")
     p.add_argument("--finite", type=int, nargs=3, metavar=("LAYER", "HEAD", "W"), action="append", default=[])
     o = p.parse_args()
     m = Model(o.model)
@@ -250,8 +265,8 @@ def main():
     losses, bad = [], 0
     span = spans(o.plan, m, o.length) if o.plan else None
     for item in items:
-        one = Pass(m, item["ids"], item["supervise_from"], span)
-        loss, parts = one.run()
+        one = Pass(m, item["ids"], item["supervise_from"], span, o.margin)
+        loss, base, parts = one.run()
         losses.append(loss)
         k = parts[0].shape[-1]
         total[0][..., :k, :k] += parts[0]
@@ -262,7 +277,7 @@ def main():
             if w > k - 2 and span is None:
                 continue  # nothing is cut
             want = parts[2][l, h, w]
-            slopes = [(one.loss_moved(l, h, w, t) - loss) / t for t in (1 / 8, 1 / 64, 1 / 512)]
+            slopes = [(one.loss_moved(l, h, w, t) - base) / t for t in (1 / 8, 1 / 64, 1 / 512)]
             ok = abs(slopes[2] - want) <= 0.05 * abs(want) + 1e-9 and abs(slopes[2] - want) <= abs(slopes[0] - want) + 1e-9
             bad += not ok
             print("layer %d head %d w %d: joint %+.6e, slopes at 1/8 %+.6e, 1/64 %+.6e, 1/512 %+.6e%s" %
