@@ -131,6 +131,14 @@ size_t moa_gguf_find_tensor(const moa_gguf *g, const char *name);
 /* n bytes of a tensor's data from offset on. A file that has become shorter since it was opened is MOA_E_IO.
  */
 moa_status moa_gguf_read(const moa_gguf *g, size_t tensor, size_t offset, size_t n, void *dst, moa_err *err);
+/* Whole tensors, by several threads. progress, or NULL: called by this thread between pieces, bytes of all of them; false:
+ * E_CANCELLED. On failure dst are undefined. */
+typedef struct moa_gguf_part {
+    size_t tensor;
+    void *dst;
+} moa_gguf_part;
+moa_status moa_gguf_read_many(const moa_gguf *g, const moa_gguf_part *parts, size_t n_part,
+                              bool (*progress)(void *user, uint64_t done, uint64_t total), void *user, moa_err *err);
 
 #ifdef __cplusplus
 }

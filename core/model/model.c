@@ -40,7 +40,6 @@ enum {
     MAX_TEMPLATE_BYTES = 1 << 20,
     WEIGHT_ALIGN = 64,
     HUGE_PAGE = 2 << 20,
-    READ_PIECE = 8 << 20, /* bytes between two calls of progress */
 };
 
 #define X(stem) extern const moa_arch moa_arch_##stem;
@@ -501,23 +500,14 @@ static moa_status point(opening *o, const moa_arch_tensor *row, const char *name
 }
 
 static moa_status read_weights(opening *o) {
-    uint64_t done = 0;
-    for (size_t i = 0; i < moa_gguf_n_tensors(o->g); i++) {
-        const size_t bytes = moa_gguf_tensor_at(o->g, i).bytes;
-        char *to = (char *)o->m->store + o->tensors[i].data_at;
-        for (size_t at = 0; at < bytes;) {
-            const size_t n = bytes - at < READ_PIECE ? bytes - at : READ_PIECE;
-            const moa_status s = moa_gguf_read(o->g, i, at, n, to + at, o->err);
-            if (s != MOA_OK) return s;
-            at += n;
-            done += n;
-            if (o->progress && !o->progress(o->user, done, o->m->weight_bytes))
-                return moa_fail(o->err, MOA_E_CANCELLED,
-                                "loading was cancelled after %" PRIu64 " of %" PRIu64 " bytes", done,
-                                o->m->weight_bytes);
-        }
-    }
-    return MOA_OK;
+    const size_t n = moa_gguf_n_tensors(o->g);
+    moa_gguf_part *parts = calloc(n + 1, sizeof *parts);
+    if (!parts) return moa_fail(o->err, MOA_E_MEMORY, "no memory for a list of %zu tensors", n);
+    for (size_t i = 0; i < n; i++)
+        parts[i] = (moa_gguf_part){i, (char *)o->m->store + o->tensors[i].data_at};
+    const moa_status s = moa_gguf_read_many(o->g, parts, n, o->progress, o->user, o->err);
+    free(parts);
+    return s;
 }
 
 /* the frequencies are divided by these */

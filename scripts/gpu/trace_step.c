@@ -7,7 +7,6 @@
  *
  * Built and run by trace_step.sh, where CUPTI is. */
 #include <cupti.h>
-#include <generated_cuda_meta.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
