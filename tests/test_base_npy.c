@@ -136,6 +136,38 @@ static void test_npy(void **state) {
     moa_buf_free(&file);
 }
 
+typedef struct watched {
+    int n_left; /* looks until it is stopped */
+    uint64_t done, total;
+} watched;
+static bool look(void *user, uint64_t done, uint64_t total) {
+    watched *w = user;
+    assert_true(done > w->done);
+    w->done = done, w->total = total;
+    return w->n_left-- > 0;
+}
+
+/* a reader that watches sees all of it go by, and may stop at any look; nothing is left then */
+static void test_watched(void **state) {
+    (void)state;
+    moa_err err = {0};
+    moa_npz z;
+    watched w = {1000, 0, 0};
+    const moa_npz_watch watch = {look, &w};
+    (void)unlink(path);
+    write_npz();
+    assert_int_equal(moa_npz_read_watched(&z, path, NULL, 1 << 20, &watch, &err), MOA_OK);
+    const int n_look = 1000 - w.n_left;
+    assert_true(n_look > 4 && w.done == w.total && w.total > sizeof mass);
+    moa_npz_free(&z);
+    for (int n = 0; n < n_look; n++) {
+        w = (watched){n, 0, 0};
+        assert_int_equal(moa_npz_read_watched(&z, path, NULL, 1 << 20, &watch, &err), MOA_E_CANCELLED);
+        assert_int_equal(z.n, 0);
+        assert_non_null(strstr(err.text, "interrupted"));
+    }
+}
+
 static void test_unfinished(void **state) {
     (void)state;
     moa_npy_writer *w = NULL;
@@ -196,7 +228,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_npz_there_and_back),
         cmocka_unit_test(test_damage),
-        cmocka_unit_test(test_npy),
+        cmocka_unit_test(test_npy), cmocka_unit_test(test_watched),
         cmocka_unit_test(test_unfinished),
         cmocka_unit_test(test_lying_headers),
     };

@@ -168,6 +168,65 @@ static void test_solver(void **state) {
     }
 }
 
+/* --- influence from a file, read while the screen goes on ---------------------------------------------------------------------------- */
+
+/* the loop's part until the file is read or given up */
+static void wait_for_file(tui_app *app) {
+    for (int i = 0; i < 6000 && tui_influence_reading(app); i++) {
+        (void)usleep(10000);
+        tui_influence_read(app);
+    }
+    assert_false(tui_influence_reading(app));
+}
+
+/* one map of another program, nb blocks a side, zeros: a sparse file */
+static void make_large(const char *path, int n_head, int nb) {
+    char header[128];
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    int n = snprintf(header, sizeof header, "%c%s%c%c..{'descr': '<f4', 'fortran_order': False, 'shape': (%d, %d, %d, %d), }", 0x93, "NUMPY", 1, '0', LAYERS, n_head, nb, nb);
+    memset(header + n, ' ', sizeof header - (size_t)n);
+    header[7] = 0, header[8] = sizeof header - 10, header[9] = 0, header[sizeof header - 1] = '\n';
+    assert_int_equal(fwrite(header, 1, sizeof header, f), sizeof header);
+    assert_int_equal(fflush(f), 0);
+    assert_int_equal(ftruncate(fileno(f), (off_t)sizeof header + (off_t)LAYERS * n_head * nb * nb * 4), 0);
+    (void)fclose(f);
+}
+
+static void test_file_meanwhile(void **state) {
+    (void)state;
+    char path[] = "/tmp/moascope-test-search-XXXXXX";
+    const int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    (void)close(fd);
+    make_large(path, HEADS, 1024); /* 32 MB, several looks */
+    for (int what = 0; what < 5; what++) {
+        tui_app *app = app_open(TUI_STEP_SEARCH);
+        tui_planner *p = app->planner;
+        moa_err err = {0};
+        p->running = -1;
+        tui_influence_put(p, flat(512));
+        assert_int_equal(tui_influence_load(app, path, &err), MOA_OK);
+        assert_true(tui_influence_reading(app) && tui_influence_fd(app) >= 0 && p->influence[0]->n_tok == 512);
+        assert_int_equal(tui_influence_load(app, path, &err), MOA_E_FAILED);
+        assert_int_equal(tui_planner_start(app, TUI_STEP_SEARCH, &err), MOA_E_FAILED);
+        if (what == 1) tui_influence_cancel(app);
+        if (what == 2) app->model.n_head = 8; /* another model came meanwhile */
+        if (what == 3) tui_planner_fit(app, false); /* as that is told */
+        if (what == 4) { /* quit: nobody waits */
+            app_close(app);
+            break;
+        }
+        wait_for_file(app);
+        assert_int_equal(p->n_influence, what == 3 ? 0 : 1);
+        if (what < 3) assert_int_equal(p->influence[0]->n_tok, what == 0 ? 65536 : 512);
+        if (what == 1) assert_non_null(strstr(tui_said(app)->text, "not read to its end"));
+        if (what == 2) assert_non_null(strstr(tui_said(app)->text, "another model"));
+        app_close(app);
+    }
+    (void)unlink(path);
+}
+
 /* --- a file of more lengths than the screen has room for --------------------------------------------------------------------------- */
 
 static void test_many_lengths(void **state) {
@@ -190,7 +249,9 @@ static void test_many_lengths(void **state) {
             assert_int_equal(moa_npz_add(w, name, &shape, curve, &err), MOA_OK);
         }
         assert_int_equal(moa_npy_commit(&w, &err), MOA_OK);
-        assert_int_equal(tui_influence_load(app, path, &err), n > TUI_FIND_LENGTHS ? MOA_E_UNSUPPORTED : MOA_OK);
+        assert_int_equal(tui_influence_load(app, path, &err), MOA_OK);
+        wait_for_file(app);
+        assert_true((strstr(tui_said(app)->text, "more than 8 lengths") != NULL) == (n > TUI_FIND_LENGTHS));
         assert_int_equal(app->planner->n_influence, n > TUI_FIND_LENGTHS ? 0 : n);
         app_close(app);
     }
@@ -200,7 +261,7 @@ static void test_many_lengths(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_influence), cmocka_unit_test(test_result),       cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_solver),    cmocka_unit_test(test_many_lengths),
+        cmocka_unit_test(test_solver),    cmocka_unit_test(test_many_lengths), cmocka_unit_test(test_file_meanwhile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

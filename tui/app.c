@@ -217,7 +217,8 @@ static void interrupt(tui_app *app) {
     else if (app->slot_running >= 0) {
         tui_run_cancel(app);
         if (app->n_interrupt >= 3) tui_ask(app, "The run has not stopped yet. End the engine process?", tui_kill_engine);
-    } else if (tui_planner_busy(app)) {
+    } else if (tui_influence_reading(app)) tui_influence_cancel(app);
+    else if (tui_planner_busy(app)) {
         tui_planner_stop(app);
         if (app->n_interrupt >= 3 && tui_planner_engine(app)) tui_ask(app, "The search has not stopped yet. End the engine process?", tui_kill_engine);
     } else if (app->n_interrupt >= 2) (void)tui_quit(app);
@@ -343,7 +344,7 @@ static void want_tokens(tui_app *app) {
 
 bool tui_idle(const tui_app *app) {
     const tui_link_state s = app->link.state;
-    return s != TUI_LINK_HELLO && s != TUI_LINK_LOADING && s != TUI_LINK_BUSY && app->slot_running < 0 && !tui_planner_busy(app) && !app->map_waiting && !app->blame.active && app->tokenize_job == 0 &&
+    return s != TUI_LINK_HELLO && s != TUI_LINK_LOADING && s != TUI_LINK_BUSY && app->slot_running < 0 && !tui_planner_busy(app) && !tui_influence_reading(app) && !app->map_waiting && !app->blame.active && app->tokenize_job == 0 &&
            app->link.out_done >= app->link.out.size;
 }
 
@@ -487,9 +488,10 @@ static void wait_for_something(tui_app *app, double frame_at) {
     double wait = app->dirty_screen ? frame_at - clock_s() : app->link.state == TUI_LINK_BUSY || app->link.state == TUI_LINK_LOADING || tui_planner_busy(app) ? 0.25 : 1.0;
     if (app->script) wait = tui_script_waits(app) ? 0.02 : 0;
     if (wait < 0 || app->quit) wait = 0;
-    struct pollfd p[5] = {{term_signal_fd(), POLLIN, 0}, {term_fd(), POLLIN, 0}, {app->link.fd_in, POLLIN, 0}, {-1, POLLOUT, 0}, {tui_solver_fd(app), POLLIN, 0}};
+    struct pollfd p[6] = {{term_signal_fd(), POLLIN, 0}, {term_fd(), POLLIN, 0}, {app->link.fd_in, POLLIN, 0}, {-1, POLLOUT, 0}, {tui_solver_fd(app), POLLIN, 0},
+                         {tui_influence_fd(app), POLLIN, 0}};
     if (app->link.out_done < app->link.out.size) p[3].fd = app->link.fd_out;
-    (void)poll(p, 5, (int)ceil(wait * 1000));
+    (void)poll(p, 6, (int)ceil(wait * 1000));
 }
 
 static void loop(tui_app *app) {
@@ -503,6 +505,7 @@ static void loop(tui_app *app) {
         tui_link_flush(app);
         if (app->link.fd_in > 0) tui_link_read(app);
         tui_solver_read(app);
+        tui_influence_read(app);
         want_tokens(app);
         journal_tick(app);
         app->now = clock_s();

@@ -20,7 +20,14 @@ static viz_role job_text(const tui_app *app, char *out, size_t n) {
         if (app->load_total) (void)snprintf(out, n, "loading %2.0f%%", 100.0 * (double)app->load_done / (double)app->load_total);
         else (void)snprintf(out, n, "loading");
         return VIZ_ACCENT;
-    case TUI_LINK_READY: (void)snprintf(out, n, "ready"); return VIZ_GOOD;
+    case TUI_LINK_READY:
+        if (tui_influence_reading(app)) {
+            const double share = app->planner->reading_share;
+            (void)snprintf(out, n, isnan(share) ? "reading" : "reading %2.0f%%", 100 * share);
+            return VIZ_ACCENT;
+        }
+        (void)snprintf(out, n, "ready");
+        return VIZ_GOOD;
     case TUI_LINK_DEAD: (void)snprintf(out, n, "engine ended"); return VIZ_BAD;
     case TUI_LINK_BUSY: break;
     }

@@ -102,6 +102,7 @@ void tui_script_step(tui_app *app) {
         return;
     }
     if (s->until > app->now) return;
+    if (tui_influence_reading(app)) return; /* the next line finds what the file has */
     if (s->waiting) {
         if (!tui_idle(app)) {
             if (app->now - s->since < (tui_planner_busy(app) ? SYNC_SEARCH_S : SYNC_LIMIT_S)) return;

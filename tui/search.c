@@ -72,6 +72,7 @@ void tui_planner_close(tui_planner **out) {
     tui_planner *p = *out;
     if (!p) return;
     tui_solver_close(&p->solver);
+    tui_reading_close(&p->reading);
     found_clear(p);
     influence_clear(p);
     tui_influence_close(&p->incoming);
@@ -523,6 +524,7 @@ bool tui_planner_engine(const tui_app *app) { return tui_planner_busy(app) && ap
 static moa_status may_start(tui_app *app, tui_step step, moa_err *err) {
     const tui_planner *p = app->planner;
     if (p->running >= 0) return moa_fail(err, MOA_E_FAILED, "%s is at work; C-c stops it", steps[p->running].title);
+    if (p->reading) return moa_fail(err, MOA_E_FAILED, "influence is being read from a file; C-c stops it");
     if (app->link.state == TUI_LINK_LOADING) return moa_fail(err, MOA_E_FAILED, "the model is still loading");
     if (!app->model.loaded) return moa_fail(err, MOA_E_FAILED, "no model is loaded; :load MODEL");
     if (step != TUI_STEP_SEARCH && app->link.state == TUI_LINK_DEAD) return moa_fail(err, MOA_E_FAILED, "the engine ended; :engine restart starts it again");
@@ -904,6 +906,7 @@ void tui_planner_fit(tui_app *app, bool same) {
     tui_planner_forget_engine(app, "another model was loaded");
     if (same) return;
     tui_solver_close(&p->solver);
+    tui_reading_close(&p->reading);
     p->running = -1;
     found_clear(p);
     influence_clear(p);

@@ -83,7 +83,8 @@ typedef struct tui_found {
     int32_t n_try, n_right;         /* passkey */
 } tui_found;
 
-typedef struct tui_solver tui_solver; /* search_solve.c */
+typedef struct tui_solver tui_solver;   /* search_solve.c */
+typedef struct tui_reading tui_reading; /* search_file.c */
 
 typedef struct tui_planner {
     /* settings */
@@ -119,6 +120,8 @@ typedef struct tui_planner {
     tui_solver *solver; /* NULL: not at work */
     double solver_best, solver_bound; /* of the solve under way; NAN */
     int solver_done, solver_total;    /* solves of the front */
+    tui_reading *reading; /* NULL: no file is being read */
+    double reading_share; /* done of it, 0..1; NAN: unknown */
 } tui_planner;
 
 moa_status tui_planner_open(tui_planner **out, moa_err *err);
@@ -164,7 +167,14 @@ moa_status tui_influence_open(tui_influence **out, int32_t n_layer, int32_t n_he
 bool tui_influence_curves(tui_influence *f); /* makes them; false: no memory */
 /* takes f over, replacing one of the same length */
 void tui_influence_put(tui_planner *p, tui_influence *f);
-moa_status tui_influence_load(tui_app *app, const char *path, moa_err *err); /* search_file.c */
+/* search_file.c: a file's influence, by a thread. It takes the place of what is there when it has come whole, and that, or why not, is said;
+ * until then nothing changes. E_FAILED: not now. */
+moa_status tui_influence_load(tui_app *app, const char *path, moa_err *err);
+bool tui_influence_reading(const tui_app *app);
+void tui_influence_cancel(tui_app *app);
+int tui_influence_fd(const tui_app *app);  /* to poll; -1: none */
+void tui_influence_read(tui_app *app);     /* takes what it reports */
+void tui_reading_close(tui_reading **r);   /* it ends by itself, soon, and nobody waits */
 moa_status tui_influence_save(const tui_app *app, const char *path, moa_err *err);
 
 /* the influence map of the head under the cursor, in a frame (search_map.c) */
@@ -176,7 +186,7 @@ moa_status tui_solver_start(tui_app *app, moa_err *err);
 void tui_solver_cancel(tui_planner *p);
 int tui_solver_fd(const tui_app *app);   /* to poll; -1: none */
 void tui_solver_read(tui_app *app);      /* takes what it reports; the step ends when it has */
-void tui_solver_close(tui_solver **s);   /* cancels and waits */
+void tui_solver_close(tui_solver **s);   /* cancels: it ends by itself, soon, and nobody waits */
 /* search_solve.c to search.c: the step is over. plans (n) are taken over, gaps (n) shares; n 0: s and text say why */
 void tui_planner_solved(tui_app *app, moa_status s, const char *text, moa_plan **plans, const double *gaps, int n);
 char *tui_loss_text(char out[24], double nats); /* "+0.0123", "+3e-05", "-" */

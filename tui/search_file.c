@@ -1,18 +1,45 @@
 /* search_file.c -- influence of the search screen as INFLUENCE.npz, the file of `moascope profile`.
  *
  *   abs_N, signed_N (n_layer, n_head, nb, nb), joint_N (n_layer, n_head, nb + 1), float32, for each length N; meta: JSON text.
+ *
+ *   open: a thread reads and checks (its own copy of everything) --> report through a pipe --> the loop puts it in the planner's place
+ *
  *   Read as well: one array (n_layer, n_head, nb, nb) under any name, as other programs make it: absolute influence at 64*nb tokens. */
+#include <errno.h>
+#include <fcntl.h>
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/npy.h"
 #include "core/base/text.h"
+#include "tui/internal.h"
 #include "tui/search.h"
 #include "version.h"
 
 #define INFLUENCE_MAX ((size_t)2 << 30) /* bytes of elements */
+
+struct tui_reading {
+    pthread_t thread;
+    bool started;
+    int fds[2]; /* pipe: a byte is "look" */
+    atomic_bool cancel;
+    char path[4096];
+    int32_t n_layer, n_head; /* of the model it is for */
+    char fingerprint[65];
+    tui_influence *list[TUI_FIND_LENGTHS]; /* (n) owned until taken */
+    int n;
+    bool other_weights;
+    pthread_mutex_t lock; /* of what follows */
+    double share;
+    bool finished, left; /* left: the thread frees it */
+    moa_status status;
+    moa_err err;
+};
 
 /* --- reading ------------------------------------------------------------------------------------------------------------------ */
 
@@ -25,9 +52,9 @@ static int32_t length_of(const char *name, const char *kind) {
     return *end == 0 && end != name + n + 1 && v >= 2 && v <= MOA_N_MAX ? (int32_t)v : 0;
 }
 
-static moa_status check_shape(const tui_app *app, const moa_npy_array *a, int32_t n_tok, bool map, moa_err *err) {
+static moa_status check_shape(const tui_reading *r, const moa_npy_array *a, int32_t n_tok, bool map, moa_err *err) {
     const size_t nb = ((size_t)n_tok + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK, *d = a->shape.shape;
-    const size_t l = (size_t)app->model.n_layer, h = (size_t)app->model.n_head;
+    const size_t l = (size_t)r->n_layer, h = (size_t)r->n_head;
     const bool fits = a->shape.type == MOA_NPY_F32 && a->shape.n_dim == (map ? 4 : 3) && d[0] == l && d[1] == h && d[2] == (map ? nb : nb + 1) && (!map || d[3] == nb);
     if (fits) return MOA_OK;
     return moa_fail(err, MOA_E_INVALID, "%.40s is not float32 [%zu][%zu][%zu]%s, as this model and %d tokens need", a->name, l, h, map ? nb : nb + 1, map ? "[nb]" : "", n_tok);
@@ -40,8 +67,8 @@ static bool finite_all(const moa_npy_array *a) {
     return true;
 }
 
-static moa_status take_array(const tui_app *app, const moa_npy_array *a, int32_t n_tok, bool map, float **to, moa_err *err) {
-    const moa_status s = a ? check_shape(app, a, n_tok, map, err) : MOA_OK;
+static moa_status take_array(const tui_reading *r, const moa_npy_array *a, int32_t n_tok, bool map, float **to, moa_err *err) {
+    const moa_status s = a ? check_shape(r, a, n_tok, map, err) : MOA_OK;
     if (!a || s != MOA_OK) return s;
     if (!finite_all(a)) return moa_fail(err, MOA_E_INVALID, "%.40s has values that are not finite", a->name);
     float *copy = malloc(a->bytes ? a->bytes : 1);
@@ -59,16 +86,16 @@ static const moa_npy_array *array_of(const moa_npz *z, const char *kind, int32_t
 }
 
 /* single: the one array of a file that is not ours, or NULL */
-static moa_status take_length(const tui_app *app, const moa_npz *z, const moa_npy_array *single, int32_t n_tok, tui_influence **out, moa_err *err) {
+static moa_status take_length(const tui_reading *r, const moa_npz *z, const moa_npy_array *single, int32_t n_tok, tui_influence **out, moa_err *err) {
     const moa_npy_array *abs_of = single ? single : array_of(z, "abs", n_tok), *sum = single ? NULL : array_of(z, "signed", n_tok);
     const moa_npy_array *joint = single ? NULL : array_of(z, "joint", n_tok);
     moa_status s = MOA_OK;
     tui_influence *f = *out = calloc(1, sizeof *f);
     if (!f) return moa_fail(err, MOA_E_MEMORY, "no memory for influence");
-    *f = (tui_influence){.n_tok = n_tok, .nb = (n_tok + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK, .n_layer = app->model.n_layer, .n_head = app->model.n_head, .loss = (double)NAN};
-    MOA_TRY(take_array(app, abs_of, n_tok, true, &f->abs, err));
-    MOA_TRY(take_array(app, sum, n_tok, true, &f->sum, err));
-    MOA_TRY(take_array(app, joint, n_tok, false, &f->joint, err));
+    *f = (tui_influence){.n_tok = n_tok, .nb = (n_tok + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK, .n_layer = r->n_layer, .n_head = r->n_head, .loss = (double)NAN};
+    MOA_TRY(take_array(r, abs_of, n_tok, true, &f->abs, err));
+    MOA_TRY(take_array(r, sum, n_tok, true, &f->sum, err));
+    MOA_TRY(take_array(r, joint, n_tok, false, &f->joint, err));
     if (!tui_influence_curves(f)) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for the influence curves"));
 out:
     if (s != MOA_OK) tui_influence_close(out);
@@ -121,32 +148,157 @@ static void settle(tui_app *app, tui_influence **list, int n, const char *path) 
     tui_dirty(app);
 }
 
-moa_status tui_influence_load(tui_app *app, const char *path, moa_err *err) {
-    tui_planner *p = app->planner;
+/* --- the thread ---------------------------------------------------------------------------------------------------------------- */
+
+static void wake(const tui_reading *r) {
+    const char byte = 1;
+    ssize_t n;
+    do n = write(r->fds[1], &byte, 1);
+    while (n < 0 && errno == EINTR);
+}
+
+static bool go_on(void *user, uint64_t done, uint64_t total) {
+    tui_reading *r = user;
+    (void)pthread_mutex_lock(&r->lock);
+    r->share = total > 0 && done <= total ? (double)done / (double)total : (double)NAN;
+    (void)pthread_mutex_unlock(&r->lock);
+    wake(r);
+    return !atomic_load(&r->cancel);
+}
+
+static moa_status work(tui_reading *r, moa_err *err) {
+    const moa_npz_watch watch = {go_on, r};
     moa_npz z = {0};
-    tui_influence *list[TUI_FIND_LENGTHS] = {0};
     int32_t lengths[TUI_FIND_LENGTHS];
     moa_status s = MOA_OK;
-    int n = 0;
-    if (!app->model.loaded) return moa_fail(err, MOA_E_FAILED, "influence is of a model; load it first");
-    if (p->running >= 0) return moa_fail(err, MOA_E_FAILED, "%s is at work; C-c stops it", tui_step_title((tui_step)p->running));
-    MOA_TRY(moa_npz_read(&z, path, NULL, INFLUENCE_MAX, err));
-    n = lengths_in(&z, lengths);
+    MOA_TRY(moa_npz_read_watched(&z, r->path, NULL, INFLUENCE_MAX, &watch, err));
+    int n = lengths_in(&z, lengths);
     const moa_npy_array *single = n == 0 ? single_map(&z, &lengths[0]) : NULL;
     if (single) n = 1;
     if (n == 0) MOA_TRY(moa_fail(err, MOA_E_INVALID, "no influence in it: neither abs_N, signed_N, joint_N nor one array [layers][heads][nb][nb]"));
     if (n > TUI_FIND_LENGTHS) MOA_TRY(moa_fail(err, MOA_E_UNSUPPORTED, "it has more than %d lengths: `profile --lengths` makes one of fewer", TUI_FIND_LENGTHS));
-    for (int i = 0; i < n; i++) MOA_TRY(take_length(app, &z, single, lengths[i], &list[i], err));
+    for (r->n = 0; r->n < n; r->n++) {
+        if (atomic_load(&r->cancel)) MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted"));
+        MOA_TRY(take_length(r, &z, single, lengths[r->n], &r->list[r->n], err));
+    }
     const moa_npy_array *meta = moa_npz_find(&z, "meta");
-    if (meta && meta->shape.type == MOA_NPY_TEXT && strstr(meta->data, "\"fingerprint\": \"") && !strstr(meta->data, app->model.fingerprint))
-        tui_say(app, TUI_WARN, "This influence was measured on other weights: the file's fingerprint is not the model's");
-    settle(app, list, n, path);
-    tui_say(app, TUI_GOOD, "Influence of %d length%s from %s", n, n == 1 ? "" : "s", p->source);
-    memset(list, 0, sizeof list);
+    r->other_weights = meta && meta->shape.type == MOA_NPY_TEXT && strstr(meta->data, "\"fingerprint\": \"") && !strstr(meta->data, r->fingerprint);
 out:
-    for (int i = 0; i < TUI_FIND_LENGTHS; i++) tui_influence_close(&list[i]);
     moa_npz_free(&z);
     return s;
+}
+
+static void reading_free(tui_reading *r) {
+    for (int i = 0; i < TUI_FIND_LENGTHS; i++) tui_influence_close(&r->list[i]);
+    for (int i = 0; i < 2; i++)
+        if (r->fds[i] >= 0) (void)close(r->fds[i]);
+    (void)pthread_mutex_destroy(&r->lock);
+    free(r);
+}
+
+static void *thread_main(void *arg) {
+    tui_reading *r = arg;
+    moa_err err = {0};
+    const moa_status s = work(r, &err);
+    (void)pthread_mutex_lock(&r->lock);
+    r->status = s;
+    r->err = err;
+    r->finished = true;
+    const bool left = r->left;
+    (void)pthread_mutex_unlock(&r->lock);
+    if (left) reading_free(r);
+    else wake(r);
+    return NULL;
+}
+
+void tui_reading_close(tui_reading **out) {
+    tui_reading *r = *out;
+    if (!r) return;
+    *out = NULL;
+    atomic_store(&r->cancel, true);
+    if (!r->started) {
+        reading_free(r);
+        return;
+    }
+    const pthread_t thread = r->thread;
+    (void)pthread_mutex_lock(&r->lock);
+    const bool finished = r->finished;
+    r->left = true;
+    (void)pthread_mutex_unlock(&r->lock);
+    if (!finished) (void)pthread_detach(thread); /* r is the thread's now */
+    else {
+        (void)pthread_join(thread, NULL);
+        reading_free(r);
+    }
+}
+
+/* --- the loop's side ----------------------------------------------------------------------------------------------------------------- */
+
+bool tui_influence_reading(const tui_app *app) { return app->planner && app->planner->reading; }
+int tui_influence_fd(const tui_app *app) { return tui_influence_reading(app) ? app->planner->reading->fds[0] : -1; }
+
+moa_status tui_influence_load(tui_app *app, const char *path, moa_err *err) {
+    tui_planner *p = app->planner;
+    moa_status s = MOA_OK;
+    int e = 0;
+    if (!app->model.loaded) return moa_fail(err, MOA_E_FAILED, "influence is of a model; load it first");
+    if (p->running >= 0) return moa_fail(err, MOA_E_FAILED, "%s is at work; C-c stops it", tui_step_title((tui_step)p->running));
+    if (p->reading) return moa_fail(err, MOA_E_FAILED, "another file is being read; C-c stops it");
+    tui_reading *r = calloc(1, sizeof *r);
+    if (!r) return moa_fail(err, MOA_E_MEMORY, "no memory to read a file");
+    (void)pthread_mutex_init(&r->lock, NULL);
+    r->fds[0] = r->fds[1] = -1;
+    r->n_layer = app->model.n_layer, r->n_head = app->model.n_head;
+    r->share = (double)NAN;
+    (void)snprintf(r->fingerprint, sizeof r->fingerprint, "%s", app->model.fingerprint);
+    if ((size_t)snprintf(r->path, sizeof r->path, "%s", path) >= sizeof r->path) MOA_TRY(moa_fail(err, MOA_E_USAGE, "a path of more than %zu bytes", sizeof r->path - 1));
+    if (pipe2(r->fds, O_CLOEXEC | O_NONBLOCK) != 0) MOA_TRY(moa_fail(err, MOA_E_FAILED, "no pipe to read a file: %s", strerror(errno)));
+    e = pthread_create(&r->thread, NULL, thread_main, r);
+    if (e != 0) MOA_TRY(moa_fail(err, MOA_E_FAILED, "no thread to read a file: %s", strerror(e)));
+    r->started = true;
+    p->reading = r;
+    p->reading_share = (double)NAN;
+    r = NULL;
+    tui_dirty(app);
+out:
+    tui_reading_close(&r);
+    return s;
+}
+
+void tui_influence_cancel(tui_app *app) {
+    if (!tui_influence_reading(app)) return;
+    atomic_store(&app->planner->reading->cancel, true);
+    tui_say(app, TUI_INFO, "Stopping: the file; the influence stays what it is");
+}
+
+static void come(tui_app *app, tui_reading *r) {
+    tui_planner *p = app->planner;
+    if (r->status == MOA_E_CANCELLED) tui_say(app, TUI_INFO, "The file was not read to its end; the influence stays what it was");
+    else if (r->status != MOA_OK) {
+        tui_say(app, TUI_BAD, "%s", r->err.text);
+        if (app->script) tui_script_failed(app, r->err.text);
+    } else if (!app->model.loaded || app->model.n_layer != r->n_layer || app->model.n_head != r->n_head)
+        tui_say(app, TUI_WARN, "The influence that was read is of another model than the present one: it was left out");
+    else {
+        if (r->other_weights) tui_say(app, TUI_WARN, "This influence was measured on other weights: the file's fingerprint is not the model's");
+        settle(app, r->list, r->n, r->path);
+        memset(r->list, 0, sizeof r->list);
+        tui_say(app, TUI_GOOD, "Influence of %d length%s from %s", r->n, r->n == 1 ? "" : "s", p->source);
+    }
+}
+
+void tui_influence_read(tui_app *app) {
+    tui_reading *r = tui_influence_reading(app) ? app->planner->reading : NULL;
+    char bytes[64];
+    if (!r || read(r->fds[0], bytes, sizeof bytes) <= 0) return;
+    (void)pthread_mutex_lock(&r->lock);
+    app->planner->reading_share = r->share;
+    const bool finished = r->finished;
+    (void)pthread_mutex_unlock(&r->lock);
+    tui_dirty(app);
+    if (!finished) return;
+    come(app, r);
+    tui_reading_close(&app->planner->reading);
 }
 
 /* --- writing ------------------------------------------------------------------------------------------------------------------- */

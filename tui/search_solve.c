@@ -5,7 +5,8 @@
  *   poll(fd) <-- a byte in the pipe -- report: best, bound, done of total (under the lock)
  *   read: takes report or the plans <-- finished
  *
- * The thread touches its own copy of everything: the screen may show, edit and load meanwhile. */
+ * The thread touches its own copy of everything: the screen may show, edit and load meanwhile. Who closes a solver at work leaves it: it
+ * sees that it is cancelled, and what is left of it goes with its thread. */
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -34,7 +35,7 @@ struct tui_solver {
     pthread_mutex_t lock_report; /* of what follows */
     double best, bound;
     int done, total;
-    bool finished;
+    bool finished, left; /* left: the thread frees it */
     moa_status status;
     moa_err err;
     moa_plan *plans[TUI_FIND_PLANS]; /* (n), owned until taken */
@@ -74,14 +75,27 @@ static moa_status work(tui_solver *s) {
     return st == MOA_OK && s->n == 0 ? moa_fail(&s->err, MOA_E_FAILED, "no plan was found") : st;
 }
 
+static void solver_free(tui_solver *s) {
+    for (int i = 0; i < s->n; i++) moa_plan_close(&s->plans[i]);
+    for (int i = 0; i < 2; i++)
+        if (s->fds[i] >= 0) (void)close(s->fds[i]);
+    moa_losses_close(&s->losses);
+    moa_plan_close(&s->lock);
+    free(s->locked);
+    (void)pthread_mutex_destroy(&s->lock_report);
+    free(s);
+}
+
 static void *thread_main(void *arg) {
     tui_solver *s = arg;
     const moa_status st = work(s);
     (void)pthread_mutex_lock(&s->lock_report);
     s->status = st;
     s->finished = true;
+    const bool left = s->left;
     (void)pthread_mutex_unlock(&s->lock_report);
-    wake(s);
+    if (left) solver_free(s);
+    else wake(s);
     return NULL;
 }
 
@@ -202,15 +216,20 @@ void tui_solver_read(tui_app *app) {
 void tui_solver_close(tui_solver **out) {
     tui_solver *s = *out;
     if (!s) return;
-    atomic_store(&s->cancel, true);
-    if (s->started) (void)pthread_join(s->thread, NULL);
-    for (int i = 0; i < s->n; i++) moa_plan_close(&s->plans[i]);
-    for (int i = 0; i < 2; i++)
-        if (s->fds[i] >= 0) (void)close(s->fds[i]);
-    moa_losses_close(&s->losses);
-    moa_plan_close(&s->lock);
-    free(s->locked);
-    (void)pthread_mutex_destroy(&s->lock_report);
-    free(s);
     *out = NULL;
+    atomic_store(&s->cancel, true);
+    if (!s->started) {
+        solver_free(s);
+        return;
+    }
+    const pthread_t thread = s->thread;
+    (void)pthread_mutex_lock(&s->lock_report);
+    const bool finished = s->finished;
+    s->left = true;
+    (void)pthread_mutex_unlock(&s->lock_report);
+    if (!finished) (void)pthread_detach(thread); /* s is the thread's now */
+    else {
+        (void)pthread_join(thread, NULL);
+        solver_free(s);
+    }
 }

@@ -14,7 +14,7 @@
 #include "core/base/buf.h"
 #include "core/base/size.h"
 
-enum { ENTRIES_MAX = 4096, HEADER_MAX = 64 << 10, MAGIC = 10 };
+enum { ENTRIES_MAX = 4096, HEADER_MAX = 64 << 10, MAGIC = 10, WATCHED_BYTES = 1 << 22 };
 
 static const struct {
     const char *descr;
@@ -202,16 +202,22 @@ typedef struct source {
     unzFile zip;
     FILE *file;
     const char *path, *name;
+    const moa_npz_watch *watch; /* or NULL */
+    uint64_t done, total;
+    bool stopped;
 } source;
 
-static bool get(const source *s, void *to, size_t n) {
+static bool get(source *s, void *to, size_t n) {
     char *at = to;
+    const size_t most = s->watch ? WATCHED_BYTES : 1u << 30;
     while (n > 0) {
-        const size_t part = n < (1u << 30) ? n : 1u << 30;
+        const size_t part = n < most ? n : most;
         const long got =
             s->zip ? unzReadCurrentFile(s->zip, at, (unsigned)part) : (long)fread(at, 1, part, s->file);
         if (got <= 0) return false;
-        at += got, n -= (size_t)got;
+        at += got, n -= (size_t)got, s->done += (size_t)got;
+        s->stopped = s->watch && !s->watch->go_on(s->watch->user, s->done, s->total);
+        if (s->stopped) return false;
     }
     return true;
 }
@@ -261,7 +267,7 @@ static bool parse_shape(const char *at, moa_npy_shape *s) {
     }
 }
 
-static moa_status read_header(const source *src, moa_npy_shape *shape, moa_err *err) {
+static moa_status read_header(source *src, moa_npy_shape *shape, moa_err *err) {
     unsigned char magic[MAGIC + 2];
     size_t n, text_bytes = 0;
     if (!get(src, magic, MAGIC) || memcmp(magic, "\x93NUMPY", 6) != 0 || magic[6] < 1 || magic[6] > 3)
@@ -298,7 +304,7 @@ static moa_status read_header(const source *src, moa_npy_shape *shape, moa_err *
 }
 
 /* stored_bytes: what the archive or file holds of this array, header and all: never more is allocated */
-static moa_status read_array(moa_npz *z, const source *src, uint64_t stored_bytes, size_t *budget,
+static moa_status read_array(moa_npz *z, source *src, uint64_t stored_bytes, size_t *budget,
                              moa_err *err) {
     moa_npy_array a = {0};
     size_t whole;
@@ -363,15 +369,34 @@ static moa_status read_zip(moa_npz *z, source *src, const char *const *names, si
     return MOA_OK;
 }
 
+/* what there is to read, as the archive says: for the progress alone */
+static uint64_t wanted_bytes(source *src, const char *const *names) {
+    uint64_t sum = 0;
+    int entry = 0;
+    for (int at = unzGoToFirstFile(src->zip); at == UNZ_OK && entry++ < ENTRIES_MAX; at = unzGoToNextFile(src->zip)) {
+        char name[MOA_NPY_NAME_MAX] = "";
+        unz_file_info64 info;
+        if (unzGetCurrentFileInfo64(src->zip, &info, name, sizeof name, NULL, 0, NULL, 0) != UNZ_OK) break;
+        if (wanted(name, names) && info.uncompressed_size < UINT64_MAX - sum) sum += info.uncompressed_size;
+    }
+    return sum;
+}
+
 moa_status moa_npz_read(moa_npz *out, const char *path, const char *const *names, size_t max_bytes,
                         moa_err *err) {
+    return moa_npz_read_watched(out, path, names, max_bytes, NULL, err);
+}
+
+moa_status moa_npz_read_watched(moa_npz *out, const char *path, const char *const *names, size_t max_bytes,
+                                const moa_npz_watch *watch, moa_err *err) {
     struct stat st;
-    source src = {.path = path, .name = "it"};
+    source src = {.path = path, .name = "it", .watch = watch};
     moa_status s = MOA_OK;
     *out = (moa_npz){0};
     if (stat(path, &st) != 0) return moa_fail(err, MOA_E_IO, "%s: cannot open: %s", path, strerror(errno));
     if (!S_ISREG(st.st_mode)) return moa_fail(err, MOA_E_INVALID, "%s: not a file", path);
     src.zip = unzOpen64(path);
+    src.total = !watch ? 0 : src.zip ? wanted_bytes(&src, names) : (uint64_t)st.st_size;
     if (src.zip)
         s = read_zip(out, &src, names, max_bytes, err);
     else {
@@ -382,6 +407,9 @@ moa_status moa_npz_read(moa_npz *out, const char *path, const char *const *names
     }
     if (src.zip) (void)unzClose(src.zip);
     if (src.file) (void)fclose(src.file);
+    if (src.stopped && s != MOA_OK)
+        s = moa_fail(err, MOA_E_CANCELLED, "%s: interrupted after %llu of %llu bytes", path,
+                     (unsigned long long)src.done, (unsigned long long)src.total);
     if (s != MOA_OK) moa_npz_free(out);
     return s;
 }

@@ -73,6 +73,13 @@ typedef struct moa_npz {
  * types, more than max_bytes of elements, damaged archives. */
 moa_status moa_npz_read(moa_npz *out, const char *path, const char *const *names, size_t max_bytes,
                         moa_err *err);
+/* The same, told of in between: done of about total bytes of elements; false stops it: E_CANCELLED. */
+typedef struct moa_npz_watch {
+    bool (*go_on)(void *user, uint64_t done, uint64_t total);
+    void *user;
+} moa_npz_watch;
+moa_status moa_npz_read_watched(moa_npz *out, const char *path, const char *const *names, size_t max_bytes,
+                                const moa_npz_watch *watch, moa_err *err);
 const moa_npy_array *moa_npz_find(const moa_npz *z, const char *name); /* NULL: none */
 void moa_npz_free(moa_npz *z);
 
