@@ -5,14 +5,14 @@
 #            [--corpus DIR] [--moascope FILE] [--rate TOK_S] [--print]
 #
 #   calibrate    questions on long made-up documents, answered by the dense model, right ones kept      cal/KIND.jsonl
-#   profile      what shorter spans would cost every head, all three measures in one pass               influence/KIND.npz
+#   profile      what shorter spans would cost every head, on the margin, all three measures at once     influence/KIND.npz
 #   search       a front of plans for a KV density, over the lengths profiled and those evaluated       plans/VARIANT/plan_*.json
 #   validate     held-out items, other documents, longer than any profiled: the front's best            plans/VARIANT/best.json
 #   main         the task, full attention, uniform:.5 and ours, at the lengths up to 4k, then 8k        eval/TASK-*.json
 #   perplexity   held-out texts, the same plans            densities   .25 and .75
 #   far          the task at 16k                           measures    abs and signed beside joint, at .5
-#   mix          calibrated on the task's items and on summaries of texts, in turns, at .5
 #   rounds       the task's items and running text beside them, the plan found in rounds (`refine`): influence on the answers' margin
+#   mix          calibrated on the task's items and on summaries of texts, in turns, at .5
 #   kinds        other calibration data at .5
 #   heads        one rule a query head at .5
 #   passkey      the plans of main at another task than they were calibrated for
@@ -28,7 +28,7 @@ usage() { sed -n '4,5s/^# *//p' "$0" >&2; exit 2; }
 model=$1 out=$2; shift 2
 source=$(cd "$(dirname "$0")/.." && pwd)
 device=auto budget=standard task=retrieval limit=0 rate=0 print=0 corpus=$HOME/.cache/moascope/corpus moascope=
-all="calibrate profile search validate main perplexity mix rounds densities far measures kinds heads passkey"
+all="calibrate profile search validate main perplexity rounds mix densities far measures kinds heads passkey"
 stages=$all
 while [ $# -gt 0 ]; do
     case $1 in

@@ -88,8 +88,8 @@ EOF
     ) || complain "the models could not be made"
     for model in "$tiny" "$temp/llama_1.gguf" "$temp/qwen2_6.gguf"; do
         name=$(basename "$model" .gguf)
-        profile "$model" --reference --data "$temp/data.jsonl" --lengths 200 -o "$temp/r.npz" || complain "$name: $(cat "$temp/err")"
-        profile "$model" --device "$device" --data "$temp/data.jsonl" --lengths 200 -o "$temp/f.npz" || complain "$name: $(cat "$temp/err")"
+        profile "$model" --reference --data "$temp/data.jsonl" --lengths 200 --loss cross-entropy -o "$temp/r.npz" || complain "$name: $(cat "$temp/err")"
+        profile "$model" --device "$device" --data "$temp/data.jsonl" --lengths 200 --loss cross-entropy -o "$temp/f.npz" || complain "$name: $(cat "$temp/err")"
         "$python" "$source/tests/oracle/influence.py" "$model" --data "$temp/data.jsonl" --length 200 --against "$temp/r.npz:1e-5" \
             --against "$temp/f.npz:${LIMIT:-5e-3}" --finite 0 1 1 --finite 1 2 2 > "$temp/out" 2>&1 || complain "$name: $(cat "$temp/out")"
         echo "$name: $(grep '^joint' "$temp/out" | tr '\n' ' ')"

@@ -63,7 +63,7 @@ import json, sys
 t = json.load(open(sys.argv[1] + "/a/refine.json"))
 print(min((p for p in t["plans"] if p["round"] == 1 and p["influence"] != "full attention"), key=lambda p: p["loss"])["file"])
 P
-expect 0 "$moascope" profile "$tiny" --data "$temp/data.jsonl" --lengths 384,512 --items 2 --device cpu --threads 2 --plan "$temp/a/$(cat "$temp/at")" -o "$temp/p.npz"
+expect 0 "$moascope" profile "$tiny" --data "$temp/data.jsonl" --lengths 384,512 --items 2 --device cpu --threads 2 --loss cross-entropy --plan "$temp/a/$(cat "$temp/at")" -o "$temp/p.npz"
 python3 - "$temp" <<'P' || complain "round 2 is not profiled under the plan of round 1"
 import sys, zipfile
 a, b = (zipfile.ZipFile(sys.argv[1] + f) for f in ("/a/round_02.npz", "/p.npz"))

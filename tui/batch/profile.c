@@ -7,6 +7,9 @@
  *   span_N            int32   [n_layer][n_head]            with --plan: the spans that the model had
  *   meta              JSON text: model, plan, items, tokens, losses, what was cut, skipped and clamped
  *
+ * The influence is on the margin, log((1 - p) / p), unless --loss says cross-entropy, as published: of an answer that is certain at full attention
+ * hardly any cross-entropy is lost to first order, and plans found by it gave up what the answer came from (docs/proof.md).
+ *
  * --plan P profiles the model that P makes, as if it reserved N tokens: what another window of a head would change then. That is where
  * the sum over heads is right to first order; at full attention it is not (docs/proof.md). `refine` does it in rounds.
  *
@@ -54,8 +57,8 @@ static double now_s(void) {
 /* --- the file ----------------------------------------------------------------------------------------------------------------- */
 
 static const char readme[] =
-    "Influence profile: to first order, the change of the loss (mean cross-entropy of the supervised tokens, "
-    "nats) if heads saw less; mean over items.\n"
+    "Influence profile: to first order, the change of the loss (of the supervised tokens, mean; nats) if heads saw less; mean over items. "
+    "gradient_of in meta: cross-entropy, or margin, log((1 - p) / p) of a token; loss in meta is cross-entropy.\n"
     "For each length N, nb = ceil(N/64):\n"
     "abs_N, signed_N float32 [n_layer][n_head][nb][nb]  (query block, key block): sums over blocks of 64 x 64 "
     "of |E_ij| and E_ij, E_ij = A_ij / (1 - A_ij) * (sum_n G_in A_in - G_ij), G = dL/dA\n"
@@ -339,7 +342,7 @@ static const int options[] = {MOA_OPT_DATA,      MOA_OPT_LENGTHS, MOA_OPT_OUTPUT
                               MOA_OPT_REFERENCE, MOA_OPT_QUIET,   MOA_OPT_MODEL,  MOA_OPT_PLAN,   MOA_OPT_END};
 static const moa_option own[] = {
     {"--items", MOA_OPTION_INT, "N", "0", 0, 1048576, false, "items of each length at most; 0: all"},
-    {"--loss", MOA_OPTION_TEXT, "cross-entropy|margin", "cross-entropy", 0, 0, false,
+    {"--loss", MOA_OPTION_TEXT, "margin|cross-entropy", "margin", 0, 0, false,
      "what the influence is on; margin: log((1 - p) / p) of the answer's tokens, which certain ones lose too"},
     {0}};
 
