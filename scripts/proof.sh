@@ -1,7 +1,7 @@
 #!/bin/bash
 # The proof that searched plans keep what uniform windows lose, from documents to a table, on any model and device:
 #
-#   proof.sh MODEL OUT [--device D] [--budget small|standard|full] [--task retrieval|passkey] [--stages A,B,...] [--limit SECONDS]
+#   proof.sh MODEL OUT [--device D] [--budget small|quick|standard|full] [--task retrieval|passkey] [--stages A,B,...] [--limit SECONDS]
 #            [--corpus DIR] [--moascope FILE] [--rate TOK_S] [--print]
 #
 #   calibrate    questions on long made-up documents, answered by the dense model, right ones kept      cal/KIND.jsonl
@@ -10,14 +10,15 @@
 #   validate     held-out items, other documents, longer than any profiled: the front's best            plans/VARIANT/best.json
 #   main         the task, full attention, uniform:.5 and ours, at the lengths up to 4k, then 8k        eval/TASK-*.json
 #   perplexity   held-out texts, the same plans            densities   .25 and .75
-#   far          the task at 16k                           measures    abs and signed beside joint, at .5
+#   far          the task at 16k, also under the plans of rounds and heads where they are there    measures    abs and signed beside joint, at .5
 #   rounds       the task's items and running text beside them, the plan found in rounds (`refine`): influence on the answers' margin
 #   mix          calibrated on the task's items and on summaries of texts, in turns, at .5
 #   kinds        other calibration data at .5
-#   heads        one rule a query head at .5
+#   heads        one rule a query head at .5: of the KV memory (head), and of all query heads, as published plans count (query)
 #   passkey      the plans of main at another task than they were calibrated for
 # in the order of their worth: a run that is cut off has the main table. At 8k and beyond only where full attention still knows something.
 #
+# quick: minutes on a GPU, with 16k and the plans a query head in it; few items, wide intervals.
 # A VARIANT is KIND-MEASURE-PER-DENSITY. Seeds: calibration 1, held-out items 3, evaluation 2: no document is in two of them.
 # Everything is a file; what is there is not made again, and an evaluation goes on from its .part. Ended by --limit (each command gets the
 # time that is left, then ^C) or by hand: the same call goes on. Before it starts it prints what is left to do, in tokens and time.
@@ -29,7 +30,7 @@ model=$1 out=$2; shift 2
 source=$(cd "$(dirname "$0")/.." && pwd)
 device=auto budget=standard task=retrieval limit=0 rate=0 print=0 corpus=$HOME/.cache/moascope/corpus moascope=
 all="calibrate profile search validate main perplexity rounds mix densities far measures kinds heads passkey"
-stages=$all
+stages=
 while [ $# -gt 0 ]; do
     case $1 in
     --print) print=1; shift; continue ;;
@@ -42,6 +43,10 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+if [ -z "$stages" ]; then
+    stages=$all
+    [ "$budget" != quick ] || stages="calibrate profile search validate main perplexity rounds heads far"
+fi
 for stage in $stages; do
     case " $all " in *" $stage "*) ;; *) echo "proof.sh: $stage is no stage: $all" >&2; exit 2 ;; esac
 done
@@ -56,6 +61,8 @@ command -v python3 > /dev/null || { echo "proof.sh: python3 is not there (its st
 case $budget in
 small) cal_lengths=512,768 n_cal=3 n_profile=2 hold_length=1024 n_hold=2 lengths=768,1024 further='' far='' n_eval=4 few=1024 n_few=4
        ppl_lengths=768 n_ppl=2 passkey_lengths=768 n_passkey=2 n_plan=4 kinds=facts ;;
+quick) cal_lengths=1024,2048 n_cal=8 n_profile=4 hold_length=3072 n_hold=3 lengths=1024,4096 further=8192 far=16384 n_eval=12
+       few=4096,8192 n_few=12 ppl_lengths=4096 n_ppl=3 passkey_lengths='' n_passkey=0 n_plan=4 kinds=mix ;;
 standard) cal_lengths=1024,2048,4096 n_cal=24 n_profile=12 hold_length=6144 n_hold=6 lengths=512,1024,2048,4096 further=8192 far=16384
        n_eval=50 few=4096,8192 n_few=50 ppl_lengths=4096 n_ppl=8 passkey_lengths=4096,8192 n_passkey=20 n_plan=6 kinds="mix passkey facts summary" ;;
 full) cal_lengths=1024,2048,4096,8192 n_cal=60 n_profile=50 hold_length=12288 n_hold=20 lengths=512,1024,2048,4096 further=8192 far=16384
@@ -78,6 +85,7 @@ fi
 [ $print = 1 ] || echo "$settings" > "$out/settings"
 main_kind=$task
 n_round=8
+[ "$budget" != quick ] || n_round=4
 n_level=1 # solves: the mean of the lengths and each alone; validation chooses
 main=$main_kind-joint-group-0.5
 
@@ -142,7 +150,9 @@ profile() { # KIND
         --lengths $cal_lengths --items $n_profile --device "$device" -o "$out/influence/$1.npz"
 }
 search() { # KIND MEASURE PER DENSITY
-    step "search-$1-$2-$3-$4" 0 "$out/plans/$1-$2-$3-$4/pareto.json" search "$out/influence/$1.npz" --measure $2 --per $3 --density $4 \
+    local per=(--per "$3")
+    [ "$3" != query ] || per=(--per head --budget head)
+    step "search-$1-$2-$3-$4" 0 "$out/plans/$1-$2-$3-$4/pareto.json" search "$out/influence/$1.npz" --measure $2 "${per[@]}" --density $4 \
         --extend $extend --stretch --intervals $n_level --plans $n_plan --force -o "$out/plans/$1-$2-$3-$4"
 }
 validate() { # KIND MEASURE PER DENSITY
@@ -193,7 +203,12 @@ far() { # ten of full attention's first
     [ -n "$far" ] || return 0
     [ $print = 1 ] || { [ -e "$out/eval/$task-$further.json" ] && knows $task-$further $further; } || return 0
     evaluate $task-$far-first $task $far 10 full && knows $task-$far-first $far || return 0
-    evaluate $task-$far $task $far $n_eval full uniform:0.5 "$(best $main)"
+    local v plans=()
+    for v in $main_kind-rounds-group-0.5 $main_kind-joint-head-0.5 $main_kind-joint-query-0.5; do
+        [ -e "$(best $v)" ] && plans+=("$(best $v)")
+    done
+    evaluate $task-$far $task $far $n_eval full uniform:0.5 "$(best $main)" || return 1
+    [ ${#plans[@]} -eq 0 ] || evaluate $task-$far-others $task $far $n_eval "${plans[@]}"
 }
 # the comparisons' lengths at which full attention still answers
 few_lengths() {
@@ -247,7 +262,7 @@ run_stages() {
         densities) densities ;;
         measures) others measures $main_kind-abs-group $main_kind-signed-group ;;
         kinds) for k in $kinds; do others kind-$k $k-joint-group; done ;;
-        heads) others heads $main_kind-joint-head ;;
+        heads) others heads $main_kind-joint-head $main_kind-joint-query ;;
         esac
     done
 }

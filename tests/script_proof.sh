@@ -20,6 +20,12 @@ proof() { "$source/scripts/proof.sh" "$model" "$temp/out" --device cpu --budget 
 proof --print > "$temp/list" || complain "--print"
 grep -q "eval-passkey-1024 .* tokens" "$temp/list" || complain "the list of what is to do: $(cat "$temp/list")"
 [ -e "$temp/out/settings" ] && complain "--print began something"
+# quick: 16k and both ways to count a rule a query head, and nothing of the long stages
+"$source/scripts/proof.sh" "$model" "$temp/quick" --budget quick --moascope "$moascope" --print > "$temp/list" || complain "--budget quick --print"
+for name in eval-retrieval-16384 search-retrieval-joint-head-0.5 search-retrieval-joint-query-0.5 eval-retrieval-heads eval-ppl-main; do
+    grep -q "^  $name " "$temp/list" || complain "quick lacks $name: $(cat "$temp/list")"
+done
+grep -q "density-0.25\|kind-" "$temp/list" && complain "quick has the long stages: $(cat "$temp/list")"
 # stopped at once, then within the evaluation, then done
 proof --stages calibrate --limit 1 > "$temp/log" 2>&1 || complain "a limit is no failure: $(cat "$temp/log")"
 grep -q "the same call goes on" "$temp/log" || complain "nothing was said of the limit: $(cat "$temp/log")"
