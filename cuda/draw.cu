@@ -10,16 +10,29 @@
  *            passes a target: histogram, then the list of the one bin where it does
  *
  * A bin or a list that is too full (equal logits by the thousand) is narrowed down by the digits of the key, eight more passes. Weights
- * are integers (sample.h): whatever the order of the atomic additions, the token is the same, and the CPU's.
+ * are integers (sample.h): whatever the order of the atomic additions, the token is the same, and the CPU's. Shared memory adds 32 bits
+ * natively, 64 by a loop of compare and swap: a weight's 40 bits go in three parts of 14, which 2^18 elements a block cannot overflow.
  *
- *   version   idea                                         H100, us: top-k 40 | off     */
+ *   H100, us, one row of 49,152 | 128,256 | 151,936 tokens            top-k 40           off, top-p 0.95
+ *   v1   64-bit atomics, remote shared memory read by single threads   30 |  46 |  52     86 | 161 | 202
+ *   v2   32-bit atomics, remote reads side by side                     20 |  25 |  27     61 | 104 | 137
+ *   Of v2's 20 about 14 do not depend on the vocabulary: six waits of the team, the launch, the sorted list. */
 #include <cooperative_groups.h>
 
 #include "core/engine/sample.h"
 #include "cuda/cuda_common.cuh"
 #include "cuda/launch.cuh"
 
-enum { THREADS = 1024, N_BIN = 256, K_MAX = 1024, LIST_MAX = 2 * THREADS, TEAM = 8, TEAM_FROM = 16384 };
+enum {
+    THREADS = 1024,
+    N_BIN = 256,
+    K_MAX = 1024,
+    LIST_MAX = 2 * THREADS,
+    TEAM = 8,
+    TEAM_FROM = 16384,
+    LIMB = 14,
+    SHARE_MAX = 1 << (32 - LIMB), /* elements of a block */
+};
 static const uint64_t NO_KEY = 0;
 
 /* the blocks of a row; one block where there are no clusters */
@@ -39,12 +52,13 @@ struct team {
 };
 
 struct board { /* shared memory of a block */
-    uint64_t weight[N_BIN], total[N_BIN]; /* of this block; of the team */
-    uint32_t count[N_BIN], total_count[N_BIN];
+    uint32_t count[4][N_BIN]; /* of this block: elements, and the three parts of their weights */
+    uint64_t total[N_BIN];    /* of the team */
+    uint32_t total_count[N_BIN], quarter[4][4][N_BIN], far[3][4][N_BIN];
     uint64_t list[LIST_MAX], sorted[LIST_MAX];
     uint64_t warp[32];
-    double soft[32][2], soft_of_block[2];
-    uint64_t key, found; /* key: this block's best; found: of block 0, the answer */
+    double soft[32][2], soft_of_block[2], soft_of_team[TEAM][2];
+    uint64_t key, best, found; /* this block's best; the team's; of block 0, the answer */
     uint64_t before;     /* running sum in front of the bin that is looked into */
     uint32_t n_list, n_all;
     int bin;
@@ -111,48 +125,52 @@ __device__ static inline int bin_of(float logit, float best) {
     return d < (float)(N_BIN - 1) ? (int)d : N_BIN - 1; /* NaN (-inf beside -inf) too */
 }
 
-/* one element into the bins; lanes of a warp that all meet in one bin add up first */
-__device__ static inline void put(board *s, bool there, int bin, uint64_t weight) {
-    const unsigned active = __ballot_sync(0xffffffffu, there);
-    if (active == 0) return;
-    const int first = __shfl_sync(0xffffffffu, bin, __ffs(active) - 1);
-    if (__all_sync(0xffffffffu, !there || bin == first)) {
-        uint64_t w = there ? weight : 0;
-        for (int d = 16; d > 0; d /= 2)
-            w += __shfl_xor_sync(0xffffffffu, w, d);
-        if (threadIdx.x % 32 == 0) {
-            atomicAdd(&s->count[first], __popc(active));
-            atomicAdd(reinterpret_cast<unsigned long long *>(&s->weight[first]), w);
-        }
-    } else if (there) {
-        atomicAdd(&s->count[bin], 1u);
-        atomicAdd(reinterpret_cast<unsigned long long *>(&s->weight[bin]), weight);
-    }
+__device__ static inline void put(board *s, int bin) {
+    atomicAdd(&s->count[0][bin], 1u);
+}
+__device__ static inline void put(board *s, int bin, uint64_t weight) {
+    const uint32_t mask = (1u << LIMB) - 1;
+    put(s, bin);
+    atomicAdd(&s->count[1][bin], (uint32_t)weight & mask);
+    atomicAdd(&s->count[2][bin], (uint32_t)(weight >> LIMB) & mask);
+    atomicAdd(&s->count[3][bin], (uint32_t)(weight >> 2 * LIMB));
 }
 
 __device__ static void clear(board *s) {
     __syncthreads();
-    for (int i = threadIdx.x; i < N_BIN; i += THREADS)
-        s->weight[i] = 0, s->count[i] = 0;
+    s->count[threadIdx.x / N_BIN][threadIdx.x % N_BIN] = 0;
     if (threadIdx.x == 0) s->n_list = 0;
     __syncthreads();
 }
 
-/* the bins of the team, in every block; returns the sum of all */
-__device__ static uint64_t gather(const team &t, board *s) {
+/* the bins of the team, in every block; returns the sum of all. WEIGHTS: else an element weighs 1 */
+template <bool WEIGHTS> __device__ static uint64_t gather(const team &t, board *s) {
+    const int bin = threadIdx.x % N_BIN, quarter = threadIdx.x / N_BIN;
     t.sync();
-    for (int i = threadIdx.x; i < N_BIN; i += THREADS) {
-        uint64_t w = 0;
-        uint32_t n = 0;
-        for (int b = 0; b < t.size(); b++) {
-            w += t.at(s->weight, b)[i];
-            n += t.at(s->count, b)[i];
+#pragma unroll
+    for (int k = 0; k < (WEIGHTS ? 4 : 1); k++) {
+        uint32_t near = 0, far = 0; /* a thread reads two blocks */
+        if (quarter < t.size()) near = t.at(s->count[k], quarter)[bin];
+        if (quarter + 4 < t.size()) far = t.at(s->count[k], quarter + 4)[bin];
+        if (k == 0)
+            s->quarter[0][quarter][bin] = near + far;
+        else { /* parts of up to 8 blocks, each below 2^32 */
+            s->quarter[k][quarter][bin] = near;
+            s->far[k - 1][quarter][bin] = far;
         }
-        s->total[i] = w;
-        s->total_count[i] = n;
     }
     t.sync();
-    return scan(threadIdx.x < N_BIN ? s->total[threadIdx.x] : 0, s), s->warp[31];
+    if (threadIdx.x < N_BIN) {
+        uint64_t part[4] = {0, 0, 0, 0};
+        for (int k = 0; k < (WEIGHTS ? 4 : 1); k++)
+            for (int q = 0; q < 4; q++)
+                part[k] += (uint64_t)s->quarter[k][q][bin] + (k > 0 ? s->far[k - 1][q][bin] : 0);
+        s->total_count[bin] = (uint32_t)part[0];
+        s->total[bin] = WEIGHTS ? part[1] + (part[2] << LIMB) + (part[3] << 2 * LIMB) : part[0];
+    }
+    __syncthreads();
+    (void)scan(threadIdx.x < N_BIN ? s->total[threadIdx.x] : 0, s);
+    return s->warp[31];
 }
 
 /* the bin where the running sum passes target (< the sum of all): bin, before, n_all elements up to its end */
@@ -168,12 +186,10 @@ __device__ static void find_bin(board *s, uint64_t target) {
 }
 
 template <typename F> __device__ static inline void each(const part &p, F f) {
-    const int n = p.end - p.first, padded = (n + THREADS - 1) / THREADS * THREADS;
+    const int n = p.end - p.first;
 #pragma unroll 4
-    for (int i = threadIdx.x; i < padded; i += THREADS) { /* whole warps come along, for the votes */
-        const bool there = i < n;
-        f(there, there ? p.x[p.first + i] : 0.0f, p.first + i);
-    }
+    for (int i = threadIdx.x; i < n; i += THREADS)
+        f(p.x[p.first + i], p.first + i);
 }
 
 __device__ static inline void add_to_list(const team &t, board *s, uint64_t key) {
@@ -198,13 +214,12 @@ __device__ static uint64_t by_digits(const team &t, board *s, const part &p, flo
     uint64_t prefix = 0, before = s->before;
     for (int shift = 56; shift >= 0; shift -= 8) {
         clear(s);
-        each(p, [&](bool there, float logit, int id) {
+        each(p, [&](float logit, int id) {
             const uint64_t key = moa_rank_key(logit, id);
-            const bool in = there && bin_of(moa_rank_logit(key), best) == bin &&
-                            (shift == 56 || key >> (shift + 8) == prefix);
-            put(s, in, N_BIN - 1 - (int)(key >> shift & 255), in ? weight(key) : 0);
+            if (bin_of(moa_rank_logit(key), best) == bin && (shift == 56 || key >> (shift + 8) == prefix))
+                put(s, N_BIN - 1 - (int)(key >> shift & 255), weight(key));
         });
-        (void)gather(t, s);
+        (void)gather<true>(t, s);
         find_bin(s, target - before);
         before += s->before;
         prefix = prefix << 8 | (uint64_t)(N_BIN - 1 - s->bin);
@@ -220,9 +235,9 @@ __device__ static uint64_t search(const team &t, board *s, const part &p, float 
     find_bin(s, target);
     const int bin = s->bin;
     if (s->total_count[bin] > LIST_MAX) return by_digits(t, s, p, best, bin, target, weight);
-    each(p, [&](bool there, float logit, int id) {
+    each(p, [&](float logit, int id) {
         const uint64_t key = moa_rank_key(logit, id);
-        if (there && bin_of(moa_rank_logit(key), best) == bin && weight(key) > 0) add_to_list(t, s, key);
+        if (bin_of(moa_rank_logit(key), best) == bin && weight(key) > 0) add_to_list(t, s, key);
     });
     t.sync();
     if (t.rank() == 0) {
@@ -237,11 +252,11 @@ __device__ static uint64_t search(const team &t, board *s, const part &p, float 
 template <typename W>
 __device__ static uint64_t fill(const team &t, board *s, const part &p, float best, const W &weight) {
     clear(s);
-    each(p, [&](bool there, float logit, int id) {
-        const uint64_t key = moa_rank_key(logit, id), w = there ? weight(key) : 0;
-        put(s, w > 0, bin_of(moa_rank_logit(key), best), w);
+    each(p, [&](float logit, int id) {
+        const uint64_t key = moa_rank_key(logit, id), w = weight(key);
+        if (w > 0) put(s, bin_of(moa_rank_logit(key), best), w);
     });
-    return gather(t, s);
+    return gather<true>(t, s);
 }
 
 /* --- the steps ------------------------------------------------------------------------------------------------ */
@@ -249,26 +264,31 @@ __device__ static uint64_t fill(const team &t, board *s, const part &p, float be
 /* every block knows the best afterwards */
 __device__ static uint64_t find_best(const team &t, board *s, const part &p) {
     uint64_t key = NO_KEY;
-    each(p, [&](bool there, float logit, int id) { key = there ? max(key, moa_rank_key(logit, id)) : key; });
+    each(p, [&](float logit, int id) { key = max(key, moa_rank_key(logit, id)); });
     key = max_key(key, s);
     if (threadIdx.x == 0) s->key = key;
     t.sync();
-    for (int b = 0; b < t.size(); b++)
-        key = max(key, *t.at(&s->key, b));
-    return key;
+    if (threadIdx.x < 32) {
+        key = (int)threadIdx.x < t.size() ? *t.at(&s->key, threadIdx.x) : NO_KEY;
+        for (int d = TEAM / 2; d > 0; d /= 2)
+            key = max(key, (uint64_t)__shfl_xor_sync(0xffffffffu, key, d));
+        if (threadIdx.x == 0) s->best = key;
+    }
+    __syncthreads();
+    return s->best;
 }
 
 /* sum of e^x and of x e^x, x = logit - best, of this block into soft_of_block, beside the bins of counts */
 __device__ static void soften(board *s, const part &p, float best) {
     double sum = 0, weighted = 0;
     clear(s);
-    each(p, [&](bool there, float logit, int id) {
-        const float clean = moa_rank_logit(moa_rank_key(logit, id)), x = clean - best, e = there ? expf(x) : 0.0f;
+    each(p, [&](float logit, int id) {
+        const float clean = moa_rank_logit(moa_rank_key(logit, id)), x = clean - best, e = expf(x);
         if (e > 0.0f) {
             sum += (double)e;
             weighted += (double)e * (double)x;
         }
-        put(s, there, bin_of(clean, best), 1);
+        put(s, bin_of(clean, best));
     });
     for (int d = 16; d > 0; d /= 2) {
         sum += __shfl_xor_sync(0xffffffffu, sum, d);
@@ -295,9 +315,9 @@ __device__ static void take_best(const team &t, board *s, const part &p, float b
         clear(s);
         t.sync();
     }
-    each(p, [&](bool there, float logit, int id) {
+    each(p, [&](float logit, int id) {
         const uint64_t key = moa_rank_key(logit, id);
-        if (there && (least ? key >= least : bin_of(moa_rank_logit(key), best) <= bin)) add_to_list(t, s, key);
+        if (least ? key >= least : bin_of(moa_rank_logit(key), best) <= bin) add_to_list(t, s, key);
     });
     t.sync();
     if (t.rank() == 0) sort_list(s, (int)s->n_list);
@@ -352,7 +372,7 @@ __device__ static void tell(const moa_args_sample &a, const team &t, board *s, i
     moa_told *told = a.told + (int64_t)row * a.told_stride + step % (uint32_t)a.told_stride;
     double sum = 0, weighted = 0;
     for (int b = 0; b < t.size(); b++)
-        sum += t.at(s->soft_of_block, b)[0], weighted += t.at(s->soft_of_block, b)[1];
+        sum += s->soft_of_team[b][0], weighted += s->soft_of_team[b][1];
     const double log_sum = log(sum), best = (double)moa_rank_logit(best_key);
     const float chosen = moa_rank_logit(moa_rank_key(a.logits[(int64_t)row * a.n_vocab + id], id));
     told->id = id;
@@ -395,13 +415,16 @@ __global__ static void __launch_bounds__(THREADS) sample_kernel(moa_args_sample 
     const int n_list = min(max(short_list ? k : 1, a.n_top), n_vocab);
     uint64_t chosen = best_key;
     soften(s, p, best);
-    (void)gather(t, s);
+    (void)gather<false>(t, s);
     if (!greedy && !short_list) {
         chosen = draw_of_all(t, s, p, best_key, a.how, moa_random_at(a.how.seed + (uint64_t)row, pos + 1));
         if (a.told) (void)fill(t, s, p, best, [](uint64_t) { return (uint64_t)1; });
     }
     if (a.told || (!greedy && short_list)) take_best(t, s, p, best, n_list);
     if (t.rank() == 0) {
+        if ((int)threadIdx.x < 2 * t.size())
+            s->soft_of_team[threadIdx.x / 2][threadIdx.x % 2] = t.at(s->soft_of_block, threadIdx.x / 2)[threadIdx.x % 2];
+        __syncthreads();
         if (!greedy && short_list)
             chosen = draw_of_list(s, k, a.how, moa_random_at(a.how.seed + (uint64_t)row, pos + 1));
         if (threadIdx.x == 0) {
@@ -423,6 +446,8 @@ moa_status moa_cuda_sample(moa_backend *b, const moa_args_sample *a, moa_err *er
                         (int)MOA_SAMPLE_VOCAB_MAX);
     MOA_CU(c, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device));
     const int team_size = major >= 9 && a->n_vocab >= TEAM_FROM ? (int)TEAM : 1;
+    if (moa_ceil_div(a->n_vocab, team_size) > SHARE_MAX)
+        return moa_fail(err, MOA_E_UNSUPPORTED, "a draw of %d tokens; %d at most on this GPU", a->n_vocab, team_size * SHARE_MAX);
     MOA_CU(c, moa_allow_shared(sample_kernel, sizeof(board)));
     const moa_launch l = {dim3((unsigned)(a->n_seq * team_size)), dim3(THREADS), sizeof(board), team_size, false, c->stream};
     MOA_CU(c, moa_launch_kernel(l, sample_kernel, *a));

@@ -1765,19 +1765,20 @@ static void bench_sample(rig *r) {
                                         {.temp = .8f, .top_p = .95f},
                                         {.temp = 1, .top_p = 1}};
     enum { N_SEQ = 16, RING = 4 };
-    for (int v = 0; v < 3; v++)
+    for (int v = 0; v < 3; v++) {
+        const int32_t n_vocab = vocabs[v], n_call = r->cuda ? 200 : 3;
+        int32_t pos[N_SEQ] = {0}, limit[N_SEQ];
+        (void)case_begin(r, 1, "bench");
+        for (int s = 0; s < N_SEQ; s++)
+            limit[s] = INT32_MAX;
+        float *x = floats(r, (size_t)N_SEQ * (size_t)n_vocab, NORMAL);
+        for (size_t i = 0; i < (size_t)N_SEQ * (size_t)n_vocab; i++)
+            x[i] *= 3;
+        const mem *l = mem_floats(r, x, (size_t)N_SEQ * (size_t)n_vocab), *p = mem_new(r, pos, sizeof pos),
+                  *m = mem_new(r, limit, sizeof limit), *id = mem_new(r, pos, sizeof pos), *step = mem_new(r, pos, sizeof pos),
+                  *t = mem_new(r, NULL, sizeof(moa_told) * N_SEQ * RING);
         for (int k = 0; k < 8; k++) {
-            const int32_t n_vocab = vocabs[v], n_seq = k % 2 ? N_SEQ : 1, n_call = r->cuda ? 200 : 3;
-            int32_t pos[N_SEQ] = {0}, limit[N_SEQ];
-            (void)case_begin(r, 1, "bench");
-            for (int s = 0; s < N_SEQ; s++)
-                limit[s] = INT32_MAX;
-            float *x = floats(r, (size_t)N_SEQ * (size_t)n_vocab, NORMAL);
-            for (size_t i = 0; i < (size_t)N_SEQ * (size_t)n_vocab; i++)
-                x[i] *= 3;
-            const mem *l = mem_floats(r, x, (size_t)N_SEQ * (size_t)n_vocab), *p = mem_new(r, pos, sizeof pos),
-                      *m = mem_new(r, limit, sizeof limit), *id = mem_new(r, pos, sizeof pos), *step = mem_new(r, pos, sizeof pos),
-                      *t = mem_new(r, NULL, sizeof(moa_told) * N_SEQ * RING);
+            const int32_t n_seq = k % 2 ? N_SEQ : 1;
             double best = 1;
             for (int i = 0; i < 5; i++) {
                 sync_tested(r);
@@ -1791,8 +1792,9 @@ static void bench_sample(rig *r) {
             }
             (void)printf("  %6d tokens, %2d rows, temp %.1f top-k %2d top-p %.2f: %7.1f us\n", n_vocab, n_seq,
                          (double)hows[k / 2].temp, hows[k / 2].top_k, (double)hows[k / 2].top_p, best * 1e6);
-            case_end(r);
         }
+        case_end(r);
+    }
 }
 
 /* --- the list -------------------------------------------------------------------------------------------------------- */
