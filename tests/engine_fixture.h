@@ -408,12 +408,14 @@ typedef struct brute {
     float *logits; /* (n, n_vocab) */
 } brute;
 
-/* half precision by its definition: 11 bits, to nearest even, a grain of 2^-24 at least (clang 14 has no _Float16 on x86-64) */
+/* half precision by its definition: 11 bits, to nearest even, a grain of 2^-24 at least (clang 14 has no _Float16 on x86-64); bfloat16:
+ * 8 bits */
 static inline double brute_round(double x, moa_kv_type type) {
     const double f = (double)(float)x;
     if (type == MOA_KV_F32 || !isfinite(f)) return f;
     int e;
     (void)frexp(f, &e);
+    if (type == MOA_KV_BF16) return nearbyint(f / ldexp(1, e - 8)) * ldexp(1, e - 8);
     const double grain = ldexp(1, e - 11 > -24 ? e - 11 : -24), y = nearbyint(f / grain) * grain;
     return fabs(y) > 65504 ? copysign(INFINITY, y) : y;
 }
@@ -466,6 +468,27 @@ static inline void brute_rope(double *x, const moa_shape *s, int32_t n, int32_t 
             }
 }
 
+/* 8 bits: K by a power of two for each channel of 64 tokens, rounded down to a half; V by the largest of a token's row */
+static inline void brute_round_q8(brute *b) {
+    const int32_t d = b->m->shape.d_head, row = b->m->shape.n_head_kv * d;
+    for (int32_t c = 0; c < row; c++)
+        for (int32_t from = 0; from < b->n; from += 64) {
+            const int32_t end = from + 64 < b->n ? from + 64 : b->n;
+            double top = 0;
+            int e;
+            for (int32_t t = from; t < end; t++) top = fmax(top, fabs(b->k[(int64_t)t * row + c]));
+            (void)frexp(top, &e);
+            for (int32_t t = from; t < end && top > 0; t++)
+                b->k[(int64_t)t * row + c] = (floor(b->k[(int64_t)t * row + c] / ldexp(1, e - 7)) + 0.5) * ldexp(1, e - 7);
+        }
+    for (int32_t i = 0; i < b->n * row / d; i++) {
+        double top = 0;
+        for (int32_t c = 0; c < d; c++) top = fmax(top, fabs(b->v[(int64_t)i * d + c]));
+        for (int32_t c = 0; c < d && top > 0; c++)
+            b->v[(int64_t)i * d + c] = nearbyint(b->v[(int64_t)i * d + c] / (top / 127)) * (top / 127);
+    }
+}
+
 static inline void brute_attention(brute *b, int32_t layer, int32_t head) {
     const moa_shape *s = &b->m->shape;
     const int32_t n = b->n, d = s->d_head, kv = head / (s->n_head / s->n_head_kv);
@@ -500,10 +523,11 @@ static inline void brute_layer(brute *b, int32_t l) {
     brute_matmul(b->h, &w->wv, &w->bv, b->v, n);
     brute_rope(b->q, s, n, s->n_head);
     brute_rope(b->k, s, n, s->n_head_kv);
-    for (int32_t i = 0; i < n_kv; i++) {
+    for (int32_t i = 0; i < n_kv && b->type != MOA_KV_Q8; i++) {
         b->k[i] = brute_round(b->k[i], b->type);
         b->v[i] = brute_round(b->v[i], b->type);
     }
+    if (b->type == MOA_KV_Q8) brute_round_q8(b);
     for (int32_t h = 0; h < s->n_head; h++) brute_attention(b, l, h);
     brute_matmul(b->o, &w->wo, NULL, b->t, n);
     for (int32_t i = 0; i < n * s->d_model; i++) b->x[i] += b->t[i];

@@ -12,7 +12,7 @@ expect 3 "$moascope" bench --shape smollm2 --type q4_k; says "576"
 expect 2 "$moascope" bench "$llama" --what decode; says "decode-attn"
 expect 2 "$moascope" bench "$llama" $few --plan groups:2; says "groups:2"
 expect 2 "$moascope" bench "$llama" $few --plan groups:.1,.2,.3,.4,.5,.6,.7,.8,.9; says "KV heads"
-expect 2 "$moascope" bench "$llama" --kv f8; says "f16 or f32"
+expect 2 "$moascope" bench "$llama" --kv f8; says "q8 or f32"
 expect 2 "$moascope" bench "$llama" --replay all; says "paper"
 expect 2 "$moascope" bench "$llama" $few --what step --depth 16777216; says "context"
 

@@ -43,6 +43,9 @@ static void test_kept(void **state) {
             assert_true(moa_bench_kv_bytes(&c, n_reserved, n, &kept) == (double)(sum * 3 * 2 * 64 * 2));
             assert_true(fabs(kept - (double)sum / (12.0 * n)) < 1e-12);
             if (dense) assert_true(kept == 1);
+            moa_bench_case q8 = c;
+            q8.kv_type = MOA_KV_Q8; /* 128 codes, a scale of V, and a 64th of 64 exponents of K */
+            assert_true(moa_bench_kv_bytes(&q8, n_reserved, n, &kept) == (double)(sum * 3 * (2 * 64 + 4 + 1)));
         }
 }
 

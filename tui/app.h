@@ -252,6 +252,7 @@ typedef struct tui_kv {
     uint64_t plan, dense, mha; /* bytes at n tokens, whole pages; 0 without a model */
 } tui_kv;
 tui_kv tui_kv_at(const tui_app *app, const moa_plan *plan, int32_t n); /* plan NULL: dense */
+moa_kv_type tui_kv_type(const tui_app *app); /* as far as memory goes */
 uint64_t tui_kv_page_bytes(const tui_app *app);
 
 /* --- messages, prompts, popups ---------------------------------------------------------------------------------------------- */

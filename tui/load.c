@@ -37,8 +37,9 @@ static int64_t int_of(const moa_args *args, int id) {
 
 static moa_status check_options(const moa_args *args, moa_err *err) {
     const char *kv = text_or(args, MOA_OPT_KV, "f16");
-    if (strcmp(kv, "f16") != 0 && strcmp(kv, "f32") != 0)
-        return moa_fail(err, MOA_E_USAGE, "--kv %s: K and V are cached as f16 or f32", kv);
+    moa_kv_type type;
+    if (!moa_kv_type_find(kv, &type))
+        return moa_fail(err, MOA_E_USAGE, "--kv %s: K and V are cached as " MOA_KV_TYPE_NAMES, kv);
     for (int i = 0; i < args->n_given; i++)
         if (args->given[i].id == MOA_OPT_KV && strcmp(args->given[i].text, kv) != 0)
             return moa_fail(err, MOA_E_USAGE, "K as %s and V as %s: both are cached in one type",
@@ -62,11 +63,11 @@ static moa_status open_all(moa_loaded *l, const moa_args *args, const char *name
     const moa_backend_config device = {.n_threads = (int32_t)int_of(args, MOA_OPT_THREADS),
                                        .reference = moa_option_row(args->command, MOA_OPT_REFERENCE) &&
                                                     moa_args_has(args, MOA_OPT_REFERENCE)};
-    const moa_engine_config config = {
-        .kv_type = strcmp(moa_load_kv_type(args), "f32") == 0 ? MOA_KV_F32 : MOA_KV_F16,
+    moa_engine_config config = {
         .chunk = (int32_t)int_of(args, MOA_OPT_CHUNK),
         .capture_limit_bytes = (uint64_t)int_of(args, MOA_OPT_CAPTURE_LIMIT) << 20};
     MOA_TRY(check_options(args, err));
+    (void)moa_kv_type_find(moa_load_kv_type(args), &config.kv_type); /* checked */
     MOA_TRY(moa_model_find(name, l->path, sizeof l->path, err));
     MOA_TRY(moa_model_open(&l->model, l->path, false, on_progress, (void *)(uintptr_t)args, err));
     MOA_TRY(moa_plan_open(&l->plan, text_or(args, MOA_OPT_PLAN, "full"), l->model->shape.n_layer,

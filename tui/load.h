@@ -26,7 +26,7 @@ moa_status moa_load(moa_loaded *out, const moa_args *args, int word, moa_err *er
 moa_status moa_load_named(moa_loaded *out, const moa_args *args, const char *name, moa_err *err);
 void moa_load_close(moa_loaded *l);
 
-/* "f16" or "f32": as --kv says, else f32 for --reference and f16 otherwise; borrowed from args */
+/* a name of moa_kv_type: as --kv says, else f32 for --reference and f16 otherwise; borrowed from args */
 const char *moa_load_kv_type(const moa_args *args);
 
 /* --temp, --top-k, --top-p, --min-p, --seed (-1: a random one, below 2^53 so that JSON carries it) */

@@ -63,8 +63,8 @@ typedef struct moa_option {
     X(SEED, "--seed -s", INT, "S", "-1", -1, 9007199254740992.0, false,                                      \
       "of the sampler; -1: random, and reported")                                                            \
     X(IGNORE_EOS, "--ignore-eos", FLAG, NULL, NULL, 0, 0, false, "go on after an end-of-text token")         \
-    X(KV, "--kv -ctk --cache-type-k -ctv --cache-type-v", TEXT, "f16|f32", "f16", 0, 0, false,               \
-      "type of cached K and V")                                                                              \
+    X(KV, "--kv -ctk --cache-type-k -ctv --cache-type-v", TEXT, "f16|bf16|q8|f32", "f16", 0, 0, false,       \
+      "type of cached K and V; q8: a byte an element, `moascope model info` tells the cost")                                                                              \
     X(CTX, "--ctx-size -c", INT, "N", "0", 0, 16777216, true,                                                \
       "refuse runs longer than N tokens; 0: the model's context")                                            \
     X(CHUNK, "--chunk -ub --ubatch-size", INT, "N", "0", 0, 1048576, false,                                  \

@@ -429,8 +429,13 @@ const tui_run *tui_truth(const tui_app *app) {
     return NULL;
 }
 
+/* by the bytes of an element: bf16 takes what f16 takes */
+moa_kv_type tui_kv_type(const tui_app *app) {
+    return app->model.kv_elem_bytes == 4 ? MOA_KV_F32 : app->model.kv_elem_bytes == 1 ? MOA_KV_Q8 : MOA_KV_F16;
+}
+
 uint64_t tui_kv_page_bytes(const tui_app *app) {
-    return app->model.loaded ? (uint64_t)MOA_PAGE_TOK * 2 * (uint64_t)app->model.d_head * app->model.kv_elem_bytes : 0;
+    return app->model.loaded ? moa_kv_page_bytes(tui_kv_type(app), app->model.d_head) : 0;
 }
 
 tui_kv tui_kv_at(const tui_app *app, const moa_plan *plan, int32_t n) {
@@ -438,7 +443,7 @@ tui_kv tui_kv_at(const tui_app *app, const moa_plan *plan, int32_t n) {
     if (!m->loaded || (plan && (plan->n_layer != m->n_layer || plan->n_head != m->n_head))) return (tui_kv){0};
     const moa_shape shape = {.n_layer = m->n_layer, .n_head = m->n_head, .n_head_kv = m->n_head_kv, .d_head = m->d_head, .d_model = m->d_model, .d_ff = m->d_ff,
                              .n_vocab = m->n_vocab, .n_ctx = m->n_ctx};
-    const moa_kv_bytes b = moa_kv_formula(&shape, m->kv_elem_bytes == 4 ? MOA_KV_F32 : MOA_KV_F16, plan ? plan->rules : NULL, n, n);
+    const moa_kv_bytes b = moa_kv_formula(&shape, tui_kv_type(app), plan ? plan->rules : NULL, n, n);
     return (tui_kv){b.plan, b.dense, b.mha};
 }
 

@@ -216,9 +216,7 @@ static void summarise(crew *c) {
     moa_together_result *r = c->r;
     moa_pages pages;
     moa_seq_pages(c->seqs[0], &pages);
-    const moa_kv_type type = pages.page_bytes == 2 * (uint64_t)MOA_PAGE_TOK * (uint64_t)c->shape->d_head * 4
-                                 ? MOA_KV_F32
-                                 : MOA_KV_F16;
+    const moa_kv_type type = moa_engine_kv_type(e);
     r->kv_bytes = pages.used_bytes;
     r->device_peak_bytes = moa_engine_device_peak(e);
     for (int32_t i = 0; i < c->t->n; i++) {

@@ -350,6 +350,9 @@ const moa_model *moa_engine_model(const moa_engine *e) {
 moa_backend *moa_engine_backend(const moa_engine *e) {
     return e->backend;
 }
+moa_kv_type moa_engine_kv_type(const moa_engine *e) {
+    return e->kv_type;
+}
 uint64_t moa_engine_device_bytes(const moa_engine *e) {
     return e->device_bytes;
 }

@@ -35,6 +35,7 @@ const moa_model *moa_engine_model(const moa_engine *e);
 moa_backend *moa_engine_backend(const moa_engine *e);
 /* device memory taken by the engine and its sequences: now, and most so far. Bytes */
 uint64_t moa_engine_device_bytes(const moa_engine *e);
+moa_kv_type moa_engine_kv_type(const moa_engine *e);
 uint64_t moa_engine_device_peak(const moa_engine *e);
 
 /* Device memory this engine would take for a run, before taking it. Bytes.
@@ -152,6 +153,9 @@ moa_status moa_seq_fork(moa_seq *to, const moa_seq *from, moa_err *err);
 /* For measuring: the empty, planned sequence is given n tokens as a prefill would leave it, with random K and V (normal-like, never
  * zero) and random ids, without computing anything. */
 moa_status moa_seq_fill_random(moa_seq *s, int32_t n, uint64_t seed, moa_err *err);
+/* one page of such numbers, in host memory */
+struct moa_pcg32;
+void moa_kv_page_random(void *page, moa_kv_type type, int32_t d_head, struct moa_pcg32 *g);
 
 /* --- pages -------------------------------------------------------------------------------------------------------------- */
 

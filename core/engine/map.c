@@ -121,7 +121,14 @@ moa_status moa_capture_rows(moa_seq *s, int32_t layer, const float *q, const flo
                                               .n_head_kv = shape->n_head_kv,
                                               .d_head = shape->d_head,
                                               .max_tok = max_tok,
-                                              .type = e->kv_type},
+                                              .type = e->kv_type,
+                                              .kv = {.pool = e->pool.data,
+                                                     .table = s->d_table + moa_seq_at(s, layer, 0),
+                                                     .table_seq_stride = (int64_t)shape->n_head_kv * s->max_pages,
+                                                     .n_head_kv = shape->n_head_kv,
+                                                     .d_head = shape->d_head,
+                                                     .max_pages = s->max_pages,
+                                                     .type = e->kv_type}},
                           err);
 }
 

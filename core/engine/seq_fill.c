@@ -93,18 +93,26 @@ moa_status moa_seq_fork(moa_seq *to, const moa_seq *from, moa_err *err) {
 
 enum { PATTERN_BYTES = 8 << 20 };
 
-/* magnitudes in [1/4, 2), either sign: never zero, no infinity */
-static void random_block(void *block, size_t n, moa_kv_type type, moa_pcg32 *g) {
+void moa_kv_page_random(void *page, moa_kv_type type, int32_t d_head, moa_pcg32 *g) {
+    unsigned char *bytes = page;
+    const size_t n = 2 * MOA_PAGE_TOK * (size_t)d_head;
     for (size_t i = 0; i < n; i++) {
-        const uint32_t r = moa_pcg32_next(g), exponent = r >> 10 & 3;
-        if (type == MOA_KV_F16) {
-            ((uint16_t *)block)[i] =
-                (uint16_t)((r >> 16 & 0x8000u) | (13 + exponent % 3) << 10 | (r & 0x3ffu));
-        } else {
-            const uint32_t bits = (r & 0x80000000u) | (125 + exponent % 3) << 23 | (r >> 8 & 0x7fffffu);
-            memcpy((char *)block + 4 * i, &bits, 4);
-        }
+        const uint32_t r = moa_pcg32_next(g), exponent = (r >> 10 & 3) % 3;
+        const uint32_t bits = (r & 0x80000000u) | (125 + exponent) << 23 | (r >> 8 & 0x7fffffu);
+        const uint16_t half = (uint16_t)((r >> 16 & 0x8000u) | (13 + exponent) << 10 | (r & 0x3ffu)),
+                       bf16 = (uint16_t)(bits >> 16);
+        if (type == MOA_KV_F32)
+            memcpy(bytes + 4 * i, &bits, 4);
+        else if (type == MOA_KV_Q8)
+            bytes[i] = (unsigned char)(r >> 24);
+        else
+            memcpy(bytes + 2 * i, type == MOA_KV_F16 ? &half : &bf16, 2);
     }
+    if (type != MOA_KV_Q8) return;
+    const float scale = 1.0f / 64;
+    for (size_t i = 0; i < MOA_PAGE_TOK; i++)
+        memcpy(bytes + moa_kv_v_scale_at(d_head) + 4 * i, &scale, 4);
+    memset(bytes + moa_kv_k_exponent_at(d_head), 127 - 6, (size_t)d_head);
 }
 
 /* Random numbers into n pages from `first` on, which lie one after the other. */
@@ -158,7 +166,9 @@ moa_status moa_seq_fill_random(moa_seq *s, int32_t n, uint64_t seed, moa_err *er
         e->page_bytes > PATTERN_BYTES ? e->page_bytes : PATTERN_BYTES / e->page_bytes * e->page_bytes;
     block = malloc(bytes);
     if (!block) return moa_fail(err, MOA_E_MEMORY, "no memory for %zu random bytes", bytes);
-    random_block(block, bytes / moa_kv_elem_bytes(e->kv_type), e->kv_type, &g);
+    memset(block, 0, bytes);
+    for (size_t at = 0; at + e->page_bytes <= bytes; at += e->page_bytes)
+        moa_kv_page_random((char *)block + at, e->kv_type, e->model->shape.d_head, &g);
     status = moa_engine_alloc(e, bytes, &pattern, err);
     if (status == MOA_OK) status = e->vt->upload(e->backend, pattern.data, block, bytes, err);
     if (status == MOA_OK)

@@ -369,13 +369,13 @@ static moa_status load_model(moa_serve_state *sv, const moa_msg_load *r, moa_err
         return moa_fail(err, MOA_E_USAGE, "the path of the model is empty or too long");
     if (!copy_text(r->device, device, sizeof device))
         return moa_fail(err, MOA_E_USAGE, "the name of the device is too long");
-    if (!copy_text(r->kv_type, kv, sizeof kv) || (kv[0] && strcmp(kv, "f16") != 0 && strcmp(kv, "f32") != 0))
-        return moa_fail(err, MOA_E_USAGE, "the type of K and V must be f16 or f32");
+    moa_kv_type kv_type = MOA_KV_F16;
+    if (!copy_text(r->kv_type, kv, sizeof kv) || (kv[0] && !moa_kv_type_find(kv, &kv_type)))
+        return moa_fail(err, MOA_E_USAGE, "the type of K and V must be " MOA_KV_TYPE_NAMES);
     if (r->n_threads > 1024) return moa_fail(err, MOA_E_USAGE, "%u threads; at most 1024", r->n_threads);
     const moa_backend_config backend_config = {.n_threads = (int32_t)r->n_threads,
                                                .reference = r->reference != 0};
-    const moa_engine_config config = {.kv_type = strcmp(kv, "f32") == 0 ? MOA_KV_F32 : MOA_KV_F16,
-                                      .capture_limit_bytes = r->capture_limit_bytes};
+    const moa_engine_config config = {.kv_type = kv_type, .capture_limit_bytes = r->capture_limit_bytes};
     MOA_TRY(moa_model_find(name, path, sizeof path, err));
     sv->load_stage = 0;
     MOA_TRY(moa_model_open(&sv->model, path, false, load_progress, sv, err));
@@ -426,7 +426,7 @@ static void load(moa_serve_state *sv, const moa_msg_load *r) {
                      .d_ff = shape->d_ff,
                      .n_vocab = shape->n_vocab,
                      .n_ctx = shape->n_ctx,
-                     .kv_elem_bytes = r->kv_type.n == 3 && memcmp(r->kv_type.data, "f32", 3) == 0 ? 4 : 2,
+                     .kv_elem_bytes = (uint32_t)moa_kv_elem_bytes(moa_engine_kv_type(sv->engine)),
                      .weight_bytes = model->weight_bytes,
                      .n_param = model->n_param,
                      .device_total_bytes = info.memory_bytes,

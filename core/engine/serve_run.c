@@ -230,9 +230,8 @@ static void send_pages(moa_serve_state *sv) {
     (void)backend->vt->info(backend, &info, NULL);
     (void)moa_engine_need(sv->engine, sv->rules, sv->n_reserved, sv->n_prompt,
                           (sv->watch & MOA_WATCH_CAPTURE) != 0, &need, NULL);
-    const moa_kv_type type =
-        p.page_bytes == 2ull * 64 * (uint64_t)shape_of(sv)->d_head * 4 ? MOA_KV_F32 : MOA_KV_F16;
-    const moa_kv_bytes kv = moa_kv_formula(shape_of(sv), type, sv->rules, sv->n_reserved, n_past);
+    const moa_kv_bytes kv =
+        moa_kv_formula(shape_of(sv), moa_engine_kv_type(sv->engine), sv->rules, sv->n_reserved, n_past);
     const int64_t lost = moa_seq_lost(sv->seq);
     moa_wire_msg m = {.type = MOA_WIRE_PAGES,
                       .u.pages = {.n_past = n_past,

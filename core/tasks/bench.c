@@ -204,6 +204,10 @@ int32_t moa_bench_kept(const moa_bench_case *c, int32_t layer, int32_t head_kv, 
     return most;
 }
 
+double moa_bench_token_bytes(const moa_bench_case *c) {
+    return (double)moa_kv_page_bytes(c->kv_type, c->shape->d_head) / MOA_PAGE_TOK;
+}
+
 double moa_bench_kv_bytes(const moa_bench_case *c, int32_t n_reserved, int32_t n_tok, double *kept) {
     const moa_shape *m = c->shape;
     double n = 0;
@@ -211,5 +215,5 @@ double moa_bench_kv_bytes(const moa_bench_case *c, int32_t n_reserved, int32_t n
         for (int32_t k = 0; k < m->n_head_kv; k++)
             n += moa_bench_kept(c, l, k, n_reserved, n_tok);
     *kept = n / ((double)m->n_layer * m->n_head_kv * n_tok);
-    return n * 2 * m->d_head * (double)moa_kv_elem_bytes(c->kv_type) * c->n_seq;
+    return n * moa_bench_token_bytes(c) * c->n_seq;
 }

@@ -92,6 +92,8 @@ moa_status moa_bench_memory_of(const moa_bench *x, moa_engine *e, const moa_benc
 double moa_bench_now(void); /* seconds */
 /* Fills device memory with random numbers, magnitudes in [1/4, 2) either sign, as halves or floats. */
 moa_status moa_bench_random(moa_backend *b, void *dst, size_t bytes, bool half, moa_err *err);
+/* bytes of K and V a token of a KV head takes, its part of the page's scales counted */
+double moa_bench_token_bytes(const moa_bench_case *c);
 /* Times run(ctx), which queues one call (and does not wait): recorded if the backend can. per_call: divides the times. */
 moa_status moa_bench_measure(const moa_bench *x, moa_status (*run)(void *ctx, moa_err *err), void *ctx,
                              double per_call, moa_bench_time *out, moa_err *err);

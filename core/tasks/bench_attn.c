@@ -8,10 +8,11 @@
 #include <string.h>
 
 #include "core/base/size.h"
+#include "core/engine/engine.h"
 #include "core/engine/sampler.h"
 #include "core/tasks/bench.h"
 
-enum { LAYERS_MAX = 64 };
+enum { LAYERS_MAX = 64, PATTERN_BYTES = 8 << 20 };
 
 typedef struct rig {
     const moa_bench *x;
@@ -88,6 +89,25 @@ static moa_status check_case(const moa_bench_case *c, moa_err *err) {
     return MOA_OK;
 }
 
+/* the pool: a block of random pages again and again */
+static moa_status random_pages(rig *r, size_t bytes, moa_err *err) {
+    const size_t page = moa_kv_page_bytes(r->c->kv_type, r->c->shape->d_head), most = page > PATTERN_BYTES ? page : PATTERN_BYTES / page * page,
+                 part = bytes < most ? bytes : most;
+    moa_pcg32 g = moa_pcg32_seed(bytes, 31);
+    char *block = calloc(1, part ? part : 1);
+    moa_status s = MOA_OK;
+    if (!block) return moa_fail(err, MOA_E_MEMORY, "no memory for %zu random bytes", part);
+    for (size_t at = 0; at < part; at += page)
+        moa_kv_page_random(block + at, r->c->kv_type, r->c->shape->d_head, &g);
+    MOA_TRY(r->b->vt->upload(r->b, r->pool, block, part, err));
+    for (size_t at = part; at < bytes; at += part)
+        MOA_TRY(r->b->vt->copy(r->b, (char *)r->pool + at, r->pool, bytes - at < part ? bytes - at : part, err));
+    s = r->b->vt->sync(r->b, err);
+out:
+    free(block);
+    return s;
+}
+
 static moa_status rig_open(rig *r, const moa_bench *x, const moa_bench_case *c, int32_t n_row, bool all,
                            moa_err *err) {
     const moa_shape *m = c->shape;
@@ -108,11 +128,10 @@ static moa_status rig_open(rig *r, const moa_bench *x, const moa_bench_case *c, 
         pos[i] = c->depth - 1;
     MOA_TRY(make_table(r, all, err));
     row = (size_t)n_row * (size_t)m->n_head * (size_t)m->d_head * sizeof(float);
-    if (!moa_size_mul((size_t)r->n_page,
-                      2 * (size_t)MOA_PAGE_TOK * (size_t)m->d_head * moa_kv_elem_bytes(c->kv_type), &bytes))
+    if (!moa_size_mul((size_t)r->n_page, moa_kv_page_bytes(c->kv_type, m->d_head), &bytes))
         MOA_TRY(moa_fail(err, MOA_E_MEMORY, "%d KV pages are more than can be counted", r->n_page));
     MOA_TRY(r->b->vt->alloc(r->b, bytes, &r->pool, err));
-    MOA_TRY(moa_bench_random(r->b, r->pool, bytes, c->kv_type == MOA_KV_F16, err));
+    MOA_TRY(random_pages(r, bytes, err));
     MOA_TRY(r->b->vt->alloc(r->b, row, &r->q, err));
     MOA_TRY(r->b->vt->alloc(r->b, row, &r->o, err));
     MOA_TRY(moa_bench_random(r->b, r->q, row, false, err));
@@ -198,7 +217,7 @@ moa_status moa_bench_attn_decode(const moa_bench *x, const moa_bench_case *c, mo
             n += moa_bench_kept(c, l % c->shape->n_layer, k, r.n_reserved, c->depth);
     n /= r.n_layer;
     out->kept = n / ((double)c->shape->n_head_kv * c->depth);
-    out->kv_bytes = n * 2 * c->shape->d_head * (double)moa_kv_elem_bytes(c->kv_type) * c->n_seq;
+    out->kv_bytes = n * moa_bench_token_bytes(c) * c->n_seq;
 out:
     rig_close(&r);
     return s;

@@ -368,8 +368,8 @@ static const struct {
 static int32_t dense_batch(job *j, int32_t total) {
     const moa_shape *m = &j->model->shape;
     moa_device_info info = {0};
-    const double seq = (double)((total + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK) * MOA_PAGE_TOK * m->n_layer *
-                       m->n_head_kv * 2 * m->d_head * (double)moa_kv_elem_bytes(j->kv_type);
+    const double seq = (double)((total + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK) * m->n_layer * m->n_head_kv *
+                       (double)moa_kv_page_bytes(j->kv_type, m->d_head);
     if (j->x.backend->vt->info(j->x.backend, &info, NULL) != MOA_OK || info.free_bytes == 0) return 1;
     const double room = ((double)info.free_bytes - (double)(512 << 20)) / (seq + 4.0 * m->n_vocab);
     return room < 1 ? 1 : room > 256 ? 256 : (int32_t)room;
@@ -439,11 +439,10 @@ static moa_status wanted(const moa_args *args, bool on[N_WHAT], moa_err *err) {
 
 static moa_status settings(job *j, moa_err *err) {
     const char *kv = moa_args_text(j->args, MOA_OPT_KV), *paper_name = moa_args_text(j->args, OPT_REPLAY);
-    if (strcmp(kv, "f16") != 0 && strcmp(kv, "f32") != 0)
-        return moa_fail(err, MOA_E_USAGE, "--kv %s: K and V are cached as f16 or f32", kv);
+    if (!moa_kv_type_find(kv, &j->kv_type))
+        return moa_fail(err, MOA_E_USAGE, "--kv %s: K and V are cached as " MOA_KV_TYPE_NAMES, kv);
     if (paper_name && strcmp(paper_name, "paper") != 0)
         return moa_fail(err, MOA_E_USAGE, "--replay %s: only `paper` is known", paper_name);
-    j->kv_type = strcmp(kv, "f32") == 0 ? MOA_KV_F32 : MOA_KV_F16;
     const int64_t big = moa_args_int(j->args, OPT_BIG);
     const bool cuda = strcmp(j->x.backend->vt->name, "cuda") == 0;
     const int64_t reps = moa_args_int(j->args, OPT_REPS);
@@ -460,7 +459,7 @@ static void result_json(const job *j, moa_buf *out) {
     moa_buf_str(out, ", \"model\": ");
     moa_text_json(j->model->name, strlen(j->model->name), out);
     moa_buf_printf(out, ", \"kv\": \"%s\", \"reps\": %d, \"ceiling\": {\"read\": ",
-                   j->kv_type == MOA_KV_F32 ? "f32" : "f16", j->x.reps);
+                   moa_kv_type_name(j->kv_type), j->x.reps);
     moa_json_number(out, j->rate.read);
     json_number(out, "add", j->rate.add);
     json_number(out, "copy", j->rate.copy);

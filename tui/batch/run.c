@@ -317,6 +317,7 @@ static void result_json(const job *j, const moa_run_result *r, moa_buf *b) {
     field(b, "prefill_tok_s", r->prefill_s > 0 ? r->n_prompt / r->prefill_s : (double)NAN);
     field(b, "decode_tok_s", r->decode_s > 0 ? r->n_gen / r->decode_s : (double)NAN);
     field(b, "ttft_ms", r->ttft_s > 0 ? 1e3 * r->ttft_s : (double)NAN);
+    field_text(b, "kv_type", moa_load_kv_type(j->args), strlen(moa_load_kv_type(j->args)));
     field_count(b, "kv_bytes", r->kv_bytes);
     field_count(b, "kv_bytes_plan", r->kv_formula.plan);
     field_count(b, "kv_bytes_dense", r->kv_formula.dense);
@@ -335,13 +336,15 @@ static void result_json(const job *j, const moa_run_result *r, moa_buf *b) {
 }
 
 static void say_figures(const job *j, const moa_run_result *r) {
+    const char *type = moa_load_kv_type(j->args);
+    const bool usual = strcmp(type, "f16") == 0;
     moa_remark(j->args, "prefill %d tokens in %.2f s, %.1f tok/s; decode %d tokens, %.1f tok/s; seed %llu",
                r->n_prompt, r->prefill_s, r->prefill_s > 0 ? r->n_prompt / r->prefill_s : 0, r->n_gen,
                r->decode_s > 0 ? r->n_gen / r->decode_s : 0, (unsigned long long)j->sampling.seed);
     moa_remark(
         j->args,
-        "KV %.2f MiB, dense %.2f MiB, dense without grouping %.2f MiB; spans %d to %d tokens, mean %.0f",
-        (double)r->kv_bytes / 1048576, (double)r->kv_formula.dense / 1048576,
+        "KV %.2f MiB%s%s, dense %.2f MiB, dense without grouping %.2f MiB; spans %d to %d tokens, mean %.0f",
+        (double)r->kv_bytes / 1048576, usual ? "" : " in ", usual ? "" : type, (double)r->kv_formula.dense / 1048576,
         (double)r->kv_formula.mha / 1048576, r->span_min, r->span_max, r->span_mean);
 }
 

@@ -40,7 +40,7 @@ typedef struct total_row {
 static uint64_t kv_of_rules(const tui_app *app, const moa_rule *rules, int32_t n, int32_t n_past, uint64_t *dense, uint64_t *mha) {
     const tui_model *m = &app->model;
     const moa_shape shape = {.n_layer = m->n_layer, .n_head = m->n_head, .n_head_kv = m->n_head_kv, .d_head = m->d_head};
-    const moa_kv_bytes b = moa_kv_formula(&shape, m->kv_elem_bytes == 4 ? MOA_KV_F32 : MOA_KV_F16, rules, n, n_past);
+    const moa_kv_bytes b = moa_kv_formula(&shape, tui_kv_type(app), rules, n, n_past);
     *dense = b.dense;
     *mha = b.mha;
     return b.plan;
@@ -62,6 +62,14 @@ static void total_line(viz_pane in, int y, const total_row *t, uint64_t most) {
     if (w >= 6 && (t->has_measured || t->has_predicted)) viz_bar(in, y, x, w, most ? (double)v / (double)most : (double)NAN, t->role);
 }
 
+static const char *kv_label(const tui_app *app, bool plan) {
+    switch (tui_kv_type(app)) {
+    case MOA_KV_Q8: return plan ? "KV plan, q8" : "KV full, q8";
+    case MOA_KV_F32: return plan ? "KV plan, f32" : "KV full, f32";
+    default: return plan ? "KV plan" : "KV full";
+    }
+}
+
 static int total_rows(const tui_app *app, total_row t[8]) {
     const tui_run *r = tui_mem_run(app);
     int32_t n, n_past;
@@ -71,8 +79,8 @@ static int total_rows(const tui_app *app, total_row t[8]) {
     plan = kv_of_rules(app, plan_fits(app) ? app->plan.now->rules : NULL, n, n_past, &dense, &mha);
     const bool held_plan = r && !r->dense, held_dense = r && r->dense;
     t[k++] = (total_row){"weights", app->model.weight_bytes, 0, true, false, VIZ_CAT8};
-    t[k++] = (total_row){"KV plan", plan, held_plan ? r->pages.used_bytes : 0, plan_fits(app), held_plan, VIZ_RUN_B};
-    t[k++] = (total_row){"KV full", dense, held_dense ? r->pages.used_bytes : 0, true, held_dense, VIZ_RUN_A};
+    t[k++] = (total_row){kv_label(app, true), plan, held_plan ? r->pages.used_bytes : 0, plan_fits(app), held_plan, VIZ_RUN_B};
+    t[k++] = (total_row){kv_label(app, false), dense, held_dense ? r->pages.used_bytes : 0, true, held_dense, VIZ_RUN_A};
     if (mha != dense) t[k++] = (total_row){"KV if MHA", mha, 0, true, false, VIZ_CAT4};
     t[k++] = (total_row){"KV peak", 0, r ? r->pages.peak_bytes : 0, false, r != NULL, VIZ_CAT1};
     t[k++] = (total_row){"KV pool", 0, r ? r->pages.pool_bytes : 0, false, r != NULL, VIZ_CAT1};
