@@ -68,6 +68,13 @@ expect 3 "$moascope" sessions replay "$chatted" $cpu --kv f32; says "system mess
 sql "UPDATE run SET output=CAST('no such text' AS BLOB) WHERE session=$chat" > /dev/null
 expect 1 "$moascope" sessions replay "$chat" $cpu; says "it was \"no such text\""
 
+# the workbench itself: full attention, then the plan
+printf ':sync loaded\n:run full\n:sync one\n:plan open uniform:0.5\n:run plan\n:sync two\n:quit\n' > "$temp/script"
+expect 0 "$moascope" "$llama" --device cpu --no-restore --size 120x40 --script "$temp/script" -p "$text$text$text$text" -n 24 --seed 5 --temp 0.8
+expect 0 "$moascope" sessions replay $cpu --json "$temp/w.json"
+check "$temp/w.json" "len(j['runs'])==2 and all(r['same'] and r['n_made']==24 and r['prompt_by']=='text' and r['compared_by']=='ids' for r in j['runs'])"
+[ "$(sql "SELECT count(DISTINCT output) FROM run WHERE session=$(newest)")" = "[(2,)]" ] || complain "the plan changes nothing: the test is too weak"
+
 # pruning takes the tokens with the runs
 expect 0 "$moascope" sessions prune --keep 0
 [ "$(sql "SELECT count(*) FROM run_tokens")" = "[(0,)]" ] || complain "tokens of pruned runs stay"
