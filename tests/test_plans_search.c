@@ -307,9 +307,10 @@ static void test_whole_steps(void **state) {
 static void test_allowed(void **state) {
     (void)state;
     random_state = 11;
-    for (int k = 0; k < N_TRY; k++) {
+    for (int k = 0; k < 3 * N_TRY; k++) {
         small s;
-        make_small(&s, 2, 3, 5, 2, 2);
+        if (k < N_TRY) make_small(&s, 2, 3, 5, 2, 2);
+        else make_whole(&s, 2, 3, 5, 2, 2, k < 2 * N_TRY ? 0 : 1);
         s.allow[below(5)] = MOA_RULE_MUST;
         s.allow[5 + below(5)] = MOA_RULE_NO;
         s.allow[5 + below(5)] = k % 2 ? MOA_RULE_MUST : MOA_RULE_MAY;
