@@ -1,4 +1,5 @@
 /* The sampler against a naive one that sorts everything, and its generator against published numbers. */
+#include "core/engine/sample.h"
 #include "engine_fixture.h"
 
 /* the first outputs of pcg32_srandom(42, 54), from the generator's own demonstration program */
@@ -7,6 +8,66 @@ static void test_pcg32_known_values(void **state) {
     static const uint32_t known[] = {0xa15c02b7u, 0x7b47f409u, 0xba1d3330u, 0x83d2f293u, 0xbfa4784bu, 0xcbed606eu};
     moa_pcg32 g = moa_pcg32_seed(42, 54);
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) assert_int_equal(moa_pcg32_next(&g), known[i]);
+}
+
+/* --- the arithmetic that all devices share ------------------------------------------------------------------------------------------- */
+
+static void test_weights(void **state) {
+    (void)state;
+    moa_pcg32 g = moa_pcg32_seed(21, 3);
+    double worst = 0;
+    for (int i = 0; i < 200000; i++) {
+        const float best = (float)random_below(&g, 4000) / 50 - 40, logit = best - (float)moa_pcg32_next(&g) / 4294967296.0f * (float[]){1e-3f, 1, 35, 90}[i % 4];
+        const double temp = i % 3 ? 1 : 0.1 + random_below(&g, 300) / 100.0, x = exp(((double)logit - (double)best) / temp) * 0x1p40;
+        const double w = (double)moa_weight_of(logit, best, temp);
+        worst = fmax(worst, fabs(w - x) - 1e-13 * x);
+        assert_true(moa_weight_of(nextafterf(logit, -INFINITY), best, temp) <= moa_weight_of(logit, best, temp));
+    }
+    assert_true(worst < 0.51); /* rounding alone is a half */
+    assert_true(moa_weight_of(-INFINITY, 0, 1) == 0 && moa_weight_of(5, 5, 1) == MOA_WEIGHT_ONE);
+    assert_true(moa_weight_of(-INFINITY, -INFINITY, 1) == MOA_WEIGHT_ONE && moa_weight_of(0, INFINITY, 1) == 0);
+    assert_true(moa_weight_of(-1, 0, 1e-30) == 0 && moa_weight_of(-1, 0, (double)100) < MOA_WEIGHT_ONE);
+}
+
+static void test_keys_scale_and_reach(void **state) {
+    (void)state;
+    moa_pcg32 g = moa_pcg32_seed(22, 3);
+    const float logits[] = {-INFINITY, -3.5f, -1e-30f, 0, 1e-30f, 2, 3e38f, INFINITY};
+    for (int i = 0; i < 8; i++)
+        for (int k = 0; k < 8; k++) {
+            assert_int_equal(moa_rank_key(logits[i], 7) > moa_rank_key(logits[k], 9), i >= k); /* of equals the smaller id */
+            assert_true(moa_rank_logit(moa_rank_key(logits[i], 7)) == logits[i]);
+            assert_int_equal(moa_rank_id(moa_rank_key(logits[i], 1 << k)), 1 << k);
+        }
+    assert_true(moa_rank_key(NAN, 3) == moa_rank_key(-INFINITY, 3) && moa_rank_key(-0.0f, 3) == moa_rank_key(0, 3));
+    for (int i = 0; i < 100000; i++) {
+        const uint64_t a = (uint64_t)moa_pcg32_next(&g) << 32 | moa_pcg32_next(&g),
+                       b = ((uint64_t)moa_pcg32_next(&g) << 32 | moa_pcg32_next(&g)) >> random_below(&g, 60);
+        __extension__ typedef unsigned __int128 wide;
+        assert_true(moa_scale64(a, b) == (uint64_t)((wide)a * b >> 64));
+        const float p = (float)(1 + random_below(&g, 1000)) / 1000;
+        const uint64_t sum = b >> 2 ? b >> 2 : 1, reach = moa_top_p_reach(sum, p);
+        assert_true(reach >= 1 && reach <= sum);
+        assert_true(fabs((double)reach - (double)p * (double)sum) <= 1 + 1e-15 * (double)sum);
+    }
+    assert_true(moa_scale64(UINT64_MAX, 1) == 0 && moa_scale64(UINT64_MAX, 2) == 1 && moa_scale64(0, 1000) == 0);
+}
+
+/* neither seeds nor positions beside each other draw alike: bits, and pairs of neighbours, are even */
+static void test_random_of_positions(void **state) {
+    (void)state;
+    enum { N = 40000 };
+    int ones[64] = {0}, same[64] = {0}, across[64] = {0};
+    /* a --seed draws the same tokens in every version: worked out apart, in Python */
+    assert_true(moa_random_at(0, 0) == 0x48294f70ccf5e4fcu && moa_random_at(42, 1000) == 0xfb29f16a621004d8u);
+    assert_true(moa_weight_of(-1.25f, 0.5f, 0.8) == 123361785727u);
+    for (int32_t t = 0; t < N; t++) {
+        const uint64_t r = moa_random_at(7, t), next = r ^ moa_random_at(7, t + 1), other = r ^ moa_random_at(8, t);
+        for (int b = 0; b < 64; b++) ones[b] += r >> b & 1, same[b] += next >> b & 1, across[b] += other >> b & 1;
+    }
+    for (int b = 0; b < 64; b++) { /* six deviations of a fair coin */
+        assert_true(abs(ones[b] - N / 2) < 600 && abs(same[b] - N / 2) < 600 && abs(across[b] - N / 2) < 600);
+    }
 }
 
 static int32_t sample(moa_sampling how, const float *logits, int32_t n) {
@@ -194,6 +255,7 @@ static void test_describe_and_kl(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_weights), cmocka_unit_test(test_keys_scale_and_reach), cmocka_unit_test(test_random_of_positions),
         cmocka_unit_test(test_pcg32_known_values), cmocka_unit_test(test_greedy_and_ties),
         cmocka_unit_test(test_filters_against_naive), cmocka_unit_test(test_seed_decides),
         cmocka_unit_test(test_values_out_of_range), cmocka_unit_test(test_describe_and_kl),
