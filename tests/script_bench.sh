@@ -39,7 +39,7 @@ for j in (a, b):
             need(abs(r["share"] * c["best"] / r["bytes_s"] - 1) < 1e-9, r)
 kinds = {}
 for r in a["rows"]: kinds.setdefault(r["what"], []).append(r)
-need({k: len(v) for k, v in kinds.items()} == {"load": 1, "decode-attn": 4, "prefill-attn": 2, "step": 8, "probe off": 4, "probe on": 4}, {k: len(v) for k, v in kinds.items()})
+need({k: len(v) for k, v in kinds.items()} == {"load: file": 1, "load": 1, "decode-attn": 4, "prefill-attn": 2, "step": 8, "probe off": 4, "probe on": 4}, {k: len(v) for k, v in kinds.items()})
 for r in kinds["step"]:
     need(abs(r["tok_s"] / (r["batch"] / r["median_us"] * 1e6) - 1) < 1e-9, r)
     need(r["weight_bytes"] > 0 and r["kv_bytes"] > 0, r)

@@ -93,24 +93,19 @@ static void put_half(unsigned char *at, double x) {
  *   q4_k   s q - 7.5 m, s and m in 0..63       sqrt(E s^2 E q^2 - (E s E q)^2 + 7.5^2 var m) = 258.1   (dmin = 7.5 d)
  * The first and the third have a mean of -1/2: their scale takes either sign, as it does in files, or all rows would share it. */
 static void scale_blocks(unsigned char *out, const moa_weight *w, double size) {
-    const moa_dtype_info *info = moa_dtype_find((uint32_t)w->type);
-    for (size_t at = 0; at < w->bytes; at += info->block_bytes) {
-        switch ((int)w->type) {
-        case MOA_Q4_0:
-        case MOA_Q8_0:
-            put_half(out + at, size / sqrt(w->type == MOA_Q4_0 ? 21.5 : 5461.5));
-            out[at + 1] |= (unsigned char)(out[at + 2] & 1) << 7;
-            break;
-        case MOA_Q4_1:
-            put_half(out + at, size / sqrt(21.25));
-            put_half(out + at + 2, 7.5 * size / sqrt(21.25));
-            out[at + 3] |= 0x80; /* negative */
-            break;
-        default:
-            put_half(out + at, size / 258.1);
-            put_half(out + at + 2, 7.5 * size / 258.1);
-            break;
-        }
+    const size_t block_bytes = moa_dtype_find((uint32_t)w->type)->block_bytes;
+    const bool minimum = w->type == MOA_Q4_1 || w->type == MOA_Q4_K;
+    const double unit = w->type == MOA_Q4_0   ? sqrt(21.5)
+                        : w->type == MOA_Q8_0 ? sqrt(5461.5)
+                        : w->type == MOA_Q4_1 ? sqrt(21.25)
+                                              : 258.1;
+    unsigned char halves[4]; /* scale and minimum, the same in all blocks but for signs */
+    put_half(halves, size / unit);
+    put_half(halves + 2, 7.5 * size / unit);
+    if (w->type == MOA_Q4_1) halves[3] |= 0x80; /* negative */
+    for (size_t at = 0; at < w->bytes; at += block_bytes) {
+        memcpy(out + at, halves, minimum ? 4 : 2);
+        if (!minimum) out[at + 1] |= (unsigned char)(out[at + 2] & 1) << 7;
     }
 }
 

@@ -3,7 +3,9 @@
  *
  *   graph launch  1 ... SKIP | SKIP + 1 ... SKIP + STEPS |       calls of the driver in the bars' span are counted
  *
- *   TRACE_SKIP (60), TRACE_STEPS (100), TRACE_OUT (stderr)
+ *   TRACE_SKIP (60; -1: from the first call on), TRACE_STEPS (100), TRACE_OUT (stderr)
+ *
+ * Of each function: [calls, bytes, milliseconds inside].
  *
  * Built and run by trace_step.sh, where CUPTI is. */
 #include <cupti.h>
@@ -11,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { N_NAME = 128 };
 
@@ -18,6 +21,7 @@ static struct {
     const char *name;
     long n;
     unsigned long long bytes;
+    double seconds;
 } calls[N_NAME];
 static int n_name;
 static long n_launch, skip = 60, steps = 100;
@@ -25,14 +29,19 @@ static CUpti_SubscriberHandle subscriber;
 
 static const char *file_out(void) { return getenv("TRACE_OUT"); }
 
-static void add(const char *name, unsigned long long bytes) {
+static double now(void) {
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* its place in the table, N_NAME: there is none left */
+static int place(const char *name) {
     int i = 0;
     while (i < n_name && strcmp(calls[i].name, name) != 0)
         i++;
-    if (i == N_NAME) return;
-    if (i == n_name) calls[n_name++].name = name;
-    calls[i].n++;
-    calls[i].bytes += bytes;
+    if (i < N_NAME && i == n_name) calls[n_name++].name = name;
+    return i;
 }
 
 static unsigned long long bytes_of(CUpti_CallbackId id, const void *params) {
@@ -50,15 +59,25 @@ static unsigned long long bytes_of(CUpti_CallbackId id, const void *params) {
     }
 }
 
+static _Thread_local double entered;
+
 static void CUPTIAPI on_call(void *user, CUpti_CallbackDomain domain, CUpti_CallbackId id, const void *data) {
     const CUpti_CallbackData *d = data;
-    (void)user;
-    if (domain != CUPTI_CB_DOMAIN_DRIVER_API || d->callbackSite != CUPTI_API_ENTER) return;
     const char *name = NULL;
+    (void)user;
+    if (domain != CUPTI_CB_DOMAIN_DRIVER_API) return;
     if (cuptiGetCallbackName(domain, id, &name) != CUPTI_SUCCESS || !name) name = "?";
-    const int launch = strncmp(name, "cuGraphLaunch", 13) == 0;
-    n_launch += launch;
-    if (n_launch > skip && n_launch <= skip + steps) add(name, bytes_of(id, d->functionParams));
+    const int enter = d->callbackSite == CUPTI_API_ENTER;
+    if (enter) n_launch += strncmp(name, "cuGraphLaunch", 13) == 0;
+    if (n_launch <= skip || n_launch > skip + steps) return;
+    const int i = place(name);
+    if (i == N_NAME) return;
+    if (enter) {
+        calls[i].n++;
+        calls[i].bytes += bytes_of(id, d->functionParams);
+        entered = now();
+    } else if (entered > 0)
+        calls[i].seconds += now() - entered;
 }
 
 static long sum(const char *prefix) {
@@ -77,7 +96,7 @@ static void report(void) {
             sum("cuMemcpyDtoH"), sum("cuMemcpyDtoD") + sum("cuMemcpyAsync"), sum("cuMemset"),
             sum("cuStreamSynchronize") + sum("cuEventSynchronize") + sum("cuCtxSynchronize"), sum("cuEventQuery"));
     for (int i = 0; i < n_name; i++)
-        fprintf(f, "%s\"%s\": [%ld, %llu]", i ? ", " : "", calls[i].name, calls[i].n, calls[i].bytes);
+        fprintf(f, "%s\"%s\": [%ld, %llu, %.3f]", i ? ", " : "", calls[i].name, calls[i].n, calls[i].bytes, 1e3 * calls[i].seconds);
     fprintf(f, "}}\n");
     if (f != stderr) fclose(f);
 }

@@ -59,7 +59,8 @@ typedef struct job {
     moa_bench_rate rate;
     moa_kv_type kv_type;
     char device[256];
-    double load_s, matrix_flop_s; /* of a large product; 0: not measured */
+    double load_s, open_s; /* the last loading, and of it the model's file */
+    double matrix_flop_s;  /* of a large product; 0: not measured */
     int n_row;
     moa_buf rows; /* JSON */
 } job;
@@ -224,6 +225,7 @@ static moa_status open_engine(job *j, moa_err *err) {
     if (!j->backend) MOA_TRY(open_backend(j, err));
     const double start = moa_bench_now();
     MOA_TRY(open_model(j, true, err));
+    j->open_s = moa_bench_now() - start;
     MOA_TRY(check_memory(j, err));
     moa_backend *b = j->backend;
     j->backend = NULL; /* the engine closes it, also when it cannot be opened */
@@ -311,14 +313,18 @@ static moa_status one_case(job *j, what w, const char *plan_name, const moa_benc
 }
 
 static moa_status load_rows(job *j, moa_err *err) {
-    double *seconds = malloc((size_t)j->x.reps * sizeof *seconds);
+    double *seconds = malloc(2 * (size_t)j->x.reps * sizeof *seconds);
     moa_status s = MOA_OK;
     if (!seconds) return moa_fail(err, MOA_E_MEMORY, "no memory for %d samples", j->x.reps);
     for (int32_t i = 0; i < j->x.reps; i++) {
         close_engine(j);
         MOA_TRY(open_engine(j, err));
         seconds[i] = j->load_s;
+        seconds[j->x.reps + i] = j->open_s;
     }
+    const moa_bench_row file = {.weight_bytes = (double)j->model->weight_bytes,
+                                .time = moa_bench_percentiles(seconds + j->x.reps, j->x.reps)};
+    tell(j, "load: file", "-", &file);
     const moa_bench_row r = {.n_seq = 0,
                              .weight_bytes = (double)j->model->weight_bytes,
                              .time = moa_bench_percentiles(seconds, j->x.reps)};
