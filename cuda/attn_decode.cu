@@ -32,6 +32,7 @@
 #include <cstring>
 
 #include "cuda/attn_decode.cuh"
+#include "cuda/kv_types.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * 32, MAX_GROUP = 8, U = 4, MAX_BLOCK = 1024;
 static constexpr int PART_STATE = 8; /* floats beside o in a slot: m, l, and moa_soft_stat */
@@ -131,7 +132,7 @@ template <int DP> struct unit_of {
     static constexpr int LPR = DP / 8, ROWS = 32 / LPR, STEP = WARPS * ROWS * U;
 };
 
-/* 16-byte (f16) or 32-byte (f32) pieces of U rows, as loaded */
+/* eight elements of U rows as loaded: 16 bytes (f16, bf16), 32 (f32) or 8 (q8) */
 template <typename T> struct raw8;
 template <> struct raw8<__half> {
     uint4 x;
@@ -144,6 +145,16 @@ template <> struct raw8<__half> {
             out[2 * i] = f.x, out[2 * i + 1] = f.y;
         }
     }
+};
+template <> struct raw8<__nv_bfloat16> {
+    uint4 x;
+    __device__ void load(const __nv_bfloat16 *p) { x = __ldg(reinterpret_cast<const uint4 *>(p)); }
+    __device__ void unpack(float out[8]) const { load8(reinterpret_cast<const __nv_bfloat16 *>(&x), out); }
+};
+template <> struct raw8<moa_q8> {
+    uint2 x;
+    __device__ void load(const moa_q8 *p) { x = __ldg(reinterpret_cast<const uint2 *>(p)); }
+    __device__ void unpack(float out[8]) const { load8(reinterpret_cast<const moa_q8 *>(&x), out); }
 };
 template <> struct raw8<float> {
     float4 x, y;
@@ -193,16 +204,20 @@ __device__ static void attend_page(unit_state<G, PROBE> &u, const T *page, int p
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = lane % t::LPR * 8,
               row_in_warp = lane / t::LPR;
     const bool inside = c < d_head;
+    kv_scale<T> scale;
+    scale.of_k(page, d_head, inside ? c : 0);
     for (int step = 0; step < MOA_PAGE_TOK; step += t::STEP) {
         if (p * MOA_PAGE_TOK + step > it.pos) break;
         raw8<T> k[U], v[U];
+        float v_scale[U];
 #pragma unroll
         for (int n = 0; n < U; n++) {
-            const int r = step + (n * WARPS + warp) * t::ROWS + row_in_warp;
             /* rows after the newest are not written yet: what lies there may be NaN, and 0 * NaN is not 0 */
-            const T *row = page + min(r, it.pos - p * MOA_PAGE_TOK) * d_head + (inside ? c : 0);
+            const int r = min(step + (n * WARPS + warp) * t::ROWS + row_in_warp, it.pos - p * MOA_PAGE_TOK);
+            const T *row = page + r * d_head + (inside ? c : 0);
             k[n].load(row);
             v[n].load(row + MOA_PAGE_TOK * d_head);
+            v_scale[n] = kv_scale<T>::of_v(page, d_head, r);
         }
 #pragma unroll
         for (int h = 0; h < G; h++) {
@@ -215,6 +230,7 @@ __device__ static void attend_page(unit_state<G, PROBE> &u, const T *page, int p
 #pragma unroll
             for (int n = 0; n < U; n++) {
                 k[n].unpack(x);
+                scale.apply_k(x);
                 float dot = 0;
 #pragma unroll
                 for (int i = 0; i < 8; i++)
@@ -233,9 +249,10 @@ __device__ static void attend_page(unit_state<G, PROBE> &u, const T *page, int p
                 u.f[h].l += weight;
                 if (PROBE) stat_key(u.st[h], weight, s[n] - base, it.pos, key, measure[h]);
                 v[n].unpack(x);
+                const float share = weight * v_scale[n];
 #pragma unroll
                 for (int i = 0; i < 8; i++)
-                    u.o[h][i] += weight * x[i];
+                    u.o[h][i] += share * x[i];
             }
         }
     }
@@ -454,12 +471,11 @@ template <typename T>
 __device__ static float mass_of(const decode_job<T> &j, const float *q, int seq, int head_kv, int span,
                                 int pos, int key, float lse) {
     if (key < 0 || !moa_sees(span, pos, key)) return 0;
-    const T *row = j.kv.page(seq, head_kv, key / MOA_PAGE_TOK);
-    if (!row) return 0;
-    row += key % MOA_PAGE_TOK * j.kv.d_head;
+    const T *page = j.kv.page(seq, head_kv, key / MOA_PAGE_TOK);
+    if (!page) return 0;
     float dot = 0, x[8];
     for (int c = 0; c < j.kv.d_head; c += 8) {
-        load8(row + c, x);
+        load8_k(page, j.kv.d_head, key % MOA_PAGE_TOK, c, x);
 #pragma unroll
         for (int i = 0; i < 8; i++)
             dot += q[c + i] * x[i];
@@ -588,6 +604,13 @@ static moa_status attend_fast(moa_cuda *c, const moa_args_attn_decode *a, bool *
     return moa_cuda_decode_v2(c, a, taken, err);
 }
 
+struct decode_with {
+    moa_cuda *c;
+    const moa_args_attn_decode *a;
+    moa_err *err;
+    template <typename T> moa_status operator()(T) const { return attend<T>(c, a, err); }
+};
+
 moa_status moa_cuda_attn_decode(moa_backend *b, const moa_args_attn_decode *a, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter_op(c, err));
@@ -599,5 +622,5 @@ moa_status moa_cuda_attn_decode(moa_backend *b, const moa_args_attn_decode *a, m
     bool taken = false;
     MOA_RETURN(attend_fast(c, a, &taken, err));
     if (taken) return MOA_OK;
-    return a->kv.type == MOA_KV_F32 ? attend<float>(c, a, err) : attend<__half>(c, a, err);
+    return kv_with_type(a->kv.type, decode_with{c, a, err});
 }

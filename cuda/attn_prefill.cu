@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "cuda/attn_prefill.cuh"
+#include "cuda/kv_types.cuh"
 
 static constexpr int SIDE = 16, THREADS = SIDE * SIDE, MAX_SLOT = 3;
 
@@ -44,26 +45,26 @@ template <int DP> struct tile_of {
     static size_t shared_bytes() { return sizeof(float) * (Q + KV + P); }
 };
 
-/* rows of a page (BN of them, from row0 on) into shared memory, transposed: out[c][r]; c >= d_head is not written */
+/* rows of a page's K (BN of them, from row0 on) into shared memory, transposed: out[c][r]; c >= d_head is not written */
 template <int BN, typename T>
 __device__ static inline void load_transposed(const T *page, int row0, int d_head, float *out) {
     for (int e = threadIdx.x; e < BN * (d_head / 8); e += THREADS) {
         const int r = e % BN, c = e / BN * 8;
         float x[8];
-        load8(page + (row0 + r) * d_head + c, x);
+        load8_k(page, d_head, row0 + r, c, x);
 #pragma unroll
         for (int i = 0; i < 8; i++)
             out[(c + i) * (BN + 4) + r] = x[i];
     }
 }
-/* the same untransposed: out[r][c]; zero for c >= d_head, and for rows from n_row on: they are not written yet, and what lies
+/* the same of V, untransposed: out[r][c]; zero for c >= d_head, and for rows from n_row on: they are not written yet, and what lies
  * there may be NaN */
 template <int BN, int DP, typename T>
-__device__ static inline void load_rows(const T *page, int row0, int n_row, int d_head, float *out) {
+__device__ static inline void load_values(const T *page, int row0, int n_row, int d_head, float *out) {
     for (int e = threadIdx.x; e < BN * (DP / 8); e += THREADS) {
         const int r = e / (DP / 8), c = e % (DP / 8) * 8;
         float x[8] = {};
-        if (c < d_head && r < n_row) load8(page + (row0 + r) * d_head + c, x);
+        if (c < d_head && r < n_row) load8_v(page, d_head, row0 + r, c, x);
         reinterpret_cast<float4 *>(out + r * DP + c)[0] = make_float4(x[0], x[1], x[2], x[3]);
         reinterpret_cast<float4 *>(out + r * DP + c)[1] = make_float4(x[4], x[5], x[6], x[7]);
     }
@@ -227,7 +228,7 @@ __global__ static void __launch_bounds__(THREADS) prefill_v1(const prefill_job<T
                 for (int a = 0; a < t::TM; a++)
                     pt[(tx * t::TN + b) * (t::BM + 4) + ty * t::TM + a] = s[a][b];
             __syncthreads();
-            load_rows<t::BN, DP>(page + MOA_PAGE_TOK * d_head, row0, i_end - j0, d_head, kv);
+            load_values<t::BN, DP>(page, row0, i_end - j0, d_head, kv);
             __syncthreads();
 #pragma unroll 4
             for (int r = 0; r < t::BN; r++) {
@@ -299,6 +300,11 @@ template <typename T> static cudaError_t attend(moa_cuda *c, const moa_args_attn
                               a->n_tok, a->n_head, a->n_head / a->kv.n_head_kv, a->scale, a->probe};
     return a->probe.stat || a->probe.hist ? launch_by_size<T, true>(c, j) : launch_by_size<T, false>(c, j);
 }
+struct prefill_with {
+    moa_cuda *c;
+    const moa_args_attn_prefill *a;
+    template <typename T> cudaError_t operator()(T) const { return attend<T>(c, a); }
+};
 
 /* $MOASCOPE_CUDA_PREFILL: v2 (or v1: $MOASCOPE_CUDA_PRECISE); v2 and v2x where they can, else v1: *parts is how many halves hold an
  * element of q, 0: v1 */
@@ -313,17 +319,33 @@ static moa_status choose(const moa_cuda *c, int *parts, moa_err *err) {
                   : moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_PREFILL is \"%s\": v1, v2 or v2x", word);
 }
 
+static moa_status attend_in_halves(moa_cuda *c, const moa_args_attn_prefill *a, bool *taken, moa_err *err) {
+    moa_args_attn_prefill halves;
+    void *space = nullptr;
+    MOA_RETURN(moa_cuda_prefill_halves(c, a, &halves, &space, err));
+    *taken = space && moa_cuda_prefill_mma_takes(&halves);
+    const moa_status s = *taken ? moa_cuda_attn_prefill(&c->base, &halves, err) : MOA_OK;
+    if (space) (void)cudaFreeAsync(space, c->stream);
+    return s;
+}
+
+/* Caches of bf16 and q8 become halves for all but v1. */
 moa_status moa_cuda_attn_prefill(moa_backend *b, const moa_args_attn_prefill *a, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     int parts = 0;
     MOA_RETURN(moa_cuda_enter_op(c, err));
     MOA_RETURN(choose(c, &parts, err));
     if (a->n_tok <= 0) return MOA_OK;
+    if (parts && (a->kv.type == MOA_KV_BF16 || a->kv.type == MOA_KV_Q8)) {
+        bool taken = false;
+        MOA_RETURN(attend_in_halves(c, a, &taken, err));
+        if (taken) return MOA_OK;
+    }
     if (parts && moa_cuda_prefill_mma_takes(a)) return moa_cuda_prefill_mma(c, a, parts, err);
     if (a->kv.d_head % 8 != 0 || a->kv.d_head > 256 || a->kv.d_head <= 0)
         return moa_fail(err, MOA_E_UNSUPPORTED,
                         "heads of %d elements: the CUDA backend takes multiples of 8 up to 256",
                         a->kv.d_head);
-    MOA_CU(c, a->kv.type == MOA_KV_F32 ? attend<float>(c, a) : attend<__half>(c, a));
+    MOA_CU(c, kv_with_type(a->kv.type, prefill_with{c, a}));
     return MOA_OK;
 }

@@ -22,4 +22,9 @@ bool moa_cuda_prefill_mma_takes(const moa_args_attn_prefill *a);
 /* Does it, with q in 1 or 2 halves an element. Only where moa_cuda_prefill_mma_takes(). */
 moa_status moa_cuda_prefill_mma(moa_cuda *c, const moa_args_attn_prefill *a, int parts, moa_err *err);
 
+/* A cache of bf16 or q8 as one of halves, for those (attn_prefill_half.cu). *out: a, but for its kv, which lies in *space until that goes
+ * back to the stream's pool (cudaFreeAsync). *space NULL: there was no memory for it, nothing was done. */
+moa_status moa_cuda_prefill_halves(moa_cuda *c, const moa_args_attn_prefill *a, moa_args_attn_prefill *out, void **space,
+                                   moa_err *err);
+
 #endif

@@ -11,7 +11,7 @@
  *
  *   version   idea                      H100, us a call
  *   v1        as above                  launch bound in decode; add of 1 GiB: 1146 us, 2811 GB/s            <- best */
-#include "cuda/cuda_common.cuh"
+#include "cuda/kv_types.cuh"
 
 enum { THREADS = 256 };
 
@@ -135,13 +135,28 @@ moa_status moa_cuda_add(moa_backend *b, const moa_args_add *a, moa_err *err) {
 /* rows (n_tok, n_head, d_head) -> out (n_head, max_tok, d_head) at row pos[t]; block (t, h); positions outside are skipped */
 __global__ static void capture_v1(const float *__restrict__ rows, float *__restrict__ out,
                                   const int32_t *__restrict__ pos, int n_head, int d_head, int max_tok,
-                                  bool round_half) {
+                                  moa_kv_type type) {
     const int t = blockIdx.x, h = blockIdx.y, at = pos[t];
     if (at < 0 || at >= max_tok) return;
     const float *from = rows + ((int64_t)t * n_head + h) * d_head;
     float *to = out + ((int64_t)h * max_tok + at) * d_head;
     for (int i = threadIdx.x; i < d_head; i += blockDim.x)
-        to[i] = round_half ? __half2float(__float2half_rn(from[i])) : from[i];
+        to[i] = type == MOA_KV_F16    ? __half2float(__float2half_rn(from[i]))
+                : type == MOA_KV_BF16 ? __bfloat162float(__float2bfloat16_rn(from[i]))
+                                      : from[i];
+}
+
+/* the same of k in a cache of q8: read back from its pages; a page that is not there leaves its rows alone */
+__global__ static void capture_q8(moa_kv<moa_q8> kv, float *__restrict__ out, const int32_t *__restrict__ pos,
+                                  int max_tok) {
+    const int t = blockIdx.x, h = blockIdx.y, at = pos[t], d_head = kv.d_head;
+    if (at < 0 || at >= max_tok) return;
+    const moa_q8 *page = kv.page(0, h, at / MOA_PAGE_TOK);
+    if (!page) return;
+    const uint8_t *exponents = reinterpret_cast<const uint8_t *>(page) + moa_kv_k_exponent_at(d_head);
+    float *to = out + ((int64_t)h * max_tok + at) * d_head;
+    for (int i = threadIdx.x; i < d_head; i += blockDim.x)
+        to[i] = moa_kv_k_value(page[at % MOA_PAGE_TOK * d_head + i].code, exponents[i]);
 }
 
 moa_status moa_cuda_capture(moa_backend *b, const moa_args_capture *a, moa_err *err) {
@@ -150,10 +165,13 @@ moa_status moa_cuda_capture(moa_backend *b, const moa_args_capture *a, moa_err *
     if (a->n_tok <= 0) return MOA_OK;
     const dim3 q_grid((unsigned)a->n_tok, (unsigned)a->n_head),
         k_grid((unsigned)a->n_tok, (unsigned)a->n_head_kv);
-    capture_v1<<<q_grid, 64, 0, c->stream>>>(a->q, a->cap_q, a->pos, a->n_head, a->d_head, a->max_tok, false);
+    capture_v1<<<q_grid, 64, 0, c->stream>>>(a->q, a->cap_q, a->pos, a->n_head, a->d_head, a->max_tok, MOA_KV_F32);
     MOA_LAUNCHED(c, "capture of q");
-    capture_v1<<<k_grid, 64, 0, c->stream>>>(a->k, a->cap_k, a->pos, a->n_head_kv, a->d_head, a->max_tok,
-                                             a->type == MOA_KV_F16);
+    if (a->type == MOA_KV_Q8)
+        capture_q8<<<k_grid, 64, 0, c->stream>>>(moa_kv_of<moa_q8>(&a->kv), a->cap_k, a->pos, a->max_tok);
+    else
+        capture_v1<<<k_grid, 64, 0, c->stream>>>(a->k, a->cap_k, a->pos, a->n_head_kv, a->d_head, a->max_tok,
+                                                 a->type);
     MOA_LAUNCHED(c, "capture of k");
     return MOA_OK;
 }

@@ -23,6 +23,8 @@
  *   H100, a whole step   SmolLM2 Q4_1 1081 us by single operations (attention v3), 600 fused, 713 without early launches
  *                        Llama-3-8B Q4_0 4204 (attention v1), 2629 fused: 51 % of what reading allows; BF16 6196: 77 %
  *   2026-11-24, moascope bench --what step (docs/measurements/2026-11-24-h100-decode.md) */
+#include <cuda_bf16.h>
+
 #include "cuda/launch.cuh"
 #include "cuda/row.cuh"
 
@@ -34,7 +36,7 @@ enum fused_kind { FUSED_PLAIN, FUSED_GATED, FUSED_Q, FUSED_K, FUSED_V };
 struct fused_part {
     packed_view a, b; /* of the first and of the second of a pair */
     const float *bias;
-    float *y; /* V: not used */
+    float *y; /* V: only where the cache is q8 */
     int end;  /* pairs of this part and those before it */
     int n_out;
     fused_kind kind;
@@ -56,8 +58,8 @@ struct fused_job {
     /* of q, k, v */
     fused_rope rope;
     int d_head, n_head_kv;
-    bool f16;
-    moa_kv<__half> kv; /* as bytes alike for float32: page() is not used for that */
+    moa_kv_type kv_type; /* q8: k and v go to rows of their own, and from there to the pages (kv.cu) */
+    moa_kv<__half> kv;   /* whatever the type: page() is not used */
     const int32_t *pos, *seq;
 };
 
@@ -196,8 +198,8 @@ __device__ static inline uint8_t *row_of_page(const fused_job &j, int head, int 
     const int32_t at =
         j.kv.table[seq * j.kv.seq_stride + (int64_t)head * j.kv.max_pages + pos / MOA_PAGE_TOK];
     if (at < 0) return nullptr;
-    const int64_t row = (int64_t)at * (2 * MOA_PAGE_TOK) + pos % MOA_PAGE_TOK;
-    return reinterpret_cast<uint8_t *>(j.kv.pool) + row * j.d_head * (j.f16 ? 2 : 4);
+    return reinterpret_cast<uint8_t *>(j.kv.pool) + (int64_t)at * (int64_t)moa_kv_page_bytes(j.kv_type, j.d_head) +
+           pos % MOA_PAGE_TOK * (int)moa_kv_row_bytes(j.kv_type, j.d_head);
 }
 
 /* --- after them ----------------------------------------------------------------------------------------- */
@@ -209,8 +211,10 @@ __device__ static inline float silu_times(float gate, float up) {
 }
 
 __device__ static inline void store_element(const fused_job &j, uint8_t *row, int i, float x) {
-    if (j.f16)
+    if (j.kv_type == MOA_KV_F16)
         reinterpret_cast<__half *>(row)[i] = __float2half_rn(x);
+    else if (j.kv_type == MOA_KV_BF16)
+        reinterpret_cast<__nv_bfloat16 *>(row)[i] = __float2bfloat16_rn(x);
     else
         reinterpret_cast<float *>(row)[i] = x;
 }
@@ -240,7 +244,10 @@ __device__ static inline void finish_pair(const fused_job &j, const fused_shared
     const fused_part &part = j.part[p.part];
     switch (part.kind) {
     case FUSED_GATED: part.y[p.a] = silu_times(a, b); return;
-    case FUSED_V: store_pair(j, s, p, 1, a, b); return;
+    case FUSED_V:
+        if (j.kv_type == MOA_KV_Q8) break;
+        store_pair(j, s, p, 1, a, b);
+        return;
     case FUSED_Q:
     case FUSED_K:
         if (p.in_head < j.rope.half) {
@@ -248,7 +255,7 @@ __device__ static inline void finish_pair(const fused_job &j, const fused_shared
             a = a0 * cosine - b * sine;
             b = a0 * sine + b * cosine;
         }
-        if (part.kind == FUSED_K) store_pair(j, s, p, 0, a, b);
+        if (part.kind == FUSED_K && j.kv_type != MOA_KV_Q8) store_pair(j, s, p, 0, a, b);
         break;
     case FUSED_PLAIN: break;
     }
@@ -463,7 +470,8 @@ static bool qkv_fits(const moa_cuda *c, const moa_args_fused_qkv *a) {
     /* 128 threads at least, one for each rotation and each KV head */
     const bool heads = d % 2 == 0 && rope % 2 == 0 && rope <= d && rope <= 256 && a->kv.n_head_kv <= MAX_KV;
     return weights && heads && input_fits(&a->in) && a->wq->n_out == a->n_head * d &&
-           a->wk->n_out == a->kv.n_head_kv * d && a->wv->n_out == a->kv.n_head_kv * d;
+           a->wk->n_out == a->kv.n_head_kv * d && a->wv->n_out == a->kv.n_head_kv * d &&
+           (a->kv.type != MOA_KV_Q8 || a->v);
 }
 
 static fused_job qkv_job(const moa_args_fused_qkv *a, const moa_dev_weight *w) {
@@ -472,7 +480,7 @@ static fused_job qkv_job(const moa_args_fused_qkv *a, const moa_dev_weight *w) {
         j.rope = {floats_of(a->rope.freq_factors), a->rope.rope_dim / 2, a->rope.kind == MOA_ROPE_PAIRS,
                   log2((double)a->rope.theta), (double)a->rope.scale};
     j.d_head = a->kv.d_head, j.n_head_kv = a->kv.n_head_kv;
-    j.f16 = a->kv.type == MOA_KV_F16;
+    j.kv_type = a->kv.type;
     j.kv = moa_kv_of<__half>(&a->kv);
     j.pos = a->rope.pos, j.seq = a->seq;
     return j;
@@ -482,7 +490,7 @@ moa_status moa_cuda_fused_qkv(moa_backend *b, const moa_args_fused_qkv *a, moa_e
     moa_cuda *c = moa_cuda_self(b);
     const moa_dev_weight *const w[MAX_PART] = {a->wq, a->wk, a->wv}, *const bias[MAX_PART] = {a->bq, a->bk,
                                                                                               a->bv};
-    float *const y[MAX_PART] = {a->q, a->k, nullptr};
+    float *const y[MAX_PART] = {a->q, a->k, a->v};
     const fused_kind kind[MAX_PART] = {FUSED_Q, FUSED_K, FUSED_V};
     bool done[MAX_PART] = {};
     MOA_RETURN(moa_cuda_enter_op(c, err));
@@ -499,5 +507,7 @@ moa_status moa_cuda_fused_qkv(moa_backend *b, const moa_args_fused_qkv *a, moa_e
         }
         MOA_RETURN(launch_by_type(c, w[i]->type, j, err));
     }
-    return MOA_OK;
+    if (!*a->taken || a->kv.type != MOA_KV_Q8) return MOA_OK;
+    const moa_args_kv_store store = {a->k, a->v, a->kv, a->seq, a->rope.pos, 1};
+    return moa_cuda_kv_store(b, &store, err);
 }

@@ -263,6 +263,7 @@ typedef struct moa_args_fused_qkv {
     moa_fused_in in;
     const moa_dev_weight *wq, *wk, *wv, *bq, *bk, *bv; /* biases may be NULL */
     float *q, *k;       /* (n_head, d_head), (n_head_kv, d_head): after rope */
+    float *v;           /* (n_head_kv, d_head): written or not; NULL: q8 is not taken */
     moa_args_rope rope; /* of q; x, n_tok and n_head are not looked at */
     moa_kv_view kv;
     const int32_t *seq; /* device (1) or NULL, as in kv_store */

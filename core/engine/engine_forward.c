@@ -200,6 +200,7 @@ static moa_status fused_qkv(const pass *p, int32_t layer, bool *taken, moa_err *
                               .bv = w->bv,
                               .q = e->ws.q,
                               .k = e->ws.k,
+                              .v = e->ws.v,
                               .rope = rope_of(p, e->ws.q, shape->n_head),
                               .kv = view(p, layer),
                               .seq = p->lanes ? p->lanes->seq : NULL,
