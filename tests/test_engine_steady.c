@@ -149,6 +149,49 @@ static void test_ends_and_what_follows(void **state) {
     close_pair(&p);
 }
 
+/* watched now and then: the same tokens, and every count of queries says so */
+static void test_watched_every_few(void **state) {
+    (void)state;
+    for (int k = 0; k < 4; k++) {
+        const int32_t every = (int32_t[]){1, 4, 16, 7}[k];
+        pair p = open_pair(tiny_models[k % 2], false, k != 3, MOA_WATCH_STATS);
+        moa_steady *d = NULL;
+        moa_told told;
+        moa_head_stats a[64], b[64];
+        int32_t id = 5, watched = 0;
+        must(moa_steady_open(&d, p.r.s, &(moa_steady_config){.sampling = hows[1], .n_top = 5, .stat_every = every}, err));
+        for (int i = 0; i < GEN; i++) { /* to the last reserved: nothing is ahead at the end */
+            const int32_t next = step(&p, &hows[1], id);
+            watched += (PROMPT + i) % every == 0;
+            must(moa_steady_next(d, id, &told, err));
+            check_told(&p, &told, next);
+            id = next;
+        }
+        moa_steady_close(&d);
+        same_seqs(&p);
+        must(moa_seq_stats(p.r.s, a, err));
+        must(moa_seq_stats(p.other, b, err));
+        assert_int_equal(b[0].n_query, N);
+        for (int32_t i = 0; i < p.r.n_span; i++) {
+            assert_int_equal(a[i].n_query, PROMPT + watched);
+            assert_true(fabs((double)a[i].entropy - (double)b[i].entropy) < (every == 1 ? 1e-5 : 1));
+        }
+        for (int32_t l = 0; l < p.r.shape->n_layer; l++) {
+            float *hist = NULL;
+            int32_t n_bin, bucket_tok;
+            int64_t queries[MOA_HIST_BUCKETS], sum = 0;
+            double mass = 0;
+            must(moa_seq_hist(p.r.s, l, &hist, &n_bin, &bucket_tok, queries, err));
+            for (int i = 0; i < MOA_HIST_BUCKETS; i++) sum += queries[i];
+            for (int64_t i = 0; i < (int64_t)p.r.shape->n_head * MOA_HIST_BUCKETS * (1 + n_bin); i++) mass += (double)hist[i];
+            assert_int_equal(sum, PROMPT + watched);
+            assert_true(fabs(mass / p.r.shape->n_head - (double)sum) < 1e-2);
+            free(hist);
+        }
+        close_pair(&p);
+    }
+}
+
 static void test_refusals(void **state) {
     (void)state;
     pair p = open_pair("tiny_llama", false, true, 0);
@@ -249,7 +292,8 @@ static void test_lanes_draw(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_tokens_as_single_steps),
-                                       cmocka_unit_test(test_ends_and_what_follows), cmocka_unit_test(test_refusals),
+                                       cmocka_unit_test(test_ends_and_what_follows), cmocka_unit_test(test_watched_every_few),
+                                       cmocka_unit_test(test_refusals),
                                        cmocka_unit_test(test_failures), cmocka_unit_test(test_lanes_draw)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -64,7 +64,8 @@ moa_kv_bytes moa_kv_formula(const moa_shape *shape, moa_kv_type type, const moa_
 
 /* --- a sequence --------------------------------------------------------------------------------------------------------- */
 
-enum { MOA_WATCH_STATS = 1,   /* per-head statistics and distance histograms */
+enum { MOA_WATCH_STATS = 1,   /* per-head statistics and distance histograms: of all prompt tokens, and of those that are generated, on a
+                               * device that records its steps every 16th (steady.h) */
        MOA_WATCH_CAPTURE = 2, /* keep q and k so that any map can be made later */ };
 
 moa_status moa_seq_open(moa_seq **out, moa_engine *e, moa_err *err);

@@ -107,6 +107,7 @@ struct moa_seq {
     moa_stat_total *d_totals, *totals; /* (n_layer, n_head); totals: host */
     int32_t n_bin, bucket_tok;
     bool hist_stale; /* the sums must be begun before use */
+    bool blind;      /* the operations being queued are not to be watched (steady.h) */
     int64_t n_query; /* tokens that the sequence has counted since; the sums' own count may be ahead (steady.h) */
 
     /* MOA_WATCH_CAPTURE */

@@ -123,7 +123,7 @@ moa_status moa_probe_begin(moa_seq *s, int32_t n, moa_err *err) {
 
 moa_probe moa_probe_args(const moa_seq *s, int32_t layer, int32_t n) {
     const moa_shape *shape = &s->engine->model->shape;
-    if (!s->d_stat) return (moa_probe){0};
+    if (!s->d_stat || s->blind) return (moa_probe){0};
     return (moa_probe){.stat = s->d_stat + (size_t)layer * (size_t)n * (size_t)shape->n_head * MOA_N_STAT,
                        .measure_span =
                            s->measure_differs ? s->d_measure + (int64_t)layer * shape->n_head : NULL,
@@ -135,7 +135,7 @@ moa_probe moa_probe_args(const moa_seq *s, int32_t layer, int32_t n) {
 moa_status moa_probe_sum(moa_seq *s, const int32_t *pos, int32_t n, moa_err *err) {
     moa_engine *e = s->engine;
     const moa_shape *shape = &e->model->shape;
-    if (!s->d_stat) return MOA_OK;
+    if (!s->d_stat || s->blind) return MOA_OK;
     return e->vt->stat_sum(e->backend,
                            &(moa_args_stat_sum){.stat = s->d_stat,
                                                 .pos = pos,

@@ -160,7 +160,8 @@ static moa_status open_steady(run *x, moa_err *err) {
     if (!ends) return moa_fail(err, MOA_E_MEMORY, "no memory for the end tokens among %d", n_vocab);
     for (int32_t id = 0; id < n_vocab && !x->c->ignore_end; id++)
         if (moa_tokenizer_is_end(tok, id)) ends[n++] = id;
-    const moa_steady_config c = {.sampling = x->c->sampling, .end = ends, .n_end = n, .n_top = n_vocab < N_TOP ? n_vocab : N_TOP};
+    const moa_steady_config c = {.sampling = x->c->sampling, .end = ends, .n_end = n, .n_top = n_vocab < N_TOP ? n_vocab : N_TOP,
+                                .stat_every = moa_steady_stat_every(x->s)};
     const moa_status s = moa_steady_open(&x->steady, x->s, &c, err);
     free(ends);
     return s;

@@ -29,18 +29,25 @@ struct moa_steady {
     uint32_t n_told;
     uint64_t n_plan;
     int32_t trimmed; /* as in lanes.c */
-    void *recording;
-    bool step_done, no_recording;
+    void *recording[2]; /* a step; one that is watched */
+    bool step_done[2], no_recording;
 };
+
+enum { STAT_EVERY = 16 };
+int32_t moa_steady_stat_every(const moa_seq *s) {
+    return s->engine->vt->replay ? STAT_EVERY : 1;
+}
 
 bool moa_steady_can(const moa_seq *s) {
     return s->engine->vt->share && s->engine->vt->unshare && s->n_reserved > 0 && !s->has_gaps;
 }
 
 void moa_steady_forget_recording(moa_steady *d) {
-    if (d->recording) d->engine->vt->recording_free(d->engine->backend, d->recording);
-    d->recording = NULL;
-    d->step_done = false;
+    for (int i = 0; i < 2; i++) {
+        if (d->recording[i]) d->engine->vt->recording_free(d->engine->backend, d->recording[i]);
+        d->recording[i] = NULL;
+        d->step_done[i] = false;
+    }
 }
 
 static moa_status steady_memory(moa_steady *d, const moa_steady_config *c, moa_err *err) {
@@ -90,10 +97,12 @@ void moa_steady_close(moa_steady **pd) {
 
 /* --- a step ------------------------------------------------------------------------------------------------------------------ */
 
-static moa_status operations(moa_steady *d, moa_err *err) {
+static moa_status operations(moa_steady *d, bool watched, moa_err *err) {
     moa_engine *e = d->engine;
     int32_t *at = d->state.data;
+    d->s->blind = !watched;
     const moa_status s = moa_seq_step_operations(d->s, at + ID, at + POS, err);
+    d->s->blind = false;
     if (s != MOA_OK) return s;
     return e->vt->sample(e->backend,
                          &(moa_args_sample){.logits = e->ws.logits,
@@ -118,24 +127,25 @@ static bool can_record(const moa_steady *d) {
 }
 
 /* as in engine_forward.c: a recording that cannot be made is no error */
-static void *record(moa_steady *d) {
+static void *record(moa_steady *d, bool watched) {
     moa_engine *e = d->engine;
     void *recording = NULL;
     if (e->vt->record_begin(e->backend, NULL) != MOA_OK) return NULL;
-    const moa_status s = operations(d, NULL), end = e->vt->record_end(e->backend, &recording, NULL);
+    const moa_status s = operations(d, watched, NULL), end = e->vt->record_end(e->backend, &recording, NULL);
     if (s == MOA_OK && end == MOA_OK) return recording;
     if (end == MOA_OK) e->vt->recording_free(e->backend, recording);
     return NULL;
 }
 
 static moa_status play(moa_steady *d, moa_err *err) {
-    if (can_record(d) && !d->recording && d->step_done) {
-        d->recording = record(d);
-        d->no_recording = !d->recording;
+    const bool watched = d->s->d_stat && (d->c.stat_every <= 1 || d->n_fed % d->c.stat_every == 0);
+    if (can_record(d) && !d->recording[watched] && d->step_done[watched]) {
+        d->recording[watched] = record(d, watched);
+        d->no_recording = !d->recording[watched];
     }
-    if (d->recording) return d->engine->vt->replay(d->engine->backend, d->recording, err);
-    const moa_status s = operations(d, err);
-    d->step_done = s == MOA_OK;
+    if (d->recording[watched]) return d->engine->vt->replay(d->engine->backend, d->recording[watched], err);
+    const moa_status s = operations(d, watched, err);
+    d->step_done[watched] = s == MOA_OK;
     return s;
 }
 
@@ -168,7 +178,7 @@ static moa_status feed(moa_steady *d, int32_t id, moa_err *err) {
 /* the device's own next token; false: it is idle, or must not yet */
 static bool may_queue(const moa_steady *d) {
     if (d->n_fed >= d->s->n_reserved) return false;
-    return d->n_fed == d->s->n_past || (can_record(d) && d->step_done && d->n_fed % MOA_PAGE_TOK != 0 &&
+    return d->n_fed == d->s->n_past || (can_record(d) && (d->step_done[0] || d->step_done[1]) && d->n_fed % MOA_PAGE_TOK != 0 &&
                                         d->n_fed - d->s->n_past < AHEAD);
 }
 

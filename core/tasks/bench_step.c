@@ -144,7 +144,7 @@ static moa_status single_steps(moa_seq *q, int32_t n, double *seconds, moa_err *
     moa_steady *d = NULL;
     moa_told told = {.id = 1};
     double start = 0;
-    moa_status s = moa_steady_open(&d, q, &(moa_steady_config){.n_top = 5}, err);
+    moa_status s = moa_steady_open(&d, q, &(moa_steady_config){.n_top = 5, .stat_every = moa_steady_stat_every(q)}, err);
     for (int32_t i = 0; i < 2 * n && s == MOA_OK; i++) {
         if (i == n) start = moa_bench_now();
         s = moa_steady_next(d, told.id, &told, err);
@@ -156,7 +156,7 @@ static moa_status single_steps(moa_seq *q, int32_t n, double *seconds, moa_err *
 
 moa_status moa_bench_probe(const moa_bench *x, moa_engine *e, const moa_bench_case *c, moa_bench_row *off,
                            moa_bench_row *on, moa_err *err) {
-    const int32_t n = 16, depth = c->depth > 0 ? c->depth : 1, n_reserved = depth + 4 * n * x->reps;
+    const int32_t n = 32, depth = c->depth > 0 ? c->depth : 1, n_reserved = depth + 4 * n * x->reps;
     double *seconds = malloc(2 * (size_t)x->reps * sizeof *seconds);
     moa_seq *q = NULL;
     moa_status s = MOA_OK;
