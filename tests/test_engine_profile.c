@@ -31,15 +31,20 @@ static void bench_close(bench *b) {
     moa_model_close(&b->model);
 }
 
-static moa_influence profile_of(bench *b, int32_t n_max, int32_t n, int32_t from, double *loss) {
+static size_t n_heads(const bench *b) { return (size_t)b->model->shape.n_layer * (size_t)b->model->shape.n_head; }
+
+static moa_influence profile_item(bench *b, int32_t n_max, const moa_profile_item *item, double *loss) {
     moa_influence f = {0};
     moa_profile *p = NULL;
     must(moa_influence_open(&f, &b->model->shape, n_max, err));
     must(moa_profile_open(&p, b->e, n_max, err));
-    must(moa_profile_add(p, &(moa_profile_item){.ids = b->ids, .n = n, .supervise_from = from}, &f, loss, err));
+    must(moa_profile_add(p, item, &f, loss, err));
     moa_profile_close(&p);
     assert_null(p);
     return f;
+}
+static moa_influence profile_of(bench *b, int32_t n_max, int32_t n, int32_t from, double *loss) {
+    return profile_item(b, n_max, &(moa_profile_item){.ids = b->ids, .n = n, .supervise_from = from}, loss);
 }
 
 static double norm(const double *x, size_t n) {
@@ -54,21 +59,25 @@ static void assert_near(const char *name, const double *x, const double *y, size
     if (!(far <= limit)) fail_msg("%s: relative error %.2e, limit %.0e", name, far, limit);
 }
 
-static size_t n_heads(const bench *b) { return (size_t)b->model->shape.n_layer * (size_t)b->model->shape.n_head; }
 
-/* the loss is the one that ordinary prefill gives */
+/* the loss is the one that ordinary prefill gives, of full attention and under a plan; margin changes nothing of it */
 static void loss_is_the_models(void **state) {
     (void)state;
-    for (size_t m = 0; m < 2; m++) {
-        bench b = bench_open(tiny_models[m], true);
+    moa_rule rules[64];
+    moa_pcg32 g = moa_pcg32_seed(5, 1);
+    for (size_t m = 0; m < 4; m++) {
+        bench b = bench_open(tiny_models[m % 2], true);
         const int32_t n_vocab = b.model->shape.n_vocab;
         double loss = 0, want = 0;
-        moa_influence f = profile_of(&b, N, N, K, &loss);
+        assert_true(n_heads(&b) <= 64);
+        random_rules(&g, rules, (int32_t)n_heads(&b), m < 2 ? 1 : 2);
+        moa_influence f = profile_item(&b, N, &(moa_profile_item){.ids = b.ids, .n = N, .supervise_from = K, .rules = m < 2 ? NULL : rules,
+                                                                  .margin = m == 3}, &loss);
         moa_seq *s = NULL;
         float *rows = take((size_t)N * (size_t)n_vocab, sizeof *rows);
         collect c = {rows, 0, n_vocab};
         must(moa_seq_open(&s, b.e, err));
-        must(moa_seq_plan(s, NULL, NULL, N, 0, NULL, 0, err));
+        must(moa_seq_plan(s, rules, NULL, N, 0, NULL, 0, err));
         must(moa_seq_forward(s, &(moa_forward){.ids = b.ids, .n = N, .each_logits = collect_row, .user = &c}, err));
         for (int32_t t = K; t < N; t++) {
             const float *z = rows + (int64_t)(t - 1) * n_vocab;
@@ -85,6 +94,35 @@ static void loss_is_the_models(void **state) {
         moa_influence_free(&f);
         bench_close(&b);
     }
+}
+
+/* rules that cut nothing are full attention; a shorter item takes the spans of the whole length, and what lies beyond it is all kept */
+static void rules_of_the_length(void **state) {
+    (void)state;
+    bench b = bench_open("tiny_qwen2", false);
+    const size_t n = n_heads(&b);
+    moa_rule rules[64];
+    assert_true(n <= 64);
+    for (int shorter = 0; shorter < 2; shorter++) {
+        const int32_t len = shorter ? 120 : N; /* of which a span of 128 sees all */
+        const moa_rule dense[2] = {{0, 1}, {128, 0}};
+        moa_influence x = profile_of(&b, N, len, 100, NULL), y = {0};
+        for (size_t h = 0; h < n; h++) rules[h] = dense[shorter && h % 2];
+        y = profile_item(&b, N, &(moa_profile_item){.ids = b.ids, .n = len, .supervise_from = 100, .rules = rules}, NULL);
+        assert_memory_equal(x.sum, y.sum, n * NB * NB * sizeof *x.sum);
+        assert_memory_equal(x.joint, y.joint, n * (NB + 1) * sizeof *x.joint);
+        moa_influence_free(&x);
+        moa_influence_free(&y);
+    }
+    /* 128 tokens seen of 150: the widest windows, beyond the item's 3 blocks of 4 too, all say the same and not 0 */
+    for (size_t h = 0; h < n; h++) rules[h] = (moa_rule){0, 0};
+    moa_influence z = profile_item(&b, N, &(moa_profile_item){.ids = b.ids, .n = 150, .supervise_from = 140, .rules = rules}, NULL);
+    for (size_t h = 0; h < n; h++) {
+        const double *joint = z.joint + h * (NB + 1);
+        assert_true(joint[2] != 0 && joint[3] == joint[2] && joint[4] == joint[3]);
+    }
+    moa_influence_free(&z);
+    bench_close(&b);
 }
 
 static void shapes_and_signs(void **state) {
@@ -247,7 +285,8 @@ static void refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(loss_is_the_models),       cmocka_unit_test(shapes_and_signs),
+        cmocka_unit_test(loss_is_the_models),       cmocka_unit_test(rules_of_the_length),
+        cmocka_unit_test(shapes_and_signs),
         cmocka_unit_test(last_layer_starts_at_the_answer), cmocka_unit_test(fast_as_reference),
         cmocka_unit_test(items_add_up),             cmocka_unit_test(cancelling_adds_nothing),
         cmocka_unit_test(refusals)};
