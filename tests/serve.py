@@ -9,7 +9,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from wire_client import Closed, Engine, encode  # noqa: E402
+from wire_client import VERSION, Closed, Engine, encode  # noqa: E402
 
 BUILD = sys.argv[1]
 DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data")
@@ -40,7 +40,7 @@ def test_hello():
         start = time.monotonic()
         w = e.hello()
         took = time.monotonic() - start
-        assert w["version"] == 1 and b"cpu\t" in w["devices"], w
+        assert w["version"] == VERSION and b"cpu\t" in w["devices"], w
         assert took < 0.5, f"WELCOME after {took:.3f} s"
         print(f"  WELCOME after {1e3 * took:.0f} ms")
     with Engine(COMMAND) as e:
@@ -225,6 +225,20 @@ def test_tasks():
         again = task(e, kind=2, lengths=[512, 640])[2]
         assert again == inf  # the items are kept and the same
 
+        # on the margin it is another influence of the same losses; under a plan curves alone
+        margin = task(e, kind=2, lengths=[512, 640], loss=1)[2]
+        assert [x["loss"] for x in margin] == [x["loss"] for x in inf] and all(x["joint"] != y["joint"] for x, y in zip(margin, inf))
+        full = {"n_plan": 1, "alphas": [0.0] * CELLS, "betas": [1.0] * CELLS}
+        same = task(e, kind=2, lengths=[512, 640], loss=1, **full)[2]
+        for x, y in zip(same, margin):
+            assert not x["abs"] and not x["sum"] and all(abs(a - b) < 1e-5 for a, b in zip(x["joint"], y["joint"])), (x["joint"], y["joint"])
+        under = task(e, kind=2, lengths=[640], n_plan=1, alphas=[128.0 * (k % 2) for k in range(CELLS)], betas=[1.0 - k % 2 for k in range(CELLS)])[2]
+        assert len(under) == N_LAYER and under[0]["loss"] != inf[-1]["loss"]
+        for x in under:
+            assert not x["abs"] and not x["sum"]
+            for h in range(N_HEAD):  # to see everything is a change for the heads that do not
+                assert (abs(x["joint"][h * 11 + 10]) > 1e-6) == ((x["layer"] * N_HEAD + h) % 2 == 1), (x["layer"], h, x["joint"][h * 11:h * 11 + 11])
+
         name, m, _, results, _ = task(e, kind=3, seed=9, lengths=[700], **plans)
         assert name == "RESULT" and m["n"] == [2, 2, 2], m
         assert m["loss"][0] == m["loss"][1] and m["loss"][2] != m["loss"][0]  # full attention twice, then the shortest spans
@@ -249,7 +263,9 @@ def test_tasks_refused():
     bad = [dict(kind=0), dict(kind=5), dict(kind=1, lengths=[]), dict(kind=1, lengths=[1]), dict(kind=1, lengths=[4097]), dict(kind=1, lengths=[512] * 17),
            dict(kind=1, n_item=0), dict(kind=1, n_item=1 << 20), dict(kind=1, n_gen=0), dict(kind=1, n_gen=1 << 20), dict(kind=1, item_kinds=0),
            dict(kind=1, item_kinds=1 << 31), dict(kind=1, docs="/nowhere/at all"), dict(kind=1, docs=b"a\0b"), dict(kind=1, item_kinds=16),
-           dict(kind=1, lengths=[64]), dict(kind=2, lengths=[777]), dict(kind=3, n_plan=0), dict(kind=3, n_plan=65), dict(kind=3, n_plan=-1),
+           dict(kind=1, lengths=[64]), dict(kind=2, lengths=[777]), dict(kind=2, loss=2), dict(kind=2, n_plan=2, alphas=[0.0] * 2 * CELLS, betas=[1.0] * 2 * CELLS), dict(kind=2, n_plan=-1),
+           dict(kind=2, n_plan=1, alphas=[0.0], betas=[1.0]), dict(kind=2, n_plan=1, alphas=[float("inf")] * CELLS, betas=[1.0] * CELLS),
+           dict(kind=3, n_plan=0), dict(kind=3, n_plan=65), dict(kind=3, n_plan=-1),
            dict(kind=3, n_plan=1, alphas=[0.0], betas=[1.0]), dict(kind=3, n_plan=1, alphas=[0.0] * CELLS, betas=[float("nan")] * CELLS),
            dict(kind=4, item_kinds=4, n_plan=1, alphas=[0.0] * CELLS, betas=[1.0] * CELLS), dict(kind=4, item_kinds=999, n_plan=1, alphas=[0.0] * CELLS, betas=[1.0] * CELLS)]
     with Engine(COMMAND) as e:

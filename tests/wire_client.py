@@ -30,10 +30,10 @@ def read_table(path=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..
     for name, _, number in re.findall(r"X\((\w+),\s*(\w+),\s*(\d+)\)", body):
         numbers[name] = int(number)
     assert set(numbers) == set(fields), "a message without a row, or a row without a message"
-    return fields, numbers
+    return fields, numbers, int(re.search(r"MOA_WIRE_VERSION = (\d+)", text).group(1))
 
 
-FIELDS, NUMBERS = read_table()
+FIELDS, NUMBERS, VERSION = read_table()
 NAMES = {number: name for name, number in NUMBERS.items()}
 
 
@@ -136,7 +136,7 @@ class Engine:
                 return seen
 
     def hello(self):
-        job = self.send("HELLO", version=1, client="test")
+        job = self.send("HELLO", version=VERSION, client="test")
         return self.until("WELCOME", "FAILED", job=job)[-1][2]
 
     def ask(self, name, /, timeout=60.0, **values):

@@ -3,7 +3,8 @@
  *   TASK -> check -> for each length, for each item: make it, work on it -> RESULT       PROGRESS in between, at most 20 a second
  *
  *   calibrate   a synthetic document and question; the dense model's answer is the supervised part; kept in sv->items
- *   profile     kept items of the length, forward and backward: sums; at the end of the length INFLUENCE, layer by layer
+ *   profile     kept items of the length, forward and backward: sums; at the end of the length INFLUENCE, layer by layer; under a plan's
+ *               spans, or none
  *   validate    items made as above from another seed, then their loss under every plan
  *   eval        one case under every plan: right or wrong
  *
@@ -227,14 +228,14 @@ static void send_heads(task *t, int32_t layer, int32_t head0, int32_t n, bool ma
 
 static moa_status send_influence(task *t, moa_err *err) {
     const moa_influence *f = &t->sums;
-    const bool maps = floats_of(f, true) * sizeof(float) < MOA_WIRE_MAX - 4096;
+    const bool fit = floats_of(f, true) * sizeof(float) < MOA_WIRE_MAX - 4096, maps = fit && !t->rules; /* of wider windows they say nothing */
     const size_t each = floats_of(f, maps) * sizeof(float);
     int32_t some = (int32_t)(INFLUENCE_FRAME / each);
     if (some < 1) some = 1;
     if (some > f->n_head) some = f->n_head;
     float *room = malloc((size_t)some * each);
     if (!room) return moa_fail(err, MOA_E_MEMORY, "no memory to send the influence of %d heads", some);
-    if (!maps)
+    if (!fit)
         (void)snprintf(t->note, sizeof t->note,
                        "influence maps of %d tokens are too large for a message: curves alone", f->n_tok);
     for (int32_t layer = 0; layer < f->n_layer; layer++)
@@ -259,7 +260,9 @@ static moa_status profile_item(task *t, int32_t l, const moa_tokens *item, moa_e
                                   .supervise_from = item->supervise_from,
                                   .cancelled = on_cancelled,
                                   .progress = on_progress,
-                                  .user = t};
+                                  .user = t,
+                                  .rules = plan_of(t, 0),
+                                  .margin = t->ask->loss == MOA_WIRE_MARGIN};
     t->part = t->lengths[l];
     const moa_status s = moa_profile_add(t->profile, &one, &t->sums, &loss, err);
     if (s != MOA_OK) return s;
@@ -394,10 +397,11 @@ static moa_status take_lengths(task *t, moa_err *err) {
 static moa_status take_plans(task *t, moa_err *err) {
     const moa_msg_task *m = t->ask;
     size_t cells;
+    const int32_t most = t->kind == MOA_WIRE_PROFILE ? 1 : MOA_WIRE_PLANS_MAX;
     t->n_plan = 1;
-    if (t->kind < MOA_WIRE_VALIDATE) return MOA_OK;
-    if (m->n_plan < 1 || m->n_plan > MOA_WIRE_PLANS_MAX)
-        return moa_fail(err, MOA_E_INVALID, "%d plans; from 1 to %d", m->n_plan, MOA_WIRE_PLANS_MAX);
+    if (m->loss > MOA_WIRE_MARGIN) return moa_fail(err, MOA_E_INVALID, "loss %u: it is 0 or %d", m->loss, MOA_WIRE_MARGIN);
+    if (t->kind == MOA_WIRE_CALIBRATE || (t->kind == MOA_WIRE_PROFILE && m->n_plan == 0)) return MOA_OK;
+    if (m->n_plan < 1 || m->n_plan > most) return moa_fail(err, MOA_E_INVALID, "%d plans; from 1 to %d", m->n_plan, most);
     if (!moa_size_mul((size_t)m->n_plan, n_cells(t), &cells) || m->alphas.n != cells || m->betas.n != cells)
         return moa_fail(err, MOA_E_INVALID, "%u alphas and %u betas for %d plans of %zu heads", m->alphas.n,
                         m->betas.n, m->n_plan, n_cells(t));

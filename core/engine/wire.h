@@ -19,7 +19,7 @@
 #include "core/base/buf.h"
 #include "core/base/status.h"
 
-enum { MOA_WIRE_VERSION = 1, MOA_WIRE_MAX = 16 << 20, MOA_WIRE_HEADER = 16 };
+enum { MOA_WIRE_VERSION = 2, MOA_WIRE_MAX = 16 << 20, MOA_WIRE_HEADER = 16 };
 
 /* a borrowed string (not NUL-terminated, any bytes) and borrowed arrays */
 typedef struct moa_wire_str { const char *data; uint32_t n; } moa_wire_str;
@@ -54,14 +54,15 @@ typedef struct moa_wire_u8s { const uint8_t *data; uint32_t n; } moa_wire_u8s;
 #define MOA_MSG_QUIT(F) F(u32, reserved)
 /* Work on the loaded model beside the conversation, which it leaves alone; answered with RESULT after each item. kind: moa_wire_task.
  *   calibrate  n_item synthetic items a length, answered by the dense model; they stay with the engine for profile (fresh: from none)
- *   profile    influence of every head on the calibrated items of each length: INFLUENCE, one or more a layer
+ *   profile    influence of every head on the calibrated items of each length: INFLUENCE, one or more a layer. loss: moa_wire_loss, what
+ *              the influence is on; n_plan 1: of the model under that plan, curves alone; 0: full attention
  *   validate   cross-entropy under n_plan plans of n_item items a length, made and answered as by calibrate but with this seed
  *   eval       accuracy under n_plan plans on n_item cases a length
  * item_kinds: calibrate, validate: bits of moa_calib_kind; eval: one moa_task. docs: files and folders, one a line, or "".
  * alphas, betas: (n_plan, n_layer, n_head). */
 #define MOA_MSG_TASK(F)                                                                                      \
     F(u32, kind) F(i32s, lengths) F(i32, n_item) F(u64, seed) F(u32, item_kinds) F(i32, n_gen) F(str, docs)          \
-    F(i32, n_plan) F(f64s, alphas) F(f64s, betas) F(u32, fresh)
+    F(i32, n_plan) F(f64s, alphas) F(f64s, betas) F(u32, fresh) F(u32, loss)
 
 /* --- engine to screen --- */
 /* one device a line: "cuda:0\tNVIDIA H100 ...\t<total bytes>\t<free bytes>\n", last "cpu\t..."; why: why there is no GPU, "" if there is */
@@ -105,7 +106,8 @@ typedef struct moa_wire_u8s { const uint8_t *data; uint32_t n; } moa_wire_u8s;
 #define MOA_MSG_FAILED(F) F(i32, status) F(str, text)
 #define MOA_MSG_NOTE(F) F(str, text)
 /* Means over n_item items of one length (profile.h): heads [head0, head0 + n_head) of one layer. abs, sum (n_head, nb, nb) or empty
- * (too large for a message), joint (n_head, nb + 1). n_supervised: tokens; loss: of the dense model, nats a token */
+ * (too large for a message, or under a plan), joint (n_head, nb + 1), under a plan against its spans (profile.h). n_supervised: tokens;
+ * loss: of the dense model, or of the one under the plan, nats a token */
 #define MOA_MSG_INFLUENCE(F)                                                                                 \
     F(i32, n_tok) F(i32, nb) F(i32, layer) F(i32, head0) F(i32, n_head) F(i32, n_item) F(u64, n_supervised)          \
     F(u64, n_clamped) F(f64, loss) F(f32s, abs) F(f32s, sum) F(f32s, joint)
@@ -116,6 +118,7 @@ typedef struct moa_wire_u8s { const uint8_t *data; uint32_t n; } moa_wire_u8s;
     F(f64, seconds) F(str, note)
 
 typedef enum moa_wire_task { MOA_WIRE_CALIBRATE = 1, MOA_WIRE_PROFILE, MOA_WIRE_VALIDATE, MOA_WIRE_EVAL } moa_wire_task;
+typedef enum moa_wire_loss { MOA_WIRE_CROSS_ENTROPY, MOA_WIRE_MARGIN } moa_wire_loss; /* profile.h */
 typedef enum moa_wire_result { MOA_WIRE_GOES_ON, MOA_WIRE_FINISHED, MOA_WIRE_CANCELLED } moa_wire_result;
 enum { MOA_WIRE_LENGTHS_MAX = 16, MOA_WIRE_ITEMS_MAX = 4096, MOA_WIRE_PLANS_MAX = 64 }; /* of a task */
 
