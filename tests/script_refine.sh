@@ -61,7 +61,7 @@ P
 python3 - "$temp" <<'P' > "$temp/at"
 import json, sys
 t = json.load(open(sys.argv[1] + "/a/refine.json"))
-print(min((p for p in t["plans"] if p["round"] == 1 and p["influence"] != "full attention"), key=lambda p: p["loss"])["file"])
+print(min((p for p in t["plans"] if p["round"] == 1 and p["influence"] != "first round"), key=lambda p: p["loss"])["file"])
 P
 expect 0 "$moascope" profile "$tiny" --data "$temp/data.jsonl" --lengths 384,512 --items 2 --device cpu --threads 2 --loss cross-entropy --plan "$temp/a/$(cat "$temp/at")" -o "$temp/p.npz"
 python3 - "$temp" <<'P' || complain "round 2 is not profiled under the plan of round 1"
@@ -116,7 +116,9 @@ expect 0 refine --rounds 2 --plan uniform:0.5 --loss margin --per head -o "$temp
 python3 - "$temp/c/refine.json" <<'P' || complain "from a uniform plan"
 import json, sys
 t = json.load(open(sys.argv[1]))
-assert t["plans"] and all(p["density"] <= .5 + 1e-9 for p in t["plans"]), t
+assert len(t["plans"]) > 1 and all(p["density"] <= .5 + 1e-9 for p in t["plans"]), t
+first = t["plans"][0]
+assert first["file"] == "plan_00_s.json" and first["predicted"] is None and min(p["loss"] for p in t["plans"]) <= first["loss"], first
 P
 expect 1 refine --rounds 2 -o "$temp/c"; says "--force"
 expect 0 refine --rounds 1 --step 0.8 --force -o "$temp/c"

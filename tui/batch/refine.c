@@ -17,7 +17,8 @@
  *
  *   DIR/round_NN.npz     influence of a round, as `profile --plan` writes it, the curves alone
  *   DIR/step_NN_X.json   candidates that keep more than --density (on the way)
- *   DIR/plan_NN_X.json   candidates within it; X: a of the round's influence, b of the mean, c: of the first round's without a step
+ *   DIR/plan_NN_X.json   candidates within it; X: a of the round's influence, b of the mean, c of the first round's
+ *                        without a step; 00_s is --plan itself
  *   DIR/best.json        the plan of the least true loss within it
  *   DIR/refine.json      the table of rounds
  *   DIR/refine.json.part while it is not done: true losses. ^C ends it; the same command goes on, and comes to the same plans. */
@@ -43,8 +44,18 @@
 
 enum { LENGTHS_MAX = MOA_LOSSES_LENGTH_MAX, ROUNDS_MAX = 64, PER_ROUND = 3, KEY_CHARS = 16 };
 enum {
-    OWN_DENSITY = MOA_OPT_OWN, OWN_ROUNDS, OWN_STEP, OWN_PATH, OWN_ITEMS, OWN_JUDGE, OWN_TEXT, OWN_TEXT_WEIGHT, OWN_LOSS, OWN_EXTEND,
-    OWN_PER, OWN_ALPHA_STEP
+    OWN_DENSITY = MOA_OPT_OWN,
+    OWN_ROUNDS,
+    OWN_STEP,
+    OWN_PATH,
+    OWN_ITEMS,
+    OWN_JUDGE,
+    OWN_TEXT,
+    OWN_TEXT_WEIGHT,
+    OWN_LOSS,
+    OWN_EXTEND,
+    OWN_PER,
+    OWN_ALPHA_STEP
 };
 
 enum { ANSWERS, TEXTS, N_KIND };
@@ -62,12 +73,12 @@ typedef struct stage {
 
 typedef struct candidate {
     int32_t round;
-    char kind; /* 'a', 'b', 'c' */
-    moa_plan *plan; /* owned */
-    double density, predicted; /* the largest of the bounded ones; the change against full attention */
+    char kind;                      /* 'a', 'b', 'c', 's' */
+    moa_plan *plan;                 /* owned */
+    double density, predicted;      /* the largest of the bounded ones; the change against full attention */
     double loss[LENGTHS_MAX], mean; /* true ones, as said above */
     double part[N_KIND];            /* nats an answer, nats a token of text: means over the lengths */
-    bool within; /* --density */
+    bool within;                    /* --density */
 } candidate;
 
 typedef struct job {
@@ -82,7 +93,7 @@ typedef struct job {
     char key[65];
     moa_part *part;
     moa_losses *now, *mean; /* of the round; the sum over rounds, divided when used */
-    candidate found[ROUNDS_MAX * PER_ROUND];
+    candidate found[ROUNDS_MAX * PER_ROUND + 1];
     int32_t n_found, best, at, n_round; /* best: -1: none within; at: -1: --plan */
     double full[LENGTHS_MAX], full_mean, full_part[N_KIND], step, weight[N_KIND];
     double done, total; /* tokens of the round, a backward pass as four forward ones */
@@ -96,22 +107,28 @@ static int by_number(const void *a, const void *b) {
 }
 
 static moa_status take_lengths(job *j, moa_err *err) {
-    const int n = moa_args_ints(j->args, MOA_OPT_LENGTHS, j->lengths, LENGTHS_MAX), n_ctx = j->loaded.model->shape.n_ctx;
-    if (n < 1 || n > LENGTHS_MAX) return moa_fail(err, MOA_E_USAGE, "which lengths? --lengths 1024,2048, at most %d", LENGTHS_MAX);
+    const int n = moa_args_ints(j->args, MOA_OPT_LENGTHS, j->lengths, LENGTHS_MAX),
+              n_ctx = j->loaded.model->shape.n_ctx;
+    if (n < 1 || n > LENGTHS_MAX)
+        return moa_fail(err, MOA_E_USAGE, "which lengths? --lengths 1024,2048, at most %d", LENGTHS_MAX);
     qsort(j->lengths, (size_t)n, sizeof *j->lengths, by_number);
     for (int i = 0; i < n; i++) {
         if (j->lengths[i] < 2 || j->lengths[i] > n_ctx || (i > 0 && j->lengths[i] == j->lengths[i - 1]))
-            return moa_fail(err, MOA_E_USAGE, "length %d: each once, from 2 to the model's context of %d tokens", j->lengths[i], n_ctx);
+            return moa_fail(err, MOA_E_USAGE,
+                            "length %d: each once, from 2 to the model's context of %d tokens", j->lengths[i],
+                            n_ctx);
         j->stages[j->n_stage++].n_tok = j->lengths[i];
     }
     j->n_extend = moa_args_ints(j->args, OWN_EXTEND, j->extend, MOA_SEARCH_BOUND_MAX);
-    if (j->n_extend > MOA_SEARCH_BOUND_MAX) return moa_fail(err, MOA_E_USAGE, "--extend: at most %d lengths", MOA_SEARCH_BOUND_MAX);
+    if (j->n_extend > MOA_SEARCH_BOUND_MAX)
+        return moa_fail(err, MOA_E_USAGE, "--extend: at most %d lengths", MOA_SEARCH_BOUND_MAX);
     return MOA_OK;
 }
 
 /* half of the items are profiled and half judge, unless it is said otherwise; a file with too few is used twice */
 static void share_out(const job *j, lot *t) {
-    const int32_t items = (int32_t)moa_args_int(j->args, OWN_ITEMS), judge = (int32_t)moa_args_int(j->args, OWN_JUDGE), n = t->items.n;
+    const int32_t items = (int32_t)moa_args_int(j->args, OWN_ITEMS),
+                  judge = (int32_t)moa_args_int(j->args, OWN_JUDGE), n = t->items.n;
     t->n_profile = items > 0 ? (items < n ? items : n) : n > 1 ? n / 2 : 1;
     t->n_judge = judge > 0 ? judge : n - t->n_profile;
     if (t->n_judge < 1 || t->n_judge > n) t->n_judge = n;
@@ -127,11 +144,11 @@ static moa_status take_items(job *j, moa_err *err) {
             const moa_status s = moa_items_encode(j->loaded.model, &j->items[k], &how, 0, &t->items, err);
             if (s != MOA_OK) return s;
             if (t->items.n == 0)
-                return moa_fail(err, MOA_E_INVALID, "none of the %s fits a length of %d tokens: %s", what, j->lengths[i],
-                                t->items.why[0] ? t->items.why : "there is none");
+                return moa_fail(err, MOA_E_INVALID, "none of the %s fits a length of %d tokens: %s", what,
+                                j->lengths[i], t->items.why[0] ? t->items.why : "there is none");
             share_out(j, t);
-            moa_remark(j->args, "length %d: %d %s are profiled, %d judge%s", j->lengths[i], t->n_profile, what, t->n_judge,
-                       t->judge0 < t->n_profile ? ", some of them both" : "");
+            moa_remark(j->args, "length %d: %d %s are profiled, %d judge%s", j->lengths[i], t->n_profile,
+                       what, t->n_judge, t->judge0 < t->n_profile ? ", some of them both" : "");
         }
     return MOA_OK;
 }
@@ -141,7 +158,8 @@ static moa_status take_words(job *j, moa_err *err) {
     j->margin = strcmp(loss, "margin") == 0;
     if (!j->margin && strcmp(loss, "cross-entropy") != 0)
         return moa_fail(err, MOA_E_USAGE, "--loss %s: it is cross-entropy or margin", loss);
-    if (strcmp(per, "group") != 0 && strcmp(per, "head") != 0) return moa_fail(err, MOA_E_USAGE, "--per %s: it is group or head", per);
+    if (strcmp(per, "group") != 0 && strcmp(per, "head") != 0)
+        return moa_fail(err, MOA_E_USAGE, "--per %s: it is group or head", per);
     j->step = moa_args_real(j->args, OWN_STEP);
     j->weight[ANSWERS] = 1;
     j->weight[TEXTS] = moa_args_real(j->args, OWN_TEXT_WEIGHT);
@@ -167,8 +185,9 @@ static void make_key(job *j) {
     const size_t n = (size_t)j->loaded.plan->n_layer * (size_t)j->loaded.plan->n_head;
     moa_sha256_add(&h, j->loaded.plan->rules, n * sizeof *j->loaded.plan->rules);
     moa_sha256_add(&h, j->extend, (size_t)j->n_extend * sizeof *j->extend);
-    (void)snprintf(text, sizeof text, "%s %s %.17g %.17g %.17g %d %d %s %d", j->loaded.model->fingerprint, moa_load_kv_type(j->args),
-                   moa_args_real(j->args, OWN_DENSITY), j->step, j->weight[TEXTS], j->margin, moa_args_has(j->args, OWN_PATH), moa_args_text(j->args, OWN_PER),
+    (void)snprintf(text, sizeof text, "%s %s %.17g %.17g %.17g %d %d %s %d", j->loaded.model->fingerprint,
+                   moa_load_kv_type(j->args), moa_args_real(j->args, OWN_DENSITY), j->step, j->weight[TEXTS],
+                   j->margin, moa_args_has(j->args, OWN_PATH), moa_args_text(j->args, OWN_PER),
                    (int)moa_args_int(j->args, OWN_ALPHA_STEP));
     moa_sha256_add(&h, text, strlen(text));
     moa_sha256_hex(&h, j->key);
@@ -177,11 +196,14 @@ static void make_key(job *j) {
 /* --- files ------------------------------------------------------------------------------------------------------------------------ */
 
 static moa_status path_in(const job *j, const char *name, char out[PATH_MAX], moa_err *err) {
-    if (snprintf(out, PATH_MAX, "%s/%s", moa_args_text(j->args, MOA_OPT_OUTPUT), name) < PATH_MAX) return MOA_OK;
+    if (snprintf(out, PATH_MAX, "%s/%s", moa_args_text(j->args, MOA_OPT_OUTPUT), name) < PATH_MAX)
+        return MOA_OK;
     return moa_fail(err, MOA_E_USAGE, "the folder's name is longer than %d bytes", PATH_MAX - 32);
 }
 
-static const moa_plan *plan_at(const job *j) { return j->at < 0 ? j->loaded.plan : j->found[j->at].plan; }
+static const moa_plan *plan_at(const job *j) {
+    return j->at < 0 ? j->loaded.plan : j->found[j->at].plan;
+}
 
 static void put_number(moa_buf *out, const char *before, double x) {
     moa_buf_str(out, before);
@@ -199,14 +221,17 @@ static void put_influence_meta(const job *j, const sums *all, moa_buf *out) {
     moa_text_json(m->name, strlen(m->name), out);
     moa_buf_str(out, ", \"architecture\": ");
     moa_text_json(m->arch, strlen(m->arch), out);
-    moa_buf_printf(out, ", \"n_layer\": %d, \"n_head\": %d, \"n_head_kv\": %d, \"d_head\": %d, \"fingerprint\": \"%s\"}, \"key\": \"%s\", "
+    moa_buf_printf(out,
+                   ", \"n_layer\": %d, \"n_head\": %d, \"n_head_kv\": %d, \"d_head\": %d, \"fingerprint\": "
+                   "\"%s\"}, \"key\": \"%s\", "
                    "\"plan\": \"of the round before\", \"gradient_of\": \"%s\", \"lengths\": {",
-                   m->shape.n_layer, m->shape.n_head, m->shape.n_head_kv, m->shape.d_head, m->fingerprint, j->key,
-                   moa_args_text(j->args, OWN_LOSS));
+                   m->shape.n_layer, m->shape.n_head, m->shape.n_head_kv, m->shape.d_head, m->fingerprint,
+                   j->key, moa_args_text(j->args, OWN_LOSS));
     for (int i = 0; i < j->n_stage; i++) {
         const moa_influence *f = &all[i].of[ANSWERS];
-        moa_buf_printf(out, "%s\"%d\": {\"items\": %d, \"supervised\": %lld, \"clamped\": %lld", i ? ", " : "", f->n_tok, f->n_item,
-                       (long long)f->n_supervised, (long long)f->n_clamped);
+        moa_buf_printf(out, "%s\"%d\": {\"items\": %d, \"supervised\": %lld, \"clamped\": %lld",
+                       i ? ", " : "", f->n_tok, f->n_item, (long long)f->n_supervised,
+                       (long long)f->n_clamped);
         put_number(out, ", \"loss\": ", f->loss / f->n_item);
         if (j->n_kind > 1) {
             put_number(out, ", \"text_loss\": ", all[i].of[TEXTS].loss / all[i].of[TEXTS].n_item);
@@ -220,7 +245,8 @@ static void put_influence_meta(const job *j, const sums *all, moa_buf *out) {
 static moa_status put_curves(moa_npy_writer *w, const job *j, const sums *all, moa_err *err) {
     const moa_influence *f = &all->of[ANSWERS];
     const size_t l = (size_t)f->n_layer, h = (size_t)f->n_head, n = l * h * ((size_t)f->nb + 1);
-    const moa_npy_shape curves = {MOA_NPY_F32, 3, {l, h, (size_t)f->nb + 1}}, spans = {MOA_NPY_I32, 2, {l, h}};
+    const moa_npy_shape curves = {MOA_NPY_F32, 3, {l, h, (size_t)f->nb + 1}},
+                        spans = {MOA_NPY_I32, 2, {l, h}};
     char name[64];
     moa_status s = MOA_OK;
     float *mean = malloc(n * sizeof *mean);
@@ -228,10 +254,12 @@ static moa_status put_curves(moa_npy_writer *w, const job *j, const sums *all, m
     if (!mean || !span) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for the curves of %zu heads", l * h));
     for (size_t i = 0; i < n; i++) {
         double sum = 0;
-        for (int k = 0; k < j->n_kind; k++) sum += j->weight[k] * all->of[k].joint[i] / all->of[k].n_item;
+        for (int k = 0; k < j->n_kind; k++)
+            sum += j->weight[k] * all->of[k].joint[i] / all->of[k].n_item;
         mean[i] = (float)sum;
     }
-    for (size_t i = 0; i < l * h; i++) span[i] = moa_span(plan_at(j)->rules[i], f->n_tok);
+    for (size_t i = 0; i < l * h; i++)
+        span[i] = moa_span(plan_at(j)->rules[i], f->n_tok);
     (void)snprintf(name, sizeof name, "joint_%d", f->n_tok);
     MOA_TRY(moa_npz_add(w, name, &curves, mean, err));
     (void)snprintf(name, sizeof name, "span_%d", f->n_tok);
@@ -249,7 +277,8 @@ static moa_status save_influence(const job *j, const sums *all, const char *path
     put_influence_meta(j, all, &text);
     if (!moa_buf_ok(&text)) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "%s: no memory for its description", path));
     MOA_TRY(moa_npy_open(&w, path, NULL, err));
-    for (int i = 0; i < j->n_stage; i++) MOA_TRY(put_curves(w, j, &all[i], err));
+    for (int i = 0; i < j->n_stage; i++)
+        MOA_TRY(put_curves(w, j, &all[i], err));
     MOA_TRY(moa_npz_text(w, "meta", text.data, err));
     s = moa_npy_commit(&w, err);
 out:
@@ -259,7 +288,11 @@ out:
 }
 
 static void put_found(const job *j, const candidate *c, moa_buf *out) {
-    moa_buf_printf(out, "\"round\": %d, \"influence\": \"%s\"", c->round, c->kind == 'a' ? "round" : c->kind == 'b' ? "mean" : "full attention");
+    moa_buf_printf(out, "\"round\": %d, \"influence\": \"%s\"", c->round,
+                   c->kind == 'a'   ? "round"
+                   : c->kind == 'b' ? "mean"
+                   : c->kind == 'c' ? "first round"
+                                    : "none");
     put_number(out, ", \"density\": ", c->density);
     put_number(out, ", \"predicted\": ", c->predicted);
     put_number(out, ", \"loss\": ", c->mean);
@@ -311,7 +344,8 @@ static moa_status save_table(const job *j, moa_err *err) {
         moa_buf_str(&b, "}");
     }
     moa_buf_str(&b, "]}\n");
-    if (!moa_buf_ok(&b)) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for a table of %d plans", j->n_found));
+    if (!moa_buf_ok(&b))
+        MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for a table of %d plans", j->n_found));
     MOA_TRY(moa_file_save(path, b.data, b.size, 0644, 0, err));
     if (json) s = moa_output_save(json, &b, err);
 out:
@@ -331,13 +365,20 @@ static void on_profile(void *user, int32_t done, int32_t total) {
     moa_progress_show(j->args, "refine", j->done + 4.0 * j->lengths[0] * done / total, j->total, "tokens");
 }
 
-static moa_status profile_lot(job *j, moa_profile *p, int32_t n_tok, const lot *t, bool margin, moa_influence *to, moa_err *err) {
+static moa_status profile_lot(job *j, moa_profile *p, int32_t n_tok, const lot *t, bool margin,
+                              moa_influence *to, moa_err *err) {
     moa_status s = moa_influence_open(to, &j->loaded.model->shape, n_tok, err);
     const bool planned = moa_plan_describe(plan_at(j), n_tok, 0).dense_share < 1;
     for (int32_t i = 0; i < t->n_profile && s == MOA_OK; i++) {
         const moa_tokens *item = &t->items.data[i];
-        const moa_profile_item one = {.ids = item->ids, .n = item->n, .supervise_from = item->supervise_from, .cancelled = moa_interrupted,
-                                      .progress = on_profile, .user = j, .rules = planned ? plan_at(j)->rules : NULL, .margin = margin};
+        const moa_profile_item one = {.ids = item->ids,
+                                      .n = item->n,
+                                      .supervise_from = item->supervise_from,
+                                      .cancelled = moa_interrupted,
+                                      .progress = on_profile,
+                                      .user = j,
+                                      .rules = planned ? plan_at(j)->rules : NULL,
+                                      .margin = margin};
         s = moa_profile_add(p, &one, to, NULL, err);
         j->done += 5.0 * item->n;
     }
@@ -351,15 +392,19 @@ static moa_status profile(job *j, const char *path, moa_err *err) {
     MOA_TRY(moa_profile_open(&p, j->loaded.engine, j->lengths[j->n_stage - 1], err));
     for (int i = 0; i < j->n_stage; i++)
         for (int k = 0; k < j->n_kind; k++)
-            MOA_TRY(profile_lot(j, p, j->lengths[i], &j->stages[i].lots[k], j->margin && k == ANSWERS, &all[i].of[k], err));
+            MOA_TRY(profile_lot(j, p, j->lengths[i], &j->stages[i].lots[k], j->margin && k == ANSWERS,
+                                &all[i].of[k], err));
     MOA_TRY(save_influence(j, all, path, err));
 out:
     moa_profile_close(&p);
-    for (int i = 0; i < j->n_stage * N_KIND; i++) moa_influence_free(&all[i / N_KIND].of[i % N_KIND]);
+    for (int i = 0; i < j->n_stage * N_KIND; i++)
+        moa_influence_free(&all[i / N_KIND].of[i % N_KIND]);
     return s;
 }
 
-static size_t n_curve(const moa_losses *l, int32_t i) { return (size_t)l->n_layer * (size_t)l->n_head * ((size_t)l->nb[i] + 1); }
+static size_t n_curve(const moa_losses *l, int32_t i) {
+    return (size_t)l->n_layer * (size_t)l->n_head * ((size_t)l->nb[i] + 1);
+}
 
 /* the influence of round k: from its file, which is made if it is not there; added to the mean */
 static moa_status influence(job *j, int32_t k, moa_err *err) {
@@ -371,12 +416,17 @@ static moa_status influence(job *j, int32_t k, moa_err *err) {
     moa_losses_close(&j->now);
     MOA_TRY(moa_losses_load(&j->now, &(moa_losses_config){.path = path}, err));
     const moa_shape *m = &j->loaded.model->shape;
-    bool fits = j->now->n_length == j->n_stage && j->now->n_layer == m->n_layer && j->now->n_head == m->n_head;
-    for (int i = 0; fits && i < j->n_stage; i++) fits = j->now->length[i] == j->lengths[i];
-    if (!fits) MOA_TRY(moa_fail(err, MOA_E_INVALID, "%s: not of this model and these lengths; remove it", path));
-    if (!j->mean) MOA_TRY(moa_losses_open(&j->mean, m->n_layer, m->n_head, m->n_head_kv, j->lengths, j->n_stage, err));
+    bool fits =
+        j->now->n_length == j->n_stage && j->now->n_layer == m->n_layer && j->now->n_head == m->n_head;
+    for (int i = 0; fits && i < j->n_stage; i++)
+        fits = j->now->length[i] == j->lengths[i];
+    if (!fits)
+        MOA_TRY(moa_fail(err, MOA_E_INVALID, "%s: not of this model and these lengths; remove it", path));
+    if (!j->mean)
+        MOA_TRY(moa_losses_open(&j->mean, m->n_layer, m->n_head, m->n_head_kv, j->lengths, j->n_stage, err));
     for (int i = 0; i < j->n_stage; i++)
-        for (size_t x = 0; x < n_curve(j->now, i); x++) j->mean->curve[i][x] += j->now->curve[i][x];
+        for (size_t x = 0; x < n_curve(j->now, i); x++)
+            j->mean->curve[i][x] += j->now->curve[i][x];
 out:
     return s;
 }
@@ -386,16 +436,19 @@ out:
 static double density_of(const job *j, const moa_plan *p) {
     double most = 0;
     for (int i = 0; i < j->n_stage; i++)
-        most = fmax(most, moa_plan_describe(p, j->lengths[i], j->loaded.model->shape.n_head_kv).kv_density_grouped);
+        most = fmax(most,
+                    moa_plan_describe(p, j->lengths[i], j->loaded.model->shape.n_head_kv).kv_density_grouped);
     for (int i = 0; i < j->n_extend; i++)
-        most = fmax(most, moa_plan_describe(p, j->extend[i], j->loaded.model->shape.n_head_kv).kv_density_grouped);
+        most = fmax(most,
+                    moa_plan_describe(p, j->extend[i], j->loaded.model->shape.n_head_kv).kv_density_grouped);
     return most;
 }
 
 /* what the search is given: gains of cuts count as nothing, further lengths are the longest one stretched */
 static moa_status prepared(const job *j, const moa_losses *from, double by, moa_losses **out, moa_err *err) {
     const moa_model *m = j->loaded.model;
-    const moa_status s = moa_losses_open(out, m->shape.n_layer, m->shape.n_head, m->shape.n_head_kv, j->lengths, j->n_stage, err);
+    const moa_status s = moa_losses_open(out, m->shape.n_layer, m->shape.n_head, m->shape.n_head_kv,
+                                         j->lengths, j->n_stage, err);
     if (s != MOA_OK) return s;
     moa_losses *l = *out;
     l->kv_known = 1;
@@ -403,12 +456,15 @@ static moa_status prepared(const job *j, const moa_losses *from, double by, moa_
     (void)snprintf(l->arch, sizeof l->arch, "%s", m->arch);
     (void)snprintf(l->fingerprint, sizeof l->fingerprint, "%s", m->fingerprint);
     for (int i = 0; i < j->n_stage; i++)
-        for (size_t x = 0; x < n_curve(l, i); x++) l->curve[i][x] = from->curve[i][x] * by;
+        for (size_t x = 0; x < n_curve(l, i); x++)
+            l->curve[i][x] = from->curve[i][x] * by;
     moa_losses_drop_gains(l);
     return moa_losses_stretch(l, j->extend, j->n_extend, err);
 }
 
-static bool cancelled(void *user) { return moa_interrupted(user); }
+static bool cancelled(void *user) {
+    return moa_interrupted(user);
+}
 
 /* what a search finds does not depend on it */
 static int32_t n_thread(void) {
@@ -417,16 +473,25 @@ static int32_t n_thread(void) {
 }
 
 /* the plan of the least predicted loss at a density; around NULL: anywhere. Nothing is added where it was found before. */
-static moa_status find(job *j, const moa_losses *from, double by, double density, const moa_plan *around, candidate c, moa_err *err) {
+static moa_status find(job *j, const moa_losses *from, double by, double density, const moa_plan *around,
+                       candidate c, moa_err *err) {
     moa_search_result r = {0};
     moa_losses *l = NULL;
     moa_status s = MOA_OK;
     int32_t pick = 0;
     MOA_TRY(prepared(j, from, by, &l, err));
-    const moa_search_config config = {.density = density, .extend = j->extend, .n_extend = j->n_extend, .around = around, .step = j->step,
-                                      .per = strcmp(moa_args_text(j->args, OWN_PER), "head") == 0 ? MOA_PER_HEAD : MOA_PER_GROUP,
-                                      .alpha_step = (int32_t)moa_args_int(j->args, OWN_ALPHA_STEP), .n_interval = 1, .seed = 1,
-                                      .n_thread = n_thread(), .cancelled = cancelled};
+    const moa_search_config config = {
+        .density = density,
+        .extend = j->extend,
+        .n_extend = j->n_extend,
+        .around = around,
+        .step = j->step,
+        .per = strcmp(moa_args_text(j->args, OWN_PER), "head") == 0 ? MOA_PER_HEAD : MOA_PER_GROUP,
+        .alpha_step = (int32_t)moa_args_int(j->args, OWN_ALPHA_STEP),
+        .n_interval = 1,
+        .seed = 1,
+        .n_thread = n_thread(),
+        .cancelled = cancelled};
     MOA_TRY(moa_search_run(l, &config, &r, err));
     for (int32_t i = 1; i < r.n_found; i++)
         if (r.found[i].mean < r.found[pick].mean) pick = i;
@@ -476,10 +541,17 @@ typedef struct spot {
 } spot;
 
 /* nats of all supervised tokens */
-static moa_status judge_item(job *j, const moa_plan *p, const char *key, spot at, double *loss, moa_err *err) {
+static moa_status judge_item(job *j, const moa_plan *p, const char *key, spot at, double *loss,
+                             moa_err *err) {
     const moa_tokens *item = &j->stages[at.stage].lots[at.kind].items.data[at.item];
-    const moa_loss_job work = {.ids = item->ids, .n = item->n, .from = item->supervise_from, .rules = p->rules,
-                               .n_reserved = j->lengths[at.stage], .progress = on_progress, .cancelled = moa_interrupted, .user = j};
+    const moa_loss_job work = {.ids = item->ids,
+                               .n = item->n,
+                               .from = item->supervise_from,
+                               .rules = p->rules,
+                               .n_reserved = j->lengths[at.stage],
+                               .progress = on_progress,
+                               .cancelled = moa_interrupted,
+                               .user = j};
     moa_loss sum = {0};
     moa_buf line = {0};
     char want[96];
@@ -545,11 +617,18 @@ static void begin_round(job *j) {
     }
 }
 
+static const char *predicted_text(const candidate *c, char out[24]) {
+    (void)snprintf(out, 24, isnan(c->predicted) ? "-" : "%+.4f", c->predicted);
+    return out;
+}
+
 static void say(const job *j, const candidate *c) {
+    char text[24];
     moa_progress_show(j->args, "refine", 1, 1, "tokens");
-    moa_remark(j->args, "round %d%c: density %.4f, predicted %+.4f, loss %.4f (%.4f an answer, %.4f a token of text)%s", c->round, c->kind,
-               c->density, c->predicted, c->mean, c->part[ANSWERS], c->part[TEXTS],
-               j->best >= 0 && c == &j->found[j->best] ? ", the best" : "");
+    moa_remark(j->args,
+               "round %d%c: density %.4f, predicted %s, loss %.4f (%.4f an answer, %.4f a token of text)%s",
+               c->round, c->kind, c->density, predicted_text(c, text), c->mean, c->part[ANSWERS],
+               c->part[TEXTS], j->best >= 0 && c == &j->found[j->best] ? ", the best" : "");
 }
 
 /* judges what the round found; *next: the best of it, -1: nothing new */
@@ -606,6 +685,18 @@ out:
     return s;
 }
 
+/* the plan given is the first to be beaten, where it is within the density */
+static moa_status judge_start(job *j, moa_err *err) {
+    candidate c = {
+        .kind = 's', .within = true, .density = density_of(j, j->loaded.plan), .predicted = (double)NAN};
+    int32_t next;
+    if (c.density > moa_args_real(j->args, OWN_DENSITY) * (1 + 1e-9)) return MOA_OK;
+    const moa_status s = moa_plan_copy(&c.plan, j->loaded.plan, err);
+    if (s != MOA_OK) return s;
+    j->found[j->n_found++] = c;
+    return judge_found(j, 0, &next, err);
+}
+
 static moa_status work(job *j, moa_err *err) {
     bool more = true;
     moa_status s = MOA_OK;
@@ -613,19 +704,24 @@ static moa_status work(job *j, moa_err *err) {
     MOA_TRY(moa_plan_uniform(&full, j->loaded.plan->n_layer, j->loaded.plan->n_head, (moa_rule){0, 1}, err));
     begin_round(j);
     MOA_TRY(judge(j, full, j->full, &j->full_mean, j->full_part, err));
-    moa_remark(j->args, "full attention: loss %.4f (%.4f an answer, %.4f a token of text)", j->full_mean, j->full_part[ANSWERS],
-               j->full_part[TEXTS]);
+    moa_remark(j->args, "full attention: loss %.4f (%.4f an answer, %.4f a token of text)", j->full_mean,
+               j->full_part[ANSWERS], j->full_part[TEXTS]);
     j->best = j->at = -1;
-    for (int32_t k = 1; k <= j->n_round && more; k++) MOA_TRY(run_round(j, k, &more, err));
+    MOA_TRY(judge_start(j, err));
+    for (int32_t k = 1; k <= j->n_round && more; k++)
+        MOA_TRY(run_round(j, k, &more, err));
     if (j->best < 0)
-        MOA_TRY(moa_fail(err, MOA_E_FAILED, "after %d rounds with steps of %g no plan is within a density of %g; more rounds or a larger --step",
+        MOA_TRY(moa_fail(err, MOA_E_FAILED,
+                         "after %d rounds with steps of %g no plan is within a density of %g; more rounds or "
+                         "a larger --step",
                          j->n_round, moa_args_real(j->args, OWN_STEP), moa_args_real(j->args, OWN_DENSITY)));
     MOA_TRY(save_table(j, err));
 out:
     moa_plan_close(&full);
     moa_progress_show(j->args, "refine", 1, 1, "tokens");
     if (s == MOA_E_CANCELLED)
-        s = moa_fail(err, s, "interrupted in round %d; the same command goes on from there", j->n_found ? j->found[j->n_found - 1].round : 1);
+        s = moa_fail(err, s, "interrupted in round %d; the same command goes on from there",
+                     j->n_found ? j->found[j->n_found - 1].round : 1);
     return s;
 }
 
@@ -649,12 +745,15 @@ static moa_status resume(job *j, moa_err *err) {
     moa_status s = MOA_OK;
     MOA_TRY(moa_dir_make(moa_args_text(j->args, MOA_OPT_OUTPUT), err));
     MOA_TRY(path_in(j, "refine.json", path, err));
-    if (!force && access(path, F_OK) == 0) MOA_TRY(moa_fail(err, MOA_E_FAILED, "%s is there already; --force replaces it", path));
+    if (!force && access(path, F_OK) == 0)
+        MOA_TRY(moa_fail(err, MOA_E_FAILED, "%s is there already; --force replaces it", path));
     make_key(j);
     (void)snprintf(key, sizeof key, "refine %s", j->key);
     MOA_TRY(moa_part_open(&j->part, path, key, force, err));
-    if (moa_part_n(j->part) == 0) MOA_TRY(clear_rounds(j, err));
-    else moa_remark(j->args, "%s: %d losses are there already", moa_part_path(j->part), moa_part_n(j->part));
+    if (moa_part_n(j->part) == 0)
+        MOA_TRY(clear_rounds(j, err));
+    else
+        moa_remark(j->args, "%s: %d losses are there already", moa_part_path(j->part), moa_part_n(j->part));
 out:
     return s;
 }
@@ -662,17 +761,20 @@ out:
 static moa_status show(const job *j, moa_err *err) {
     const char *json = moa_args_text(j->args, MOA_OPT_JSON);
     moa_buf b = {0};
-    char name[32];
+    char name[32], text[24];
     if (json && strcmp(json, "-") == 0) return MOA_OK;
     moa_buf_str(&b, "plan             density  predicted     loss |");
-    for (int i = 0; i < j->n_stage; i++) moa_buf_printf(&b, " loss@%-6d", j->lengths[i]);
+    for (int i = 0; i < j->n_stage; i++)
+        moa_buf_printf(&b, " loss@%-6d", j->lengths[i]);
     moa_buf_printf(&b, "\n%-16s %7.4f %10s %8.4f |", "full attention", 1.0, "", j->full_mean);
-    for (int i = 0; i < j->n_stage; i++) moa_buf_printf(&b, " %11.4f", j->full[i]);
+    for (int i = 0; i < j->n_stage; i++)
+        moa_buf_printf(&b, " %11.4f", j->full[i]);
     for (int32_t k = 0; k < j->n_found; k++) {
         const candidate *c = &j->found[k];
         name_of(c, name);
-        moa_buf_printf(&b, "\n%-16s %7.4f %+10.4f %8.4f |", name, c->density, c->predicted, c->mean);
-        for (int i = 0; i < j->n_stage; i++) moa_buf_printf(&b, " %11.4f", c->loss[i]);
+        moa_buf_printf(&b, "\n%-16s %7.4f %10s %8.4f |", name, c->density, predicted_text(c, text), c->mean);
+        for (int i = 0; i < j->n_stage; i++)
+            moa_buf_printf(&b, " %11.4f", c->loss[i]);
         moa_buf_str(&b, k == j->best ? "  <- best" : "");
     }
     moa_buf_str(&b, "\n");
@@ -682,12 +784,15 @@ static moa_status show(const job *j, moa_err *err) {
 }
 
 static void close_job(job *j) {
-    for (int32_t i = 0; i < j->n_found; i++) moa_plan_close(&j->found[i].plan);
-    for (int i = 0; i < LENGTHS_MAX * N_KIND; i++) moa_token_items_free(&j->stages[i / N_KIND].lots[i % N_KIND].items);
+    for (int32_t i = 0; i < j->n_found; i++)
+        moa_plan_close(&j->found[i].plan);
+    for (int i = 0; i < LENGTHS_MAX * N_KIND; i++)
+        moa_token_items_free(&j->stages[i / N_KIND].lots[i % N_KIND].items);
     moa_losses_close(&j->now);
     moa_losses_close(&j->mean);
     moa_part_close(&j->part);
-    for (int k = 0; k < N_KIND; k++) moa_items_free(&j->items[k]);
+    for (int k = 0; k < N_KIND; k++)
+        moa_items_free(&j->items[k]);
     moa_seq_close(&j->seq);
     moa_load_close(&j->loaded);
     free(j);
@@ -700,9 +805,12 @@ static moa_status run(const moa_args *args, moa_err *err) {
     if (!j) return moa_fail(err, MOA_E_MEMORY, "no memory for the rounds");
     j->args = args;
     moa_interrupt_catch();
-    if (!data) MOA_TRY(moa_fail(err, MOA_E_USAGE, "which items? --data DATA.jsonl, as `moascope calibrate` writes it"));
+    if (!data)
+        MOA_TRY(
+            moa_fail(err, MOA_E_USAGE, "which items? --data DATA.jsonl, as `moascope calibrate` writes it"));
     if (!moa_args_has(args, MOA_OPT_OUTPUT)) MOA_TRY(moa_fail(err, MOA_E_USAGE, "where to? -o DIR"));
-    if (!(moa_args_real(args, OWN_DENSITY) > 0)) MOA_TRY(moa_fail(err, MOA_E_USAGE, "--density: above 0 and at most 1"));
+    if (!(moa_args_real(args, OWN_DENSITY) > 0))
+        MOA_TRY(moa_fail(err, MOA_E_USAGE, "--density: above 0 and at most 1"));
     MOA_TRY(take_words(j, err));
     MOA_TRY(moa_items_read(&j->items[ANSWERS], data, err));
     if (j->n_kind > 1) MOA_TRY(moa_items_read(&j->items[TEXTS], moa_args_text(args, OWN_TEXT), err));
@@ -719,20 +827,32 @@ out:
     return s;
 }
 
-static const int options[] = {MOA_OPT_DATA, MOA_OPT_LENGTHS, MOA_OPT_PLAN,      MOA_OPT_DEVICE, MOA_OPT_KV,    MOA_OPT_CHUNK, MOA_OPT_THREADS,
-                              MOA_OPT_JSON, MOA_OPT_OUTPUT,  MOA_OPT_REFERENCE, MOA_OPT_FORCE,  MOA_OPT_QUIET, MOA_OPT_MODEL, MOA_OPT_END};
+static const int options[] = {MOA_OPT_DATA,   MOA_OPT_LENGTHS,   MOA_OPT_PLAN,    MOA_OPT_DEVICE,
+                              MOA_OPT_KV,     MOA_OPT_CHUNK,     MOA_OPT_THREADS, MOA_OPT_JSON,
+                              MOA_OPT_OUTPUT, MOA_OPT_REFERENCE, MOA_OPT_FORCE,   MOA_OPT_QUIET,
+                              MOA_OPT_MODEL,  MOA_OPT_END};
 static const moa_option own[] = {
     {"--density", MOA_OPTION_REAL, "D", "0.5", 0, 1, false, "share of the KV kept at every length, at most"},
-    {"--rounds", MOA_OPTION_INT, "R", "8", 1, ROUNDS_MAX, false, "rounds at most: a profile and two judged plans each"},
-    {"--step", MOA_OPTION_REAL, "S", "0.25", 0.001, 1, false, "how far a round may go: the mean change of the share that a head keeps"},
-    {"--path", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "go down to the density by three quarters of a step a round, not at once"},
-    {"--items", MOA_OPTION_INT, "N", "0", 0, 1048576, false, "items of each length to profile, its first; 0: half of them"},
-    {"--judge", MOA_OPTION_INT, "M", "0", 0, 1048576, false, "items of each length to judge plans by, its last; 0: those not profiled"},
-    {"--text", MOA_OPTION_TEXT, "TEXT.jsonl", NULL, 0, 0, false, "items of running text, whose cross-entropy is to be kept as well"},
-    {"--text-weight", MOA_OPTION_REAL, "W", "8", 0, 1000000, false, "nats of an answer that a nat a token of text is worth"},
-    {"--loss", MOA_OPTION_TEXT, "margin|cross-entropy", "margin", 0, 0, false, "what influence on answers is on, as in `profile`"},
-    {"--extend", MOA_OPTION_INTS, "N,N,...", NULL, 1, 16777216, false, "further lengths at which the density holds, tokens"},
-    {"--per", MOA_OPTION_TEXT, "group|head", "group", 0, 0, false, "one rule a KV group, or one a query head"},
+    {"--rounds", MOA_OPTION_INT, "R", "8", 1, ROUNDS_MAX, false,
+     "rounds at most: a profile and two judged plans each"},
+    {"--step", MOA_OPTION_REAL, "S", "0.25", 0.001, 1, false,
+     "how far a round may go: the mean change of the share that a head keeps"},
+    {"--path", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false,
+     "go down to the density by three quarters of a step a round, not at once"},
+    {"--items", MOA_OPTION_INT, "N", "0", 0, 1048576, false,
+     "items of each length to profile, its first; 0: half of them"},
+    {"--judge", MOA_OPTION_INT, "M", "0", 0, 1048576, false,
+     "items of each length to judge plans by, its last; 0: those not profiled"},
+    {"--text", MOA_OPTION_TEXT, "TEXT.jsonl", NULL, 0, 0, false,
+     "items of running text, whose cross-entropy is to be kept as well"},
+    {"--text-weight", MOA_OPTION_REAL, "W", "8", 0, 1000000, false,
+     "nats of an answer that a nat a token of text is worth"},
+    {"--loss", MOA_OPTION_TEXT, "margin|cross-entropy", "margin", 0, 0, false,
+     "what influence on answers is on, as in `profile`"},
+    {"--extend", MOA_OPTION_INTS, "N,N,...", NULL, 1, 16777216, false,
+     "further lengths at which the density holds, tokens"},
+    {"--per", MOA_OPTION_TEXT, "group|head", "group", 0, 0, false,
+     "one rule a KV group, or one a query head"},
     {"--alpha-step", MOA_OPTION_INT, "T", "0", 0, 16777216, false, "grid of alpha, tokens, as in `search`"},
     {0},
 };
@@ -745,7 +865,8 @@ const moa_batch moa_batch_refine = {
     .own = own,
     .min_words = 1,
     .max_words = 1,
-    .more = "Begins at full attention or --plan P, a plan that may keep more than the density or less. DIR/best.json is the plan of the least true "
+    .more = "Begins at full attention or --plan P, a plan that may keep more than the density or less. "
+            "DIR/best.json is the plan of the least true "
             "loss within the density, DIR/refine.json the table of all.\n"
             "^C ends it; the same command goes on from DIR/refine.json.part.",
     .run = run,
