@@ -27,6 +27,7 @@ moa_plan_at_n moa_plan_describe(const moa_plan *p, int32_t n, int32_t n_head_kv)
     const double heads = (double)p->n_layer * p->n_head;
     moa_plan_at_n d = {.n = n, .span_min = INT32_MAX, .kv_density_grouped = NAN, .mha_ratio = NAN};
     double group_kept = 0;
+    int32_t n_dense = 0; /* counted: a sum of 1/heads may end below 1 */
     for (int32_t l = 0; l < p->n_layer; l++)
         for (int32_t h = 0; h < p->n_head; h++) {
             const moa_rule rule = *moa_plan_at(p, l, h);
@@ -36,11 +37,12 @@ moa_plan_at_n moa_plan_describe(const moa_plan *p, int32_t n, int32_t n_head_kv)
             d.span_mean += span / heads;
             d.kv_density += kept(span, n) / n / heads;
             d.attn_density += pairs(span, n) / pairs(n, n) / heads;
-            d.dense_share += (span >= n) / heads;
+            n_dense += span >= n;
             d.n_clamped += rule.alpha + rule.beta * n <= 0;
             if (n_head_kv > 0 && h % (p->n_head / n_head_kv) == 0)
                 group_kept += kept(moa_plan_group_span(p, l, h, n_head_kv, n), n);
         }
+    d.dense_share = n_dense / heads;
     if (n_head_kv > 0) {
         d.kv_density_grouped = group_kept / n / ((double)p->n_layer * n_head_kv);
         d.mha_ratio = d.kv_density * p->n_head / n_head_kv;

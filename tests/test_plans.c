@@ -189,7 +189,10 @@ static void test_specs(void **state) {
     d = moa_plan_describe(p, 1000, 2);
     assert_float_equal(d.kv_density, 1, 1e-12);
     assert_float_equal(d.attn_density, 1, 1e-12);
-    assert_float_equal(d.dense_share, 1, 1e-12);
+    assert_true(d.dense_share == 1);
+    moa_plan_close(&p);
+    assert_int_equal(moa_plan_open(&p, "full", 30, 9, &err), MOA_OK); /* 270 times 1/270 is less than 1 */
+    assert_true(moa_plan_describe(p, 1000, 3).dense_share == 1);
     moa_plan_close(&p);
     assert_int_equal(moa_plan_open(&p, "sink", 2, 4, &err), MOA_OK);
     d = moa_plan_describe(p, 1000, 0);
