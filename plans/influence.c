@@ -229,8 +229,7 @@ static void take(moa_losses *l, int32_t i, const moa_npy_array *a, bool curve) {
         }
 }
 
-/* curves of a model under spans: seeing everything is 0 */
-static void rebase(moa_losses *l, int32_t i) {
+void moa_losses_rebase(moa_losses *l, int32_t i) {
     const size_t heads = (size_t)l->n_layer * (size_t)l->n_head, nb = (size_t)l->nb[i];
     for (size_t h = 0; h < heads; h++) {
         double *curve = l->curve[i] + h * (nb + 1);
@@ -284,7 +283,7 @@ static moa_status load_length(moa_losses **l, const moa_losses_config *c, const 
     if ((*l)->planned && !curve)
         MOA_TRY(moa_fail(err, MOA_E_INVALID, "%s: %s is of a model under a plan, whose wider windows only joint knows", c->path, name));
     take(*l, i, x, curve);
-    if ((*l)->planned) rebase(*l, i);
+    if ((*l)->planned) moa_losses_rebase(*l, i);
 out:
     moa_npz_free(&z);
     return s;

@@ -59,6 +59,9 @@ double moa_losses_rule(const moa_losses *l, int32_t i, int32_t layer, int32_t he
  * helps a little by that account, a search takes all, and the sum it promises is more than the loss there is to lose. */
 void moa_losses_drop_gains(moa_losses *l);
 
+/* Curves of a model under spans (profile.h): moved so that seeing everything is 0, as it is in a profile of full attention. A file's are. */
+void moa_losses_rebase(moa_losses *l, int32_t i);
+
 /* Adds lengths longer than any there (those that are not are passed over): the longest one's curves, stretched. A head that keeps a share of
  * the document at E tokens loses what it loses there with the same share; between blocks the curve is a line, below one block it is flat. So
  * rules are told apart that have the same spans at every profiled length and not beyond. E_INVALID beyond the limits of plan.h. */

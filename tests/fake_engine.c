@@ -6,6 +6,7 @@
  *   answer TEXT      what RUN says (\n as in C); repeated until n_gen, so that any length can be had; end N: the model ends after N tokens
  *   load_ms N, prefill_tok_s N, tok_s N    0: as fast as possible
  *   item_ms N        an item of a task; fail_item N, die_item N, odd_item N: the N-th fails, ends the process, is told with counts that lie
+ *   stand_in X       heads half a layer apart stand in for one another: X nats times what both cut, which full attention's influence has not
  *   load_fail STATUS TEXT | fail_after N STATUS TEXT | die_after N SIGNAL | garbage_after N | hang_after N | exit_after N CODE
  *                    STATUS by name without MOA_ (E_MEMORY). N counts generated tokens; -1: in prefill
  *   deaf 1           after a run it closes its input but lives: the next request finds no reader
@@ -36,7 +37,7 @@ typedef struct script {
     char name[256], device[256], answer[8192];
     int32_t n_layer, n_head, n_head_kv, d_head, n_vocab, n_ctx;
     uint64_t memory_total, memory_free;
-    double load_ms, prefill_tok_s, tok_s, item_ms;
+    double load_ms, prefill_tok_s, tok_s, item_ms, stand_in;
     int32_t fail_item, die_item, odd_item;
     int32_t end, welcome_version, deaf;
     int32_t fail_after, die_after, garbage_after, hang_after, exit_after;
@@ -122,7 +123,7 @@ static void script_set(script *s, char *line) {
     NUMBER(load_ms)
     NUMBER(prefill_tok_s)
     NUMBER(tok_s) NUMBER(end) NUMBER(welcome_version) NUMBER(garbage_after) NUMBER(hang_after) NUMBER(deaf)
-        NUMBER(item_ms) NUMBER(fail_item) NUMBER(die_item) NUMBER(odd_item)
+        NUMBER(item_ms) NUMBER(stand_in) NUMBER(fail_item) NUMBER(die_item) NUMBER(odd_item)
 #undef NUMBER
             if (strcmp(line, "name") == 0)(void) snprintf(s->name, sizeof s->name, "%.200s", value);
     else if (strcmp(line, "device") == 0)(void) snprintf(s->device, sizeof s->device, "%.200s", value);
@@ -871,16 +872,28 @@ static double cut_mass(law l, int32_t n_tok, int32_t w) {
     return sum;
 }
 
+/* of a head under rules; NULL: full attention */
+static double cut_under(const fake *f, const moa_rule *rules, int32_t layer, int32_t head, int32_t n_tok) {
+    return rules ? cut_mass(law_of(f, layer, head), n_tok, moa_window(moa_span(rules[layer * f->s.n_head + head], n_tok)) / MOA_PAGE_TOK) : 0;
+}
+
+static int32_t twin(const fake *f, int32_t head) {
+    return (head + f->s.n_head / 2) % f->s.n_head;
+}
+
 static double plan_loss(const fake *f, const moa_rule *rules, int32_t n_tok) {
     double sum = 0;
     for (int32_t c = 0; c < f->s.n_layer * f->s.n_head; c++) {
-        const int32_t layer = c / f->s.n_head, head = c % f->s.n_head, span = moa_span(rules[c], n_tok);
-        sum += worth(layer, head) * cut_mass(law_of(f, layer, head), n_tok, moa_window(span) / MOA_PAGE_TOK);
+        const int32_t layer = c / f->s.n_head, head = c % f->s.n_head;
+        const double cut = cut_under(f, rules, layer, head, n_tok);
+        sum += worth(layer, head) * cut;
+        if (f->s.stand_in > 0) sum += f->s.stand_in / 2 * cut * cut_under(f, rules, layer, twin(f, head), n_tok); /* a pair is met twice */
     }
     return sum;
 }
 
-static void send_influence(fake *f, int32_t n_tok, int32_t n_item) {
+/* under a plan the curves alone, of the loss that its other heads leave */
+static void send_influence(fake *f, int32_t n_tok, int32_t n_item, const moa_rule *plan) {
     const int32_t nb = (n_tok + MOA_PAGE_TOK - 1) / MOA_PAGE_TOK, n_head = f->s.n_head;
     const size_t map = (size_t)n_head * (size_t)nb * (size_t)nb, curve = (size_t)n_head * (size_t)(nb + 1);
     float *abs_of = must(calloc(map, sizeof *abs_of)), *sum = must(calloc(map, sizeof *sum)),
@@ -888,9 +901,10 @@ static void send_influence(fake *f, int32_t n_tok, int32_t n_item) {
     for (int32_t layer = 0; layer < f->s.n_layer; layer++) {
         for (int32_t h = 0; h < n_head; h++) {
             const law l = law_of(f, layer, h);
+            const double value = worth(layer, h) + f->s.stand_in * cut_under(f, plan, layer, twin(f, h), n_tok);
             for (int32_t w = 1; w <= nb; w++)
                 joint[(size_t)h * (size_t)(nb + 1) + (size_t)w] =
-                    (float)(worth(layer, h) * cut_mass(l, n_tok, w));
+                    (float)(value * (cut_mass(l, n_tok, w) - cut_under(f, plan, layer, h, n_tok)));
             for (int32_t q = 0; q < nb; q++)
                 for (int32_t k = 0; k <= q; k++) {
                     const view v = view_of(l, MOA_N_MAX, q * MOA_PAGE_TOK + 32);
@@ -909,8 +923,8 @@ static void send_influence(fake *f, int32_t n_tok, int32_t n_item) {
                                           .n_item = n_item,
                                           .n_supervised = 20 * (uint64_t)n_item,
                                           .loss = 2,
-                                          .abs = {abs_of, (uint32_t)map},
-                                          .sum = {sum, (uint32_t)map},
+                                          .abs = {abs_of, plan ? 0 : (uint32_t)map},
+                                          .sum = {sum, plan ? 0 : (uint32_t)map},
                                           .joint = {joint, (uint32_t)curve}}};
         send_msg(f->job, &m);
     }
@@ -965,7 +979,7 @@ static void task(fake *f, const moa_msg_task *t) {
                     .start = now_s()};
     if (w->n_length < 1 || w->n_length > MOA_WIRE_LENGTHS_MAX || w->n_plan < 1 ||
         w->n_plan > MOA_WIRE_PLANS_MAX ||
-        (t->kind >= MOA_WIRE_VALIDATE &&
+        ((t->kind >= MOA_WIRE_VALIDATE || t->alphas.n > 0) &&
          (t->alphas.n != cells * (size_t)w->n_plan || t->betas.n != t->alphas.n))) {
         send_failed(f->job, MOA_E_INVALID, "the task does not fit the model");
         free(w);
@@ -988,7 +1002,7 @@ static void task(fake *f, const moa_msg_task *t) {
             send_progress(f, 2 + w->kind, done + 1, w->n_length * w->n_item, now_s() - w->start);
             send_result(f, w, MOA_WIRE_GOES_ON, done == f->s.odd_item);
         }
-        if (w->kind == MOA_WIRE_PROFILE && w->n[l] > 0 && !failed) send_influence(f, w->lengths[l], w->n[l]);
+        if (w->kind == MOA_WIRE_PROFILE && w->n[l] > 0 && !failed) send_influence(f, w->lengths[l], w->n[l], w->rules);
     }
     if (failed)
         send_failed(f->job, MOA_E_FAILED, "the item went wrong");

@@ -96,13 +96,19 @@ static moa_status run_help(tui_app *app, const tui_args *a, moa_err *err) {
                     "             the model itself with full attention; only the answer\n"
                     "             counts in what follows\n"
                     "2 profile    forward and backward: how the loss changes, to first\n"
-                    "             order, when a head sees less, for every window at once\n"
+                    "             order, when a head sees less, for every window at once.\n"
+                    "             Of the margin log((1 - p)/p) of the answer: tokens that are\n"
+                    "             nearly certain have no cross-entropy to lose to first order\n"
                     "3 search     a rule for every KV group (or head): KV kept within the\n"
                     "             density at every length, no plan better at all lengths;\n"
                     "             gap: distance to the proven bound. The longest curve,\n"
-                    "             stretched, stands for the lengths of steps 4 and 5\n"
+                    "             stretched, stands for the lengths of steps 4 and 6\n"
                     "4 validate   cross-entropy on new, longer items under each plan\n"
-                    "5 try        passkey: best plan, uniform windows as large, full\n"
+                    "5 rounds     o: profile under the best plan, search near it, validate, and\n"
+                    "             again; a: by the influence of that round, b: by the mean of\n"
+                    "             all. Heads stand in for one another: influence at full\n"
+                    "             attention does not add up\n"
+                    "6 try        passkey: best plan, uniform windows as large, full\n"
                     "\n"
                     "@512         predicted change of the loss at 512 tokens, nats; below\n"
                     "             0 it would fall (with few items that is noise, too)\n"
@@ -699,13 +705,17 @@ static moa_status run_step(tui_app *app, const tui_args *a, moa_err *err) {
         tui_planner_stop(app);
         return MOA_OK;
     }
+    if (strcmp(what, "rounds") == 0) {
+        const moa_status st = a->argc > 1 ? tui_setting_set(app, TUI_SET_ROUNDS, a->argv[1], err) : MOA_OK;
+        return st == MOA_OK ? tui_planner_rounds(app, err) : st;
+    }
     for (int s = 0; s < TUI_STEP_COUNT; s++)
         if (strcasecmp(what, tui_step_name((tui_step)s)) == 0) return tui_planner_start(app, (tui_step)s, err);
-    return moa_fail(err, MOA_E_USAGE, "usage: step next|all|stop|calibrate|profile|search|validate|try");
+    return moa_fail(err, MOA_E_USAGE, "usage: step next|all|stop|calibrate|profile|search|validate|rounds [N]|try");
 }
 static void complete_step(tui_app *app, const char *prefix, moa_buf *out) {
     (void)app;
-    static const char *const words[] = {"next", "all", "stop", "set", "calibrate", "profile", "search", "validate", "try", NULL};
+    static const char *const words[] = {"next", "all", "stop", "set", "calibrate", "profile", "search", "validate", "rounds", "try", NULL};
     offer(out, prefix, words);
 }
 
@@ -815,7 +825,7 @@ const tui_command tui_commands[] = {
     {"unmark", NULL, "[SELECTOR]", "take marks away, all of them without a selector", NULL, NULL, TUI_CMD_EDIT, run_unmark, complete_selector},
     {"set", NULL, "NAME VALUE", "settings: n gen temp top_k top_p min_p seed chat budget ramp", NULL, NULL, 0, run_set, complete_setting},
     {"step", NULL, "[next|all|stop|NAME]", "run a step of the search, as screen 8 does; stop keeps what it has", NULL, NULL, 0, run_step, complete_step},
-    {"step set", NULL, "NAME VALUE", "settings of the search: lengths items kinds measure density per rules", NULL, NULL, 0, run_step_set, complete_step_set},
+    {"step set", NULL, "NAME VALUE", "settings of the search: lengths items kinds loss measure density per rules rounds", NULL, NULL, 0, run_step_set, complete_step_set},
     {"step docs", NULL, "FILE...|none", "documents that calibration items are made of: .txt, .md, .jsonl, folders", NULL, NULL, 0, run_step_docs, complete_file},
     {"lock", "gL", "[SELECTOR]", "the search keeps the rules of these heads (the marked ones, or this one)", NULL, NULL, 0, run_lock, complete_selector},
     {"unlock", "gU", "[SELECTOR]", "the search may choose their rules again; all heads without a selector", NULL, NULL, 0, run_unlock, complete_selector},

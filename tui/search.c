@@ -51,12 +51,15 @@ moa_status tui_planner_open(tui_planner **out, moa_err *err) {
     p->density = 0.5;
     p->valid_at = 1536, p->valid_items = 3;
     p->try_at = 2048, p->try_items = 5;
+    p->margin = true;
+    p->n_round = 4;
     p->running = p->run_to = p->best = -1;
     p->solver_best = p->solver_bound = (double)NAN;
     return MOA_OK;
 }
 
 static void found_clear(tui_planner *p) {
+    tui_rounds_close(&p->rounds);
     for (int i = 0; i < p->n_found + p->n_reference; i++) moa_plan_close(&p->found[i].plan);
     p->n_found = p->n_reference = p->selected = 0;
     p->best = -1;
@@ -216,6 +219,7 @@ void tui_setting_text(const tui_planner *p, tui_setting s, char *out, size_t n) 
         break;
     case TUI_SET_ITEMS: (void)snprintf(out, n, "%d a length", p->n_item); break;
     case TUI_SET_KINDS: kinds_text(p->kinds, out, n); break;
+    case TUI_SET_LOSS: (void)snprintf(out, n, "%s", p->margin ? "margin" : "cross-entropy"); break;
     case TUI_SET_MEASURE: (void)snprintf(out, n, "%s", moa_measure_name(p->measure)); break;
     case TUI_SET_DENSITY: (void)snprintf(out, n, "%.3g %% of KV", 100 * p->density); break;
     case TUI_SET_PER: (void)snprintf(out, n, "%s", p->per_head ? "query head" : "KV group"); break;
@@ -225,6 +229,7 @@ void tui_setting_text(const tui_planner *p, tui_setting s, char *out, size_t n) 
         break;
     case TUI_SET_VALID_AT: (void)snprintf(out, n, "%s", viz_count_text(a, p->valid_at)); break;
     case TUI_SET_VALID_ITEMS: (void)snprintf(out, n, "%d", p->valid_items); break;
+    case TUI_SET_ROUNDS: (void)snprintf(out, n, "%d more", p->n_round); break;
     case TUI_SET_TRY_AT: (void)snprintf(out, n, "%s", viz_count_text(a, p->try_at)); break;
     default: (void)snprintf(out, n, "%d", p->try_items); break;
     }
@@ -234,6 +239,7 @@ void tui_setting_key(tui_setting s, char *out, size_t n) {
     const char *name = settings[s].name;
     if (s == TUI_SET_VALID_AT || s == TUI_SET_VALID_ITEMS || s == TUI_SET_TRY_ITEMS) (void)snprintf(out, n, "%s-%s", steps[settings[s].step].name, name);
     else if (s == TUI_SET_TRY_AT) (void)snprintf(out, n, "try-length");
+    else if (s == TUI_SET_ROUNDS) (void)snprintf(out, n, "rounds");
     else if (s == TUI_SET_PER) (void)snprintf(out, n, "per");
     else if (s == TUI_SET_RULES) (void)snprintf(out, n, "rules");
     else (void)snprintf(out, n, "%s", name);
@@ -313,6 +319,11 @@ static moa_status set_one(tui_planner *p, tui_setting s, const char *text, moa_e
     case TUI_SET_VALID_AT:
     case TUI_SET_TRY_AT:
         return whole(text, MOA_SPAN_MIN, MOA_N_MAX, s == TUI_SET_TRY_AT ? &p->try_at : &p->valid_at) ? MOA_OK : moa_fail(err, MOA_E_USAGE, "a length of at least %d tokens", MOA_SPAN_MIN);
+    case TUI_SET_LOSS:
+        if (strcasecmp(text, "margin") != 0 && strcasecmp(text, "cross-entropy") != 0) return moa_fail(err, MOA_E_USAGE, "loss: margin or cross-entropy");
+        p->margin = strcasecmp(text, "margin") == 0;
+        return MOA_OK;
+    case TUI_SET_ROUNDS: return whole(text, 1, TUI_ROUNDS_MAX, &p->n_round) ? MOA_OK : moa_fail(err, MOA_E_USAGE, "rounds: from 1 to %d", TUI_ROUNDS_MAX);
     case TUI_SET_MEASURE:
         for (int m = 0; m < MOA_MEASURE_COUNT; m++)
             if (strcasecmp(text, moa_measure_name((moa_measure)m)) == 0) {
@@ -355,7 +366,7 @@ moa_status tui_setting_set(tui_app *app, tui_setting s, const char *text, moa_er
     const moa_status st = set_one(p, s, text, err);
     if (st != MOA_OK) return st;
     tui_setting_text(p, s, after, sizeof after);
-    if (strcmp(before, after) != 0) make_old(p, settings[s].step);
+    if (strcmp(before, after) != 0 && s != TUI_SET_ROUNDS) make_old(p, settings[s].step); /* how many does not change any */
     if (s == TUI_SET_MEASURE) refigure(app);
     tui_dirty(app);
     return MOA_OK;
@@ -428,6 +439,8 @@ void tui_setting_turn(tui_app *app, tui_setting s, int by) {
             if (strcmp(now, kinds[i]) == 0) at = i;
         (void)snprintf(text, sizeof text, "%s", kinds[(at + (by > 0 ? 1 : 4)) % 5]);
         break;
+    case TUI_SET_LOSS: (void)snprintf(text, sizeof text, "%s", p->margin ? "cross-entropy" : "margin"); break;
+    case TUI_SET_ROUNDS: (void)snprintf(text, sizeof text, "%d", p->n_round + by > 1 ? p->n_round + by < TUI_ROUNDS_MAX ? p->n_round + by : TUI_ROUNDS_MAX : 1); break;
     case TUI_SET_MEASURE: (void)snprintf(text, sizeof text, "%s", moa_measure_name((moa_measure)(((int)p->measure + MOA_MEASURE_COUNT + (by > 0 ? 1 : -1)) % MOA_MEASURE_COUNT))); break;
     case TUI_SET_DENSITY: (void)snprintf(text, sizeof text, "%.4g", fmin(1, fmax(0.05, round((p->density + 0.05 * by) * 100) / 100))); break;
     case TUI_SET_PER: (void)snprintf(text, sizeof text, "%s", p->per_head ? "group" : "head"); break;
@@ -455,9 +468,19 @@ static void name_lengths(tui_planner *p) {
     for (int k = 0; k < p->n_influence; k++) p->found_lengths[k] = p->influence[k]->n_tok;
 }
 
+/* what a round's influence predicted stays, at the lengths it was of */
+static void figure_again(tui_app *app, tui_found *f, bool same_lengths) {
+    double loss[TUI_FIND_LENGTHS];
+    memcpy(loss, f->loss, sizeof loss);
+    figure(app, f);
+    for (int i = 0; f->of_round && i < TUI_FIND_LENGTHS; i++) f->loss[i] = same_lengths ? loss[i] : (double)NAN;
+}
+
 static void refigure(tui_app *app) {
     tui_planner *p = app->planner;
-    for (int i = 0; i < p->n_found + p->n_reference; i++) figure(app, &p->found[i]);
+    bool same = p->n_found_length == p->n_influence;
+    for (int i = 0; same && i < p->n_influence; i++) same = p->found_lengths[i] == p->influence[i]->n_tok;
+    for (int i = 0; i < p->n_found + p->n_reference; i++) figure_again(app, &p->found[i], same);
     name_lengths(p); /* influence of other lengths may have come since the search */
 }
 
@@ -484,6 +507,19 @@ static void take_found(tui_app *app, moa_plan **plans, const double *gaps, int n
     (void)add_reference(app, "uniform", (moa_rule){0, p->density});
     (void)add_reference(app, "full", (moa_rule){0, 1});
     name_lengths(p);
+}
+
+bool tui_planner_add(tui_app *app, const tui_found *f) {
+    tui_planner *p = app->planner;
+    if (p->n_found == TUI_FIND_PLANS) return false;
+    tui_found *at = &p->found[p->n_found];
+    memmove(at + 1, at, (size_t)p->n_reference * sizeof *at);
+    *at = *f;
+    if (p->selected >= p->n_found) p->selected++; /* a reference */
+    for (int k = 0; k < 3; k++) p->try_plans[k] += p->try_plans[k] >= p->n_found;
+    p->n_found++;
+    tui_dirty(app);
+    return true;
 }
 
 void tui_planner_solved(tui_app *app, moa_status s, const char *text, moa_plan **plans, const double *gaps, int n) {
@@ -514,6 +550,7 @@ void tui_planner_solved(tui_app *app, moa_status s, const char *text, moa_plan *
     moa_err err = {0};
     if (s != MOA_OK || to <= TUI_STEP_SEARCH) return;
     if (tui_planner_start(app, TUI_STEP_VALIDATE, &err) != MOA_OK) tui_say(app, TUI_BAD, "%s", err.text);
+    else if (to > TUI_STEP_VALIDATE) p->run_to = to;
 }
 
 /* --- starting ------------------------------------------------------------------------------------------------------------------ */
@@ -529,12 +566,12 @@ static moa_status may_start(tui_app *app, tui_step step, moa_err *err) {
     if (!app->model.loaded) return moa_fail(err, MOA_E_FAILED, "no model is loaded; :load MODEL");
     if (step != TUI_STEP_SEARCH && app->link.state == TUI_LINK_DEAD) return moa_fail(err, MOA_E_FAILED, "the engine ended; :engine restart starts it again");
     if (step != TUI_STEP_SEARCH && app->slot_running >= 0) return moa_fail(err, MOA_E_FAILED, "run #%d is not done; C-c stops it", app->runs[app->slot_running].number);
-    if (step == TUI_STEP_PROFILE && p->steps[TUI_STEP_CALIBRATE].state != TUI_STEP_DONE && p->steps[TUI_STEP_CALIBRATE].state != TUI_STEP_PART)
+    if ((step == TUI_STEP_PROFILE || step == TUI_STEP_ROUNDS) && p->steps[TUI_STEP_CALIBRATE].state != TUI_STEP_DONE && p->steps[TUI_STEP_CALIBRATE].state != TUI_STEP_PART)
         return moa_fail(err, MOA_E_FAILED, "profiling needs calibrated items of these lengths: step 1 first");
     if (step == TUI_STEP_SEARCH && p->n_influence == 0) return moa_fail(err, MOA_E_FAILED, "searching needs the influence of the heads: step 2 first, or :influence open FILE.npz");
     if (step >= TUI_STEP_VALIDATE && p->n_found == 0 && (step != TUI_STEP_TRY || !app->plan.now)) return moa_fail(err, MOA_E_FAILED, "there is no plan yet: step 3 first");
     for (int i = 0; i < p->n_length; i++)
-        if (step <= TUI_STEP_PROFILE && p->lengths[i] > app->model.n_ctx)
+        if ((step <= TUI_STEP_PROFILE || step == TUI_STEP_ROUNDS) && p->lengths[i] > app->model.n_ctx)
             return moa_fail(err, MOA_E_FAILED, "length %d is beyond the model's context of %d tokens", p->lengths[i], app->model.n_ctx);
     return MOA_OK;
 }
@@ -553,7 +590,7 @@ static moa_status arrays_of(const tui_app *app, const moa_plan *const *plans, in
     return MOA_OK;
 }
 
-static moa_status send_task(tui_app *app, moa_msg_task *task, const moa_plan *const *plans, int n_plan, moa_err *err) {
+moa_status tui_planner_task(tui_app *app, moa_msg_task *task, const moa_plan *const *plans, int n_plan, moa_err *err) {
     tui_planner *p = app->planner;
     double *alphas = NULL, *betas = NULL;
     moa_status s = MOA_OK;
@@ -579,7 +616,7 @@ static moa_status start_validate(tui_app *app, moa_err *err) {
     const int n = p->n_found + p->n_reference;
     moa_msg_task task = {.kind = MOA_WIRE_VALIDATE, .lengths = {&p->valid_at, 1}, .n_item = p->valid_items, .seed = p->seed + 1000, .item_kinds = p->kinds};
     for (int i = 0; i < n; i++) plans[i] = p->found[i].plan;
-    const moa_status s = send_task(app, &task, plans, n, err);
+    const moa_status s = tui_planner_task(app, &task, plans, n, err);
     for (int i = 0; s == MOA_OK && i < n; i++) p->found[i].valid = (double)NAN;
     if (s == MOA_OK) p->best = -1;
     p->valid_plans = n;
@@ -598,7 +635,7 @@ static moa_status start_try(tui_app *app, moa_err *err) {
     MOA_TRY(moa_plan_uniform(&uniform, app->model.n_layer, app->model.n_head, (moa_rule){0, isnan(density) ? p->density : density}, err));
     if (p->n_found == 0) MOA_TRY(moa_fail(err, MOA_E_FAILED, "there is no plan yet: step 3 first"));
     const moa_plan *plans[] = {plan, uniform, p->found[p->n_found + p->n_reference - 1].plan};
-    MOA_TRY(send_task(app, &task, plans, 3, err));
+    MOA_TRY(tui_planner_task(app, &task, plans, 3, err));
     for (int i = 0; i < p->n_found + p->n_reference; i++) p->found[i].n_try = p->found[i].n_right = 0;
     p->try_plans[0] = which, p->try_plans[1] = p->n_found, p->try_plans[2] = p->n_found + 1;
 out:
@@ -610,8 +647,11 @@ static moa_status start(tui_app *app, tui_step step, moa_err *err) {
     tui_planner *p = app->planner;
     moa_msg_task task = {.lengths = {p->lengths, (uint32_t)p->n_length}, .n_item = p->n_item, .seed = p->seed, .item_kinds = p->kinds, .fresh = 1};
     switch (step) {
-    case TUI_STEP_CALIBRATE: task.kind = MOA_WIRE_CALIBRATE; return send_task(app, &task, NULL, 0, err);
-    case TUI_STEP_PROFILE: task.kind = MOA_WIRE_PROFILE; return send_task(app, &task, NULL, 0, err);
+    case TUI_STEP_CALIBRATE: task.kind = MOA_WIRE_CALIBRATE; return tui_planner_task(app, &task, NULL, 0, err);
+    case TUI_STEP_PROFILE:
+        task.kind = MOA_WIRE_PROFILE;
+        task.loss = p->margin ? MOA_WIRE_MARGIN : MOA_WIRE_CROSS_ENTROPY;
+        return tui_planner_task(app, &task, NULL, 0, err);
     case TUI_STEP_SEARCH: return tui_solver_start(app, err);
     case TUI_STEP_VALIDATE: return start_validate(app, err);
     default: return start_try(app, err);
@@ -621,12 +661,13 @@ static moa_status start(tui_app *app, tui_step step, moa_err *err) {
 moa_status tui_planner_start(tui_app *app, tui_step step, moa_err *err) {
     tui_planner *p = app->planner;
     moa_status s = may_start(app, step, err);
-    if (s == MOA_OK) s = start(app, step, err);
+    if (s == MOA_OK) s = step == TUI_STEP_ROUNDS ? tui_rounds_start(app, err) : start(app, step, err);
     if (s != MOA_OK) {
         p->run_to = -1;
         return s;
     }
-    if (step == TUI_STEP_CALIBRATE) make_old(p, TUI_STEP_PROFILE);
+    if (step == TUI_STEP_ROUNDS) return MOA_OK; /* it may even have ended */
+    if (step <= TUI_STEP_PROFILE) make_old(p, (tui_step)(step + 1));
     p->running = (int)step;
     p->steps[step] = (tui_step_info){.state = TUI_STEP_RUNS, .share = (double)NAN, .started_at = app->now};
     tui_dirty(app);
@@ -656,11 +697,19 @@ moa_status tui_planner_all(tui_app *app, moa_err *err) {
     return st;
 }
 
+moa_status tui_planner_rounds(tui_app *app, moa_err *err) {
+    tui_planner *p = app->planner;
+    const int s = first_undone(p, TUI_STEP_VALIDATE);
+    const moa_status st = tui_planner_start(app, s < 0 ? TUI_STEP_ROUNDS : (tui_step)s, err);
+    if (st == MOA_OK && s >= 0) p->run_to = TUI_STEP_ROUNDS;
+    return st;
+}
+
 void tui_planner_stop(tui_app *app) {
     tui_planner *p = app->planner;
     if (!p || p->running < 0) return;
     p->run_to = -1;
-    if (p->running == TUI_STEP_SEARCH) tui_solver_cancel(p);
+    if (p->solver) tui_solver_cancel(p);
     else {
         moa_wire_msg m = {.type = MOA_WIRE_CANCEL, .job = p->job};
         if (tui_link_send(app, &m, NULL) != MOA_OK) return;
@@ -688,10 +737,13 @@ double tui_planner_whole(const tui_app *app) {
 
 /* --- hearing ---------------------------------------------------------------------------------------------------------------------- */
 
+static bool ours(const tui_planner *p, uint32_t job) { return p && p->running >= 0 && job != 0 && p->job == job; }
+
 bool tui_planner_progress(tui_app *app, uint32_t job, const moa_msg_progress *m) {
     tui_planner *p = app->planner;
-    if (!p || p->running < 0 || p->job != job) return false;
-    p->steps[p->running].share = m->total > 0 && m->done <= m->total ? (double)m->done / (double)m->total : (double)NAN;
+    if (!ours(p, job)) return false;
+    const double share = m->total > 0 && m->done <= m->total ? (double)m->done / (double)m->total : (double)NAN;
+    p->steps[p->running].share = p->running == TUI_STEP_ROUNDS ? tui_rounds_share(p, isnan(share) ? 0 : share) : share;
     if (p->running == TUI_STEP_CALIBRATE && m->seconds > 0.5 && m->done > 0) p->rate = (double)m->done / m->seconds;
     return true;
 }
@@ -713,8 +765,9 @@ static void take_try(tui_planner *p, const moa_msg_result *m) {
 
 /* counts as the task was asked for, each in its range */
 static bool result_ok(const tui_planner *p, const moa_msg_result *m) {
-    const uint32_t plans = p->running == TUI_STEP_VALIDATE ? (uint32_t)p->valid_plans : p->running == TUI_STEP_TRY ? 3 : 1;
-    const uint32_t lengths = p->running <= TUI_STEP_PROFILE ? (uint32_t)p->n_length : 1, n = plans * lengths;
+    const bool round = p->running == TUI_STEP_ROUNDS, judges = round && p->rounds->phase == TUI_ROUND_VALIDATE;
+    const uint32_t plans = judges ? (uint32_t)p->rounds->n_new : p->running == TUI_STEP_VALIDATE ? (uint32_t)p->valid_plans : p->running == TUI_STEP_TRY ? 3 : 1;
+    const uint32_t lengths = p->running <= TUI_STEP_PROFILE || (round && !judges) ? (uint32_t)p->n_length : 1, n = plans * lengths;
     if (m->kind < MOA_WIRE_CALIBRATE || m->kind > MOA_WIRE_EVAL || m->lengths.n != lengths || m->n_plan != (int32_t)plans || m->n.n != n || m->right.n != n || m->loss.n != n ||
         m->n_want < 0 || m->n_want > MOA_WIRE_ITEMS_MAX)
         return false;
@@ -736,17 +789,22 @@ static void result_text(tui_planner *p, const moa_msg_result *m) {
     }
 }
 
-static void step_ended(tui_app *app, tui_step_state state) {
+void tui_planner_task_over(tui_app *app) {
+    tui_planner *p = app->planner;
+    p->job = 0;
+    tui_influence_close(&p->incoming);
+    app->link.asked_at = 0;
+    if (app->link.state == TUI_LINK_BUSY) app->link.state = TUI_LINK_READY;
+}
+
+void tui_planner_end(tui_app *app, tui_step_state state) {
     tui_planner *p = app->planner;
     const int step = p->running;
     tui_step_info *i = &p->steps[step];
     i->state = state;
     i->seconds = app->now - i->started_at;
     p->running = -1;
-    p->job = 0;
-    tui_influence_close(&p->incoming);
-    app->link.asked_at = 0;
-    if (app->link.state == TUI_LINK_BUSY) app->link.state = TUI_LINK_READY;
+    tui_planner_task_over(app);
     if (state == TUI_STEP_DONE && p->run_to > step) {
         moa_err err = {0};
         const int to = p->run_to;
@@ -772,14 +830,18 @@ static void say_end(tui_app *app, tui_step step, bool whole_step) {
 
 bool tui_planner_result(tui_app *app, uint32_t job, const moa_msg_result *m) {
     tui_planner *p = app->planner;
-    if (!p || p->running < 0 || p->job != job) return false;
+    if (!ours(p, job)) return false;
     if (!result_ok(p, m)) {
         tui_say(app, TUI_WARN, "The engine sent a result that does not fit the task; it was left out");
         if (m->state != MOA_WIRE_GOES_ON) {
             (void)snprintf(p->steps[p->running].text, sizeof p->steps[p->running].text, "its result does not fit");
             p->run_to = -1;
-            step_ended(app, TUI_STEP_FAILED);
+            tui_planner_end(app, TUI_STEP_FAILED);
         }
+        return true;
+    }
+    if (p->running == TUI_STEP_ROUNDS) {
+        tui_rounds_result(app, m);
         return true;
     }
     if (p->running == TUI_STEP_VALIDATE) take_valid(p, m);
@@ -790,7 +852,7 @@ bool tui_planner_result(tui_app *app, uint32_t job, const moa_msg_result *m) {
         const tui_step step = (tui_step)p->running;
         int n = 0;
         for (uint32_t i = 0; i < m->n.n; i++) n += m->n.data[i];
-        step_ended(app, m->state == MOA_WIRE_FINISHED ? TUI_STEP_DONE : n > 0 ? TUI_STEP_PART : TUI_STEP_TODO);
+        tui_planner_end(app, m->state == MOA_WIRE_FINISHED ? TUI_STEP_DONE : n > 0 ? TUI_STEP_PART : TUI_STEP_TODO);
         say_end(app, step, m->state == MOA_WIRE_FINISHED);
     }
     tui_dirty(app);
@@ -842,6 +904,12 @@ static void whole_length(tui_app *app) {
         tui_say(app, TUI_BAD, "No memory for the influence curves");
         return;
     }
+    if (p->running == TUI_STEP_ROUNDS) {
+        tui_rounds_influence(app, f);
+        tui_influence_close(&f);
+        return;
+    }
+    tui_rounds_close(&p->rounds); /* its mean begins with what goes */
     for (int i = p->n_influence - 1; i >= 0; i--) {
         bool asked = false;
         for (int k = 0; k < p->n_length; k++) asked = asked || p->lengths[k] == p->influence[i]->n_tok;
@@ -859,7 +927,8 @@ static void whole_length(tui_app *app) {
 bool tui_planner_influence(tui_app *app, uint32_t job, const moa_msg_influence *m) {
     tui_planner *p = app->planner;
     moa_err err = {0};
-    if (!p || p->running != TUI_STEP_PROFILE || p->job != job) return false;
+    if (!ours(p, job) || (p->running != TUI_STEP_PROFILE && p->running != TUI_STEP_ROUNDS)) return false;
+    if (p->running == TUI_STEP_ROUNDS && p->rounds->phase != TUI_ROUND_PROFILE) return true;
     if (!influence_ok(app, m)) {
         tui_say(app, TUI_WARN, "The engine sent influence that does not fit the model; it was left out");
         return true;
@@ -877,10 +946,10 @@ bool tui_planner_influence(tui_app *app, uint32_t job, const moa_msg_influence *
 
 bool tui_planner_failed(tui_app *app, uint32_t job, const char *text) {
     tui_planner *p = app->planner;
-    if (!p || p->running < 0 || p->running == TUI_STEP_SEARCH || p->job != job) return false;
+    if (!ours(p, job) || p->running == TUI_STEP_SEARCH) return false;
     (void)snprintf(p->steps[p->running].text, sizeof p->steps[p->running].text, "%.90s", text);
     p->run_to = -1;
-    step_ended(app, TUI_STEP_FAILED);
+    tui_planner_end(app, TUI_STEP_FAILED);
     tui_say(app, TUI_BAD, "%s", text);
     return true;
 }
@@ -889,6 +958,7 @@ void tui_planner_forget_engine(tui_app *app, const char *why) {
     tui_planner *p = app->planner;
     if (!p) return;
     if (tui_planner_engine(app)) {
+        if (p->running == TUI_STEP_ROUNDS) tui_solver_close(&p->solver);
         (void)snprintf(p->steps[p->running].text, sizeof p->steps[p->running].text, "%.90s", why);
         p->run_to = -1;
         p->steps[p->running].state = TUI_STEP_FAILED;

@@ -1,8 +1,8 @@
 /* search.h -- the automatic search on the screen: settings, steps, what was measured, the plans found.
  *
- *   1 calibrate ---> 2 profile ---> 3 search ---> 4 validate       5 try: passkey under the best plan, uniform, full
- *     engine: TASK     engine         a thread      engine             engine
- *        |               |            of ours
+ *   1 calibrate ---> 2 profile ---> 3 search ---> 4 validate ---> 5 rounds     6 try: passkey under the best plan, uniform, full
+ *     engine: TASK     engine         a thread      engine          both          engine
+ *        |               |            of ours                       (search_rounds.c)
  *        +- items        +- influence (kept here: maps, curves)  -> predicted loss of any plan, live while it is edited
  *     stay there                      +- plans by Pareto front -> + cross-entropy -> the best one
  *
@@ -12,13 +12,14 @@
 #define TUI_SEARCH_H
 
 #include "plans/influence.h"
+#include "plans/rounds.h"
 #include "tui/app.h"
 
-enum { TUI_FIND_LENGTHS = 8, TUI_FIND_PLANS = 32 };
+enum { TUI_FIND_LENGTHS = 8, TUI_FIND_PLANS = 32, TUI_ROUNDS_MAX = 12 };
 
 #define TUI_STEP_MAP(X)                                                                                      \
     X(CALIBRATE, "calibrate", "Calibrate") X(PROFILE, "profile", "Profile") X(SEARCH, "search", "Search")      \
-    X(VALIDATE, "validate", "Validate") X(TRY, "try", "Try")
+    X(VALIDATE, "validate", "Validate") X(ROUNDS, "rounds", "Rounds") X(TRY, "try", "Try")
 typedef enum tui_step {
 #define X(NAME, name, title) TUI_STEP_##NAME,
     TUI_STEP_MAP(X)
@@ -46,9 +47,9 @@ typedef struct tui_step_info {
 
 /* row of the settings, its step, name, unit or meaning */
 #define TUI_SETTING_MAP(X)                                                                                   \
-    X(LENGTHS, CALIBRATE, "lengths") X(ITEMS, CALIBRATE, "items") X(KINDS, CALIBRATE, "kinds")                \
+    X(LENGTHS, CALIBRATE, "lengths") X(ITEMS, CALIBRATE, "items") X(KINDS, CALIBRATE, "kinds") X(LOSS, PROFILE, "loss") \
     X(MEASURE, SEARCH, "measure") X(DENSITY, SEARCH, "density") X(PER, SEARCH, "rules per")                    \
-    X(RULES, SEARCH, "rules/layer") X(VALID_AT, VALIDATE, "length") X(VALID_ITEMS, VALIDATE, "items")          \
+    X(RULES, SEARCH, "rules/layer") X(VALID_AT, VALIDATE, "length") X(VALID_ITEMS, VALIDATE, "items") X(ROUNDS, ROUNDS, "at most") \
     X(TRY_AT, TRY, "passkey at") X(TRY_ITEMS, TRY, "items")
 typedef enum tui_setting {
 #define X(NAME, step, name) TUI_SET_##NAME,
@@ -81,7 +82,22 @@ typedef struct tui_found {
     double gap;                     /* certificate of the solver, share; NAN: none */
     double valid;                   /* cross-entropy on held-out items, nats; NAN: not yet */
     int32_t n_try, n_right;         /* passkey */
+    bool of_round;                  /* loss is what its round's influence predicted */
 } tui_found;
+
+/* rounds: the way goes on from the best plan of the front, whose influence, of full attention, is the first of the mean */
+typedef enum tui_round_phase { TUI_ROUND_PROFILE, TUI_ROUND_SEARCH, TUI_ROUND_VALIDATE } tui_round_phase;
+typedef struct tui_rounds {
+    moa_rounds way; /* points to the following */
+    int32_t lengths[TUI_FIND_LENGTHS], extend[2];
+    moa_losses *now, *sum; /* of this round; of n_sum measurements, full attention's too; owned */
+    int32_t n_sum, n_in;   /* n_in: lengths of this round that have come */
+    int32_t round, first, last; /* under way, and of this start */
+    tui_round_phase phase;
+    int at, now_of;  /* found[at] is what is profiled; now is of found[now_of], -1: of none */
+    int from, n_new; /* found[from ..) are of this round */
+    bool there;
+} tui_rounds;
 
 typedef struct tui_solver tui_solver;   /* search_solve.c */
 typedef struct tui_reading tui_reading; /* search_file.c */
@@ -98,6 +114,8 @@ typedef struct tui_planner {
     bool per_head;  /* a rule for every query head, else for every KV group */
     int32_t max_rules; /* a layer; 0: any */
     int32_t valid_at, valid_items, try_at, try_items;
+    bool margin;      /* influence is on the margin of the answers, else on their cross-entropy (profile.h) */
+    int32_t n_round;  /* at most, 1 .. TUI_ROUNDS_MAX */
     char docs[4096]; /* documents to calibrate on, of the engine's machine: one path a line; "" : none. Raw bytes */
     uint8_t *locked; /* (n_layer, n_head) of the model, owned; NULL: none */
 
@@ -117,6 +135,7 @@ typedef struct tui_planner {
     int selected, best; /* best: -1: none */
     int32_t found_lengths[TUI_FIND_LENGTHS]; /* lengths the figures of `found` are of */
     int n_found_length;
+    tui_rounds *rounds; /* NULL: none began with these plans; owned */
     tui_solver *solver; /* NULL: not at work */
     double solver_best, solver_bound; /* of the solve under way; NAN */
     int solver_done, solver_total;    /* solves of the front */
@@ -135,6 +154,7 @@ bool tui_planner_engine(const tui_app *app);  /* and it is the engine that runs 
 moa_status tui_planner_start(tui_app *app, tui_step step, moa_err *err);
 moa_status tui_planner_next(tui_app *app, moa_err *err); /* the first that is not done, at most TRY */
 moa_status tui_planner_all(tui_app *app, moa_err *err);  /* all that are not done, to validate */
+moa_status tui_planner_rounds(tui_app *app, moa_err *err); /* all that are not done, then rounds; when they are done, more */
 void tui_planner_lock(tui_app *app, const uint8_t *mask, bool lock); /* mask (n_layer, n_head) of the plan */
 void tui_planner_stop(tui_app *app);
 double tui_planner_left(const tui_app *app);  /* seconds the running step will take yet; NAN: unknown */
@@ -152,6 +172,23 @@ bool tui_planner_progress(tui_app *app, uint32_t job, const moa_msg_progress *m)
 bool tui_planner_result(tui_app *app, uint32_t job, const moa_msg_result *m);
 bool tui_planner_influence(tui_app *app, uint32_t job, const moa_msg_influence *m);
 bool tui_planner_failed(tui_app *app, uint32_t job, const char *text);
+
+/* --- rounds (search_rounds.c) --------------------------------------------------------------------------------------------------- */
+
+moa_status tui_rounds_start(tui_app *app, moa_err *err);
+void tui_rounds_influence(tui_app *app, const tui_influence *f); /* of one length, under the plan */
+/* the solver is done: found (n) are taken over; n 0: s and text say why */
+void tui_rounds_solved(tui_app *app, moa_status s, const char *text, moa_found *found, int n);
+void tui_rounds_result(tui_app *app, const moa_msg_result *m); /* of its task, checked */
+double tui_rounds_share(const tui_planner *p, double part);    /* done, when the phase is done to `part` */
+void tui_rounds_close(tui_rounds **r);
+
+/* search.c, for it: the step under way is over; a task of the engine, whose job and state are noted, began; one ended, the step goes on */
+void tui_planner_end(tui_app *app, tui_step_state state);
+moa_status tui_planner_task(tui_app *app, moa_msg_task *task, const moa_plan *const *plans, int n_plan, moa_err *err);
+void tui_planner_task_over(tui_app *app);
+int tui_planner_extend(const tui_planner *p, int32_t out[2]); /* lengths beyond the profiled ones at which the density holds */
+bool tui_planner_add(tui_app *app, const tui_found *f);       /* behind the other plans; false: there is no room */
 
 /* --- influence ------------------------------------------------------------------------------------------------------------ */
 
@@ -183,6 +220,14 @@ void tui_influence_draw(tui_app *app, viz_canvas *c, viz_rect rect, bool focus, 
 /* --- the solver's thread ------------------------------------------------------------------------------------------------------ */
 
 moa_status tui_solver_start(tui_app *app, moa_err *err);
+/* One plan of the least predicted loss for each of losses (n at most 2, taken over also on failure), within step of around. */
+typedef struct tui_solve_near {
+    moa_losses *losses[2];
+    int n;
+    const moa_plan *around;
+    double density, step;
+} tui_solve_near;
+moa_status tui_solver_near(tui_app *app, const tui_solve_near *ask, moa_err *err);
 void tui_solver_cancel(tui_planner *p);
 int tui_solver_fd(const tui_app *app);   /* to poll; -1: none */
 void tui_solver_read(tui_app *app);      /* takes what it reports; the step ends when it has */

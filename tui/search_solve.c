@@ -5,6 +5,8 @@
  *   poll(fd) <-- a byte in the pipe -- report: best, bound, done of total (under the lock)
  *   read: takes report or the plans <-- finished
  *
+ * It makes a front, or for a round (search_rounds.c) the best plan near another one, of one influence and of the mean.
+ *
  * The thread touches its own copy of everything: the screen may show, edit and load meanwhile. Who closes a solver at work leaves it: it
  * sees that it is cancelled, and what is left of it goes with its thread. */
 #include <errno.h>
@@ -17,7 +19,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "plans/search.h"
 #include "tui/search.h"
 
 enum { PLANS = 6, THREADS_MAX = 8 }; /* plans of a front that is shown, compared and validated in minutes */
@@ -27,7 +28,10 @@ struct tui_solver {
     bool started;
     int fds[2]; /* pipe: a byte is "look" */
     atomic_bool cancel;
-    moa_losses *losses; /* its own, as are lock and locked */
+    moa_losses *losses; /* its own, as are near, around, lock and locked */
+    moa_losses *near[2]; /* (n_near) in place of losses: one plan each, around a plan */
+    int n_near;
+    moa_plan *around;
     moa_plan *lock;     /* rules of locked heads; NULL: none is */
     uint8_t *locked;
     int32_t extend[2];
@@ -41,6 +45,8 @@ struct tui_solver {
     moa_plan *plans[TUI_FIND_PLANS]; /* (n), owned until taken */
     double gaps[TUI_FIND_PLANS];
     int n;
+    moa_found found[2]; /* (n_found) of near; plans owned until taken */
+    int n_found;
 };
 
 static void wake(tui_solver *s) {
@@ -63,7 +69,17 @@ static void on_progress(void *user, const moa_search_progress *p) {
     wake(s);
 }
 
+static moa_status work_near(tui_solver *s) {
+    moa_status st = MOA_OK;
+    for (int i = 0; i < s->n_near && st == MOA_OK; i++) {
+        st = moa_rounds_find(s->near[i], &s->config, &s->found[s->n_found], &s->err);
+        s->n_found += st == MOA_OK;
+    }
+    return st;
+}
+
 static moa_status work(tui_solver *s) {
+    if (s->n_near > 0) return work_near(s);
     moa_search_result r = {0};
     const moa_status st = moa_search_run(s->losses, &s->config, &r, &s->err);
     for (int32_t i = 0; st == MOA_OK && i < r.n_found && s->n < TUI_FIND_PLANS; i++) {
@@ -77,6 +93,9 @@ static moa_status work(tui_solver *s) {
 
 static void solver_free(tui_solver *s) {
     for (int i = 0; i < s->n; i++) moa_plan_close(&s->plans[i]);
+    for (int i = 0; i < s->n_found; i++) moa_plan_close(&s->found[i].plan);
+    for (int i = 0; i < 2; i++) moa_losses_close(&s->near[i]);
+    moa_plan_close(&s->around);
     for (int i = 0; i < 2; i++)
         if (s->fds[i] >= 0) (void)close(s->fds[i]);
     moa_losses_close(&s->losses);
@@ -140,13 +159,19 @@ static moa_status copy_locks(const tui_app *app, tui_solver *s, moa_err *err) {
     return st;
 }
 
+int tui_planner_extend(const tui_planner *p, int32_t out[2]) {
+    const int32_t longest = p->influence[p->n_influence - 1]->n_tok, at[] = {p->valid_at, p->try_at};
+    int n = 0;
+    for (int i = 0; i < 2; i++) /* one that has losses too is a bound once (search.h) */
+        if (at[i] > longest) out[n++] = at[i];
+    return n;
+}
+
 /* bounds hold at the lengths that plans are judged at, too */
 static void settle(const tui_app *app, tui_solver *s) {
     const tui_planner *p = app->planner;
-    const int32_t longest = p->influence[p->n_influence - 1]->n_tok, at[] = {p->valid_at, p->try_at};
     const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    for (int i = 0; i < 2; i++) /* one that has losses too is a bound once (search.h) */
-        if (at[i] > longest) s->extend[s->config.n_extend++] = at[i];
+    s->config.n_extend = tui_planner_extend(p, s->extend);
     s->config.extend = s->extend;
     s->config.density = p->density;
     s->config.max_rules = p->max_rules;
@@ -159,15 +184,10 @@ static void settle(const tui_app *app, tui_solver *s) {
     s->config.user = s;
 }
 
-moa_status tui_solver_start(tui_app *app, moa_err *err) {
+/* v is taken over */
+static moa_status launch(tui_app *app, tui_solver *v, moa_err *err) {
     moa_status s = MOA_OK;
     int e = 0;
-    tui_solver *v = calloc(1, sizeof *v);
-    if (!v) return moa_fail(err, MOA_E_MEMORY, "no memory for the solver");
-    (void)pthread_mutex_init(&v->lock_report, NULL);
-    v->best = v->bound = (double)NAN;
-    v->fds[0] = v->fds[1] = -1;
-    MOA_TRY(copy_losses(app, v, err));
     MOA_TRY(copy_locks(app, v, err));
     settle(app, v);
     if (pipe2(v->fds, O_CLOEXEC | O_NONBLOCK) != 0) MOA_TRY(moa_fail(err, MOA_E_FAILED, "no pipe for the solver: %s", strerror(errno)));
@@ -181,6 +201,46 @@ moa_status tui_solver_start(tui_app *app, moa_err *err) {
 out:
     tui_solver_close(&v);
     return s;
+}
+
+static tui_solver *solver_make(moa_err *err) {
+    tui_solver *v = calloc(1, sizeof *v);
+    if (!v) {
+        (void)moa_fail(err, MOA_E_MEMORY, "no memory for the solver");
+        return NULL;
+    }
+    (void)pthread_mutex_init(&v->lock_report, NULL);
+    v->best = v->bound = (double)NAN;
+    v->fds[0] = v->fds[1] = -1;
+    return v;
+}
+
+moa_status tui_solver_start(tui_app *app, moa_err *err) {
+    tui_solver *v = solver_make(err);
+    if (!v) return MOA_E_MEMORY;
+    const moa_status s = copy_losses(app, v, err);
+    if (s == MOA_OK) return launch(app, v, err);
+    tui_solver_close(&v);
+    return s;
+}
+
+moa_status tui_solver_near(tui_app *app, const tui_solve_near *ask, moa_err *err) {
+    tui_solver *v = solver_make(err);
+    for (int i = 0; i < ask->n; i++) {
+        moa_losses *l = ask->losses[i];
+        if (v) v->near[v->n_near++] = l;
+        else moa_losses_close(&l);
+    }
+    if (!v) return MOA_E_MEMORY;
+    const moa_status s = moa_plan_copy(&v->around, ask->around, err);
+    if (s != MOA_OK) {
+        tui_solver_close(&v);
+        return s;
+    }
+    v->config.around = v->around;
+    v->config.step = ask->step;
+    v->config.n_interval = 1;
+    return launch(app, v, err);
 }
 
 void tui_solver_cancel(tui_planner *p) {
@@ -201,15 +261,16 @@ void tui_solver_read(tui_app *app) {
     p->solver_total = s->total;
     const bool finished = s->finished;
     (void)pthread_mutex_unlock(&s->lock_report);
-    if (p->solver_total > 0) p->steps[TUI_STEP_SEARCH].share = (double)p->solver_done / p->solver_total;
+    if (p->solver_total > 0 && p->running == TUI_STEP_SEARCH) p->steps[TUI_STEP_SEARCH].share = (double)p->solver_done / p->solver_total;
     tui_dirty(app);
     if (!finished) return;
     p->solver = NULL;
     (void)pthread_join(s->thread, NULL);
     s->started = false;
-    const int n = s->n;
-    s->n = 0; /* the plans are moved */
-    tui_planner_solved(app, s->status, s->err.text, s->plans, s->gaps, n);
+    const int n = s->n, n_found = s->n_found;
+    s->n = s->n_found = 0; /* the plans are moved */
+    if (s->n_near > 0) tui_rounds_solved(app, s->status, s->err.text, s->found, n_found);
+    else tui_planner_solved(app, s->status, s->err.text, s->plans, s->gaps, n);
     tui_solver_close(&s);
 }
 

@@ -14,7 +14,7 @@
 #include "tui/search.h"
 
 enum { V_ROW, V_AXES, V_TOP }; /* row of the steps; axes of the front: 0 loss against loss, 1 against density; first plan shown */
-enum { N_ROW = TUI_STEP_COUNT + TUI_SETTING_COUNT, X_STATE = 16, X_VALUE = 18 };
+enum { N_ROW = TUI_STEP_COUNT + TUI_SETTING_COUNT, X_STATE = 13, X_VALUE = 18 };
 
 static tui_view_state *vars(tui_app *app) { return tui_view_vars(app, &tui_view_search); }
 
@@ -49,6 +49,11 @@ static viz_role state_text(tui_app *app, tui_step step, char *out, size_t n) {
     char t[16];
     switch (i->state) {
     case TUI_STEP_RUNS:
+        if (step == TUI_STEP_ROUNDS) {
+            const tui_rounds *r = app->planner->rounds;
+            (void)snprintf(out, n, "%d/%d %.0f%%%s%s%s", r->round - r->first + 1, r->last - r->first + 1, 100 * i->share, isnan(left) ? "" : " ", isnan(left) ? "" : clock_text(t, left), isnan(left) ? "" : " left");
+            return VIZ_ACCENT;
+        }
         if (isnan(i->share)) (void)snprintf(out, n, "at work %s", clock_text(t, app->now - i->started_at));
         else if (isnan(left)) (void)snprintf(out, n, "%.0f%%", 100 * i->share);
         else (void)snprintf(out, n, "%.0f%%  %s left", 100 * i->share, clock_text(t, left));
@@ -88,24 +93,30 @@ static void draw_row(tui_app *app, viz_pane in, int y, int row, bool focus) {
     if (row == (int)vars(app)->v[V_ROW]) select_row(in, y, focus);
 }
 
-static void draw_total(tui_app *app, viz_pane in, int y) {
+static const char *locked_text(const tui_app *app, char out[24]) {
     const tui_planner *p = app->planner;
-    char t[16], text[96];
     int32_t locked = 0;
     for (int32_t k = 0; p->locked && k < app->model.n_layer * app->model.n_head; k++) locked += p->locked[k];
+    if (locked == 0) return NULL;
+    (void)snprintf(out, 24, "%d locked", locked);
+    return out;
+}
+
+static void draw_total(tui_app *app, viz_pane in, int y) {
+    char t[16], text[96], number[24];
+    const char *locked = locked_text(app, number);
     const double whole = tui_planner_whole(app);
     if (!isnan(whole)) (void)snprintf(text, sizeof text, "steps 1 to 4: about %s", clock_text(t, whole));
     else (void)snprintf(text, sizeof text, "A runs steps 1 to 4");
     const int x = 1 + viz_text(in, y, 1, viz_fg(VIZ_DIM), text);
-    if (locked > 0) {
-        (void)snprintf(text, sizeof text, "%d locked", locked);
-        if (x + (int)strlen(text) + 2 < in.w) viz_text_right(in, y, x + 1, in.w - x - 2, viz_fg(VIZ_ACCENT), text);
-    }
+    if (locked && x + (int)strlen(locked) + 2 < in.w) viz_text_right(in, y, x + 1, in.w - x - 2, viz_fg(VIZ_ACCENT), locked);
 }
 
 static void draw_steps(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     const tui_planner *p = app->planner;
-    viz_pane in = viz_box(viz_pane_of(c, rect), "Search", *p->source ? p->source : NULL, focus);
+    char number[24];
+    const char *locked = rect.h - 2 < N_ROW + 1 ? locked_text(app, number) : NULL; /* no room for its row */
+    viz_pane in = viz_box(viz_pane_of(c, rect), "Search", locked ? locked : *p->source ? p->source : NULL, focus);
     int spare = in.h - N_ROW - 1, y = 0;
     const bool texts = spare >= 2 * TUI_STEP_COUNT, bar = spare >= 1 && p->running >= 0;
     const int first = spare < 0 && vars(app)->v[V_ROW] > N_ROW / 2 ? -spare - 1 : 0; /* few rows: the half with the cursor */
@@ -510,6 +521,10 @@ static moa_status all_steps(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
     return tui_planner_all(app, err);
 }
+static moa_status more_rounds(tui_app *app, const tui_args *a, moa_err *err) {
+    (void)a;
+    return tui_planner_rounds(app, err);
+}
 static moa_status try_step(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
     return tui_planner_start(app, TUI_STEP_TRY, err);
@@ -524,6 +539,7 @@ static moa_status turn_axes(tui_app *app, const tui_args *a, moa_err *err) {
 static const tui_command commands[] = {
     {"next step", "s", NULL, "run the next step that is not done", "step", NULL, 0, next_step, NULL},
     {"all steps", "A", NULL, "run all steps that are not done, to the validated plan", "all", NULL, 0, all_steps, NULL},
+    {"rounds", "o", NULL, "what is not done, then rounds: profile under the best plan, search near it, validate", "rounds", NULL, 0, more_rounds, NULL},
     {"try", "t", NULL, "passkey under the best plan, uniform windows as large, full attention", "passkey", NULL, 0, try_step, NULL},
     {"enter", "Enter", NULL, "run this step, type this setting, or make this plan the one being edited", "run/set/open", NULL, 0, enter, NULL},
     {"up", "k Up", NULL, "the row, plan or layer above", NULL, NULL, TUI_CMD_COUNT, go_up, NULL},

@@ -1,0 +1,65 @@
+/* rounds.c -- the arithmetic of plans found in rounds. */
+#include "plans/rounds.h"
+
+#include <math.h>
+#include <string.h>
+
+double moa_rounds_density(const moa_rounds *r, const moa_plan *plan) {
+    double most = 0;
+    for (int32_t i = 0; i < r->n_length + r->n_extend; i++) {
+        const int32_t n = i < r->n_length ? r->length[i] : r->extend[i - r->n_length];
+        most = fmax(most, moa_plan_describe(plan, n, r->n_head_kv).kv_density_grouped);
+    }
+    return most;
+}
+
+bool moa_rounds_within(const moa_rounds *r, double density) { return density <= r->density * (1 + 1e-9); }
+
+moa_rounds_aim moa_rounds_aim_from(const moa_rounds *r, double density_now) {
+    moa_rounds_aim a = {.there = moa_rounds_within(r, density_now), .density = r->density};
+    a.anywhere = !a.there && !r->path;
+    /* a full step down is all that the step allows: leave some of it for heads that grow */
+    if (!a.there && r->path) a.density = fmax(r->density, density_now - .75 * r->step);
+    return a;
+}
+
+bool moa_rounds_next(moa_rounds *r, bool there, bool better) {
+    if (there && !better) r->step /= 2;
+    return r->step >= r->step_first / 16;
+}
+
+static size_t n_curve(const moa_losses *l, int32_t i) { return (size_t)l->n_layer * (size_t)l->n_head * ((size_t)l->nb[i] + 1); }
+
+void moa_rounds_add(moa_losses *sum, const moa_losses *now) {
+    for (int32_t i = 0; i < sum->n_length; i++)
+        for (size_t x = 0; x < n_curve(sum, i); x++) sum->curve[i][x] += now->curve[i][x];
+}
+
+moa_status moa_rounds_losses(const moa_losses *from, double by, const int32_t *extend, int32_t n_extend, moa_losses **out, moa_err *err) {
+    const moa_status s = moa_losses_open(out, from->n_layer, from->n_head, from->n_head_kv, from->length, from->n_length, err);
+    if (s != MOA_OK) return s;
+    moa_losses *l = *out;
+    l->kv_known = from->kv_known;
+    memcpy(l->model, from->model, sizeof l->model);
+    memcpy(l->arch, from->arch, sizeof l->arch);
+    memcpy(l->fingerprint, from->fingerprint, sizeof l->fingerprint);
+    for (int32_t i = 0; i < l->n_length; i++)
+        for (size_t x = 0; x < n_curve(l, i); x++) l->curve[i][x] = from->curve[i][x] * by;
+    moa_losses_drop_gains(l);
+    return moa_losses_stretch(l, extend, n_extend, err);
+}
+
+moa_status moa_rounds_find(const moa_losses *losses, const moa_search_config *config, moa_found *out, moa_err *err) {
+    moa_search_result r = {0};
+    int32_t pick = 0;
+    moa_status s = moa_search_run(losses, config, &r, err);
+    if (s == MOA_OK && r.n_found == 0) s = moa_fail(err, MOA_E_FAILED, "no plan was found");
+    for (int32_t i = 1; s == MOA_OK && i < r.n_found; i++)
+        if (r.found[i].mean < r.found[pick].mean) pick = i;
+    if (s == MOA_OK) {
+        *out = r.found[pick];
+        r.found[pick].plan = NULL; /* moved */
+    }
+    moa_search_result_free(&r);
+    return s;
+}
