@@ -30,7 +30,15 @@ bool moa_rounds_next(moa_rounds *r, bool there, bool better) {
 
 static size_t n_curve(const moa_losses *l, int32_t i) { return (size_t)l->n_layer * (size_t)l->n_head * ((size_t)l->nb[i] + 1); }
 
+static void name_as(moa_losses *l, const moa_losses *from) {
+    l->kv_known = from->kv_known;
+    memcpy(l->model, from->model, sizeof l->model);
+    memcpy(l->arch, from->arch, sizeof l->arch);
+    memcpy(l->fingerprint, from->fingerprint, sizeof l->fingerprint);
+}
+
 void moa_rounds_add(moa_losses *sum, const moa_losses *now) {
+    name_as(sum, now);
     for (int32_t i = 0; i < sum->n_length; i++)
         for (size_t x = 0; x < n_curve(sum, i); x++) sum->curve[i][x] += now->curve[i][x];
 }
@@ -39,10 +47,7 @@ moa_status moa_rounds_losses(const moa_losses *from, double by, const int32_t *e
     const moa_status s = moa_losses_open(out, from->n_layer, from->n_head, from->n_head_kv, from->length, from->n_length, err);
     if (s != MOA_OK) return s;
     moa_losses *l = *out;
-    l->kv_known = from->kv_known;
-    memcpy(l->model, from->model, sizeof l->model);
-    memcpy(l->arch, from->arch, sizeof l->arch);
-    memcpy(l->fingerprint, from->fingerprint, sizeof l->fingerprint);
+    name_as(l, from);
     for (int32_t i = 0; i < l->n_length; i++)
         for (size_t x = 0; x < n_curve(l, i); x++) l->curve[i][x] = from->curve[i][x] * by;
     moa_losses_drop_gains(l);

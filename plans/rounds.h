@@ -36,7 +36,7 @@ moa_rounds_aim moa_rounds_aim_from(const moa_rounds *r, double density_now);
 /* The round is judged; better: it has a new best plan. False: the steps have become a sixteenth, nothing is left to try. */
 bool moa_rounds_next(moa_rounds *r, bool there, bool better);
 
-/* sum += now; of the same heads and lengths */
+/* sum += now, whose names it takes; of the same heads and lengths */
 void moa_rounds_add(moa_losses *sum, const moa_losses *now);
 
 /* What a search is given, opened in *out: curves times `by`, gains of cuts counted as nothing, the longest one stretched to further lengths.

@@ -14,6 +14,7 @@
  * Why rounds: the influence of single heads at full attention does not add up (docs/proof.md). Heads stand in for one another: each may be
  * cut while the others are there. Under a plan the gradient sees what is already gone; the mean over the way from full attention to the plan
  * shares the whole loss of that way out among the heads (integrated gradients), where one end of it sees either nothing or too late.
+ * What rounds add up, search and decide is plans/rounds.h, for the search screen as well.
  *
  *   DIR/round_NN.npz     influence of a round, as `profile --plan` writes it, the curves alone
  *   DIR/step_NN_X.json   candidates that keep more than --density (on the way)
@@ -37,7 +38,7 @@
 #include "core/tasks/items.h"
 #include "core/tasks/loss.h"
 #include "core/tasks/part.h"
-#include "plans/search.h"
+#include "plans/rounds.h"
 #include "tui/batch/batch.h"
 #include "tui/load.h"
 #include "version.h"
@@ -92,10 +93,11 @@ typedef struct job {
     bool margin;
     char key[65];
     moa_part *part;
+    moa_rounds way; /* what a round searches and decides */
     moa_losses *now, *mean; /* of the round; the sum over rounds, divided when used */
     candidate found[ROUNDS_MAX * PER_ROUND + 1];
     int32_t n_found, best, at, n_round; /* best: -1: none within; at: -1: --plan */
-    double full[LENGTHS_MAX], full_mean, full_part[N_KIND], step, weight[N_KIND];
+    double full[LENGTHS_MAX], full_mean, full_part[N_KIND], weight[N_KIND];
     double done, total; /* tokens of the round, a backward pass as four forward ones */
 } job;
 
@@ -122,6 +124,16 @@ static moa_status take_lengths(job *j, moa_err *err) {
     j->n_extend = moa_args_ints(j->args, OWN_EXTEND, j->extend, MOA_SEARCH_BOUND_MAX);
     if (j->n_extend > MOA_SEARCH_BOUND_MAX)
         return moa_fail(err, MOA_E_USAGE, "--extend: at most %d lengths", MOA_SEARCH_BOUND_MAX);
+    const double step = moa_args_real(j->args, OWN_STEP);
+    j->way = (moa_rounds){.density = moa_args_real(j->args, OWN_DENSITY),
+                          .step = step,
+                          .step_first = step,
+                          .path = moa_args_has(j->args, OWN_PATH),
+                          .length = j->lengths,
+                          .n_length = j->n_stage,
+                          .extend = j->extend,
+                          .n_extend = j->n_extend,
+                          .n_head_kv = j->loaded.model->shape.n_head_kv};
     return MOA_OK;
 }
 
@@ -160,7 +172,6 @@ static moa_status take_words(job *j, moa_err *err) {
         return moa_fail(err, MOA_E_USAGE, "--loss %s: it is cross-entropy or margin", loss);
     if (strcmp(per, "group") != 0 && strcmp(per, "head") != 0)
         return moa_fail(err, MOA_E_USAGE, "--per %s: it is group or head", per);
-    j->step = moa_args_real(j->args, OWN_STEP);
     j->weight[ANSWERS] = 1;
     j->weight[TEXTS] = moa_args_real(j->args, OWN_TEXT_WEIGHT);
     j->n_kind = moa_args_has(j->args, OWN_TEXT) ? N_KIND : 1;
@@ -186,7 +197,7 @@ static void make_key(job *j) {
     moa_sha256_add(&h, j->loaded.plan->rules, n * sizeof *j->loaded.plan->rules);
     moa_sha256_add(&h, j->extend, (size_t)j->n_extend * sizeof *j->extend);
     (void)snprintf(text, sizeof text, "%s %s %.17g %.17g %.17g %d %d %s %d", j->loaded.model->fingerprint,
-                   moa_load_kv_type(j->args), moa_args_real(j->args, OWN_DENSITY), j->step, j->weight[TEXTS],
+                   moa_load_kv_type(j->args), moa_args_real(j->args, OWN_DENSITY), moa_args_real(j->args, OWN_STEP), j->weight[TEXTS],
                    j->margin, moa_args_has(j->args, OWN_PATH), moa_args_text(j->args, OWN_PER),
                    (int)moa_args_int(j->args, OWN_ALPHA_STEP));
     moa_sha256_add(&h, text, strlen(text));
@@ -402,10 +413,6 @@ out:
     return s;
 }
 
-static size_t n_curve(const moa_losses *l, int32_t i) {
-    return (size_t)l->n_layer * (size_t)l->n_head * ((size_t)l->nb[i] + 1);
-}
-
 /* the influence of round k: from its file, which is made if it is not there; added to the mean */
 static moa_status influence(job *j, int32_t k, moa_err *err) {
     char name[32], path[PATH_MAX];
@@ -424,43 +431,12 @@ static moa_status influence(job *j, int32_t k, moa_err *err) {
         MOA_TRY(moa_fail(err, MOA_E_INVALID, "%s: not of this model and these lengths; remove it", path));
     if (!j->mean)
         MOA_TRY(moa_losses_open(&j->mean, m->n_layer, m->n_head, m->n_head_kv, j->lengths, j->n_stage, err));
-    for (int i = 0; i < j->n_stage; i++)
-        for (size_t x = 0; x < n_curve(j->now, i); x++)
-            j->mean->curve[i][x] += j->now->curve[i][x];
+    moa_rounds_add(j->mean, j->now);
 out:
     return s;
 }
 
 /* --- candidates ------------------------------------------------------------------------------------------------------------------- */
-
-static double density_of(const job *j, const moa_plan *p) {
-    double most = 0;
-    for (int i = 0; i < j->n_stage; i++)
-        most = fmax(most,
-                    moa_plan_describe(p, j->lengths[i], j->loaded.model->shape.n_head_kv).kv_density_grouped);
-    for (int i = 0; i < j->n_extend; i++)
-        most = fmax(most,
-                    moa_plan_describe(p, j->extend[i], j->loaded.model->shape.n_head_kv).kv_density_grouped);
-    return most;
-}
-
-/* what the search is given: gains of cuts count as nothing, further lengths are the longest one stretched */
-static moa_status prepared(const job *j, const moa_losses *from, double by, moa_losses **out, moa_err *err) {
-    const moa_model *m = j->loaded.model;
-    const moa_status s = moa_losses_open(out, m->shape.n_layer, m->shape.n_head, m->shape.n_head_kv,
-                                         j->lengths, j->n_stage, err);
-    if (s != MOA_OK) return s;
-    moa_losses *l = *out;
-    l->kv_known = 1;
-    (void)snprintf(l->model, sizeof l->model, "%s", m->name);
-    (void)snprintf(l->arch, sizeof l->arch, "%s", m->arch);
-    (void)snprintf(l->fingerprint, sizeof l->fingerprint, "%s", m->fingerprint);
-    for (int i = 0; i < j->n_stage; i++)
-        for (size_t x = 0; x < n_curve(l, i); x++)
-            l->curve[i][x] = from->curve[i][x] * by;
-    moa_losses_drop_gains(l);
-    return moa_losses_stretch(l, j->extend, j->n_extend, err);
-}
 
 static bool cancelled(void *user) {
     return moa_interrupted(user);
@@ -475,36 +451,33 @@ static int32_t n_thread(void) {
 /* the plan of the least predicted loss at a density; around NULL: anywhere. Nothing is added where it was found before. */
 static moa_status find(job *j, const moa_losses *from, double by, double density, const moa_plan *around,
                        candidate c, moa_err *err) {
-    moa_search_result r = {0};
+    moa_found r = {0};
     moa_losses *l = NULL;
     moa_status s = MOA_OK;
-    int32_t pick = 0;
-    MOA_TRY(prepared(j, from, by, &l, err));
+    MOA_TRY(moa_rounds_losses(from, by, j->extend, j->n_extend, &l, err));
     const moa_search_config config = {
         .density = density,
         .extend = j->extend,
         .n_extend = j->n_extend,
         .around = around,
-        .step = j->step,
+        .step = j->way.step,
         .per = strcmp(moa_args_text(j->args, OWN_PER), "head") == 0 ? MOA_PER_HEAD : MOA_PER_GROUP,
         .alpha_step = (int32_t)moa_args_int(j->args, OWN_ALPHA_STEP),
         .n_interval = 1,
         .seed = 1,
         .n_thread = n_thread(),
         .cancelled = cancelled};
-    MOA_TRY(moa_search_run(l, &config, &r, err));
-    for (int32_t i = 1; i < r.n_found; i++)
-        if (r.found[i].mean < r.found[pick].mean) pick = i;
+    MOA_TRY(moa_rounds_find(l, &config, &r, err));
     for (int32_t i = 0; i < j->n_found; i++)
-        if (moa_plan_equal(j->found[i].plan, r.found[pick].plan)) goto out;
-    c.plan = r.found[pick].plan;
-    r.found[pick].plan = NULL; /* moved */
-    c.predicted = r.found[pick].mean;
-    c.density = density_of(j, c.plan);
-    c.within = c.density <= moa_args_real(j->args, OWN_DENSITY) * (1 + 1e-9);
+        if (moa_plan_equal(j->found[i].plan, r.plan)) goto out;
+    c.plan = r.plan;
+    r.plan = NULL; /* moved */
+    c.predicted = r.mean;
+    c.density = moa_rounds_density(&j->way, c.plan);
+    c.within = moa_rounds_within(&j->way, c.density);
     j->found[j->n_found++] = c;
 out:
-    moa_search_result_free(&r);
+    moa_plan_close(&r.plan);
     moa_losses_close(&l);
     return s;
 }
@@ -654,16 +627,13 @@ out:
 
 /* candidates at the density, or on the way to it; *there: at it */
 static moa_status find_all(job *j, int32_t k, bool *there, moa_err *err) {
-    const double goal = moa_args_real(j->args, OWN_DENSITY), now = density_of(j, plan_at(j));
-    const bool path = moa_args_has(j->args, OWN_PATH);
+    const moa_rounds_aim aim = moa_rounds_aim_from(&j->way, moa_rounds_density(&j->way, plan_at(j)));
+    const moa_plan *around = aim.there && j->best >= 0 ? j->found[j->best].plan : plan_at(j);
     moa_status s = MOA_OK;
-    *there = now <= goal * (1 + 1e-9);
-    if (!*there && !path) return find(j, j->now, 1, goal, NULL, (candidate){.round = k, .kind = 'c'}, err);
-    const moa_plan *around = *there && j->best >= 0 ? j->found[j->best].plan : plan_at(j);
-    /* a full step down is all that the step allows: leave some of it for heads that grow */
-    const double density = *there ? goal : fmax(goal, now - .75 * j->step);
-    MOA_TRY(find(j, j->now, 1, density, around, (candidate){.round = k, .kind = 'a'}, err));
-    MOA_TRY(find(j, j->mean, 1.0 / k, density, around, (candidate){.round = k, .kind = 'b'}, err));
+    *there = aim.there;
+    if (aim.anywhere) return find(j, j->now, 1, aim.density, NULL, (candidate){.round = k, .kind = 'c'}, err);
+    MOA_TRY(find(j, j->now, 1, aim.density, around, (candidate){.round = k, .kind = 'a'}, err));
+    MOA_TRY(find(j, j->mean, 1.0 / k, aim.density, around, (candidate){.round = k, .kind = 'b'}, err));
 out:
     return s;
 }
@@ -679,8 +649,7 @@ static moa_status run_round(job *j, int32_t k, bool *more, moa_err *err) {
     MOA_TRY(find_all(j, k, &there, err));
     MOA_TRY(judge_found(j, from, &next, err));
     if (next >= 0) j->at = next; /* also where it is worse: its influence goes into the mean */
-    if (there && j->best == best) j->step /= 2;
-    *more = (next >= 0 || j->best >= 0) && j->step >= moa_args_real(j->args, OWN_STEP) / 16;
+    *more = moa_rounds_next(&j->way, there, j->best != best) && (next >= 0 || j->best >= 0);
 out:
     return s;
 }
@@ -688,9 +657,9 @@ out:
 /* the plan given is the first to be beaten, where it is within the density */
 static moa_status judge_start(job *j, moa_err *err) {
     candidate c = {
-        .kind = 's', .within = true, .density = density_of(j, j->loaded.plan), .predicted = (double)NAN};
+        .kind = 's', .within = true, .density = moa_rounds_density(&j->way, j->loaded.plan), .predicted = (double)NAN};
     int32_t next;
-    if (c.density > moa_args_real(j->args, OWN_DENSITY) * (1 + 1e-9)) return MOA_OK;
+    if (!moa_rounds_within(&j->way, c.density)) return MOA_OK;
     const moa_status s = moa_plan_copy(&c.plan, j->loaded.plan, err);
     if (s != MOA_OK) return s;
     j->found[j->n_found++] = c;
