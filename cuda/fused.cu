@@ -25,7 +25,7 @@
  *   2026-11-24, moascope bench --what step (docs/measurements/2026-11-24-h100-decode.md) */
 #include <cuda_bf16.h>
 
-#include "cuda/launch.cuh"
+#include "cuda/matmul_ring.cuh"
 #include "cuda/row.cuh"
 
 static constexpr int THREADS = 256, BLOCKS_SM = 2, MAX_PART = 3, MAX_KV = 64, MAX_SHARED = 200 << 10;
@@ -443,6 +443,7 @@ static void add_part(fused_job *j, fused_kind kind, const moa_dev_weight *a, con
 moa_status moa_cuda_fused_product(moa_backend *b, const moa_args_fused_product *a, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter_op(c, err));
+    if (a->in.n_tok > 1) return moa_cuda_rows_product(c, a, err);
     fused_job j = job_of(&a->in, a->w);
     j.accumulate = a->accumulate;
     *a->taken = input_fits(&a->in) && weight_fits(c, a->w, a->w->n_in) && shared_bytes_of(j) <= MAX_SHARED;
@@ -454,6 +455,7 @@ moa_status moa_cuda_fused_product(moa_backend *b, const moa_args_fused_product *
 moa_status moa_cuda_fused_gate_up(moa_backend *b, const moa_args_fused_gate_up *a, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter_op(c, err));
+    if (a->in.n_tok > 1) return moa_cuda_rows_gate_up(c, a, err);
     fused_job j = job_of(&a->in, a->gate);
     *a->taken = input_fits(&a->in) && weight_fits(c, a->gate, a->gate->n_in) &&
                 weight_fits(c, a->up, a->gate->n_in) && a->up->type == a->gate->type &&
@@ -494,6 +496,7 @@ moa_status moa_cuda_fused_qkv(moa_backend *b, const moa_args_fused_qkv *a, moa_e
     const fused_kind kind[MAX_PART] = {FUSED_Q, FUSED_K, FUSED_V};
     bool done[MAX_PART] = {};
     MOA_RETURN(moa_cuda_enter_op(c, err));
+    if (a->in.n_tok > 1) return moa_cuda_rows_qkv(c, a, err);
     *a->taken = qkv_fits(c, a);
     for (int i = 0; i < MAX_PART && *a->taken; i++)
         *a->taken = shared_bytes_of(qkv_job(a, w[i])) <= MAX_SHARED;

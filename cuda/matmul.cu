@@ -27,7 +27,7 @@
  *   measured 2026-11-24 with  test_ops_cuda --bench matmul  (docs/measurements/2026-11-24-h100-cuda-v1.md)                */
 #include <cuda_bf16.h>
 
-#include "cuda/matmul.cuh"
+#include "cuda/matmul_ring.cuh"
 
 static constexpr int WARPS = 4, CHUNK_UNITS = 32, UNIT_STRIDE = 36;
 static const size_t TILE_BYTES = (size_t)64 << 20;
@@ -386,8 +386,13 @@ moa_status moa_cuda_matmul(moa_backend *b, const moa_args_matmul *a, moa_err *er
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_tok <= 0) return MOA_OK;
     if (c->matmul == 2 && a->n_tok == 1 && moa_cuda_row_fits(a->w)) return moa_cuda_matmul_row(c, a, err);
-    if (c->matmul == 2 && a->n_tok > 1 && a->n_tok <= c->few_max && moa_cuda_few_fits(a->w))
-        return moa_cuda_matmul_few(c, a, err);
+    if (c->matmul == 2 && a->n_tok > 1 && a->n_tok <= c->few_max) {
+        const bool ring = moa_cuda_ring_fits(c, a->w) && is_wide(a->x);
+        const bool best = ring && moa_cuda_ring_best(c, a->w, a->n_tok);
+        if (best) return moa_cuda_matmul_ring(c, a, err);
+        if (ring && !a->w->packed) return moa_cuda_matmul_gemm(c, a, &kept, err);
+        if (moa_cuda_few_fits(a->w)) return moa_cuda_matmul_few(c, a, err);
+    }
     if (a->n_tok <= 8 && !a->w->packed) return matvec(c, a, err);
     return c->gemm == MOA_GEMM_F16 ? moa_cuda_matmul_gemm(c, a, &kept, err) : gemm(c, a, err);
 }

@@ -3,7 +3,8 @@
  *   matmul.cu        which product is made how, and the first version: the readable one      $MOASCOPE_CUDA_MATMUL=v1
  *   matmul_pack.cu   v2: repacking at load (packed.cuh), rows decoded again
  *   matmul_row.cu    v2: one row of x: 16-bit fixed-point x, integer dot products
- *   matmul_few.cu    v2: 2 to 64 rows of x: tensor cores, weights decoded in registers
+ *   matmul_few.cu    v2: 2 to 64 rows of x: tensor cores, weights decoded in registers         $MOASCOPE_CUDA_MATMUL=v2
+ *   matmul_ring.cu   v3 of the same, where rows are long enough: weights stream through shared memory
  *   matmul_gemm.cu   v2: more: weights decoded to float16, cuBLAS                            $MOASCOPE_CUDA_GEMM */
 #ifndef MOA_CUDA_MATMUL_CUH
 #define MOA_CUDA_MATMUL_CUH

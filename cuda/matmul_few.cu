@@ -3,21 +3,17 @@
  *   mma m16n8k16     16 outputs x 16 of n_in (W, decoded in registers)  times  16 of n_in x 8 rows of x  ->  float32
  *
  *   Which of n_in stand where in an instruction is free as long as W and x agree. So lane 4 g + t (g = 0..7, t = 0..3) of a warp takes
- *   from rows g and g + 8 of its 16 the whole unit t of four (128 of n_in), and eight instructions eat them, four weights a time:
+ *   from rows g and g + 8 of its 16 the whole unit t of four (128 of n_in), and eight instructions eat them, four weights a time (fragment.cuh):
  *
- *      word w of the unit: weights 4w, 4w+1, 4w+2, 4w+3     pairs {0, 2} and {1, 3}, as masking with 0x00ff00ff gives them:
- *                                                           half2 = 0x6400 | code = 1024 + code, minus 1024 + ZERO: exact
  *      x as the same lane needs it, made by tile_x_v2 from float32, 16 bytes for two instructions:
  *           [n_in / 128][rows / 8][4][32 lanes] 16 bytes
  *      F16, BF16: 16 bytes a load are 8 of n_in, two instructions: lane t has 32 c + 8 t .. + 7 of the 128, c = 0..3
  *
  *   block            16 MT outputs, all rows of x; its warps share n_in by turns and add up at the end, in order of their numbers
  *
- * Weights times a power of two (f16_scale), then rounded to float16: for formats with d alone the exact product rounded once, for those with a
- * minimum step and minimum once each. x: each row times a power of two, rounded once. NMSE 9e-8, with a minimum up to 3e-7, where the limit is
- * 1e-6.
+ * NMSE 9e-8, of formats with a minimum up to 3e-7, where the limit is 1e-6. Where rows are whole stages matmul_ring.cu is taken instead.
  * Sums are float32. */
-#include "cuda/matmul.cuh"
+#include "cuda/fragment.cuh"
 
 static constexpr int X_THREADS = 256;
 /* of a block; with all 64 rows of x a thread needs more than 128 registers */
@@ -43,20 +39,16 @@ __global__ static void __launch_bounds__(X_THREADS) tile_x_v2(tile_x_job j) {
     for (int i = threadIdx.x; inside && i < j.n_in; i += X_THREADS)
         most = max(most, magnitude(x[i]));
     most = block_max_bits(most, s);
-    const float scale = scale_to(most, 14);
+    const float scale = fragment_x_scale(most);
     for (int q = threadIdx.x; q < j.n_kt * 16; q += X_THREADS) {
         const int kt = q / 16, t = q / 4 % 4, c = q % 4;
         const int k = 128 * kt + (j.coded ? 32 * t + 8 * c : 32 * c + 8 * t);
-        uint4 four;
-        __half2 h[4];
+        float v[8];
 #pragma unroll
-        for (int p = 0; p < 4; p++) { /* pairs {0,2} {1,3} {4,6} {5,7}, or neighbours */
-            const int one = j.coded ? k + p / 2 * 4 + p % 2 : k + 2 * p, two = one + (j.coded ? 2 : 1);
-            h[p] = __floats2half2_rn(inside && one < j.n_in ? x[one] * scale : 0.0f,
-                                     inside && two < j.n_in ? x[two] * scale : 0.0f);
-        }
-        memcpy(&four, h, 16);
-        j.to[(((int64_t)kt * j.n_nt + nt) * 4 + c) * 32 + 4 * g + t] = four;
+        for (int e = 0; e < 8; e++)
+            v[e] = inside && k + e < j.n_in ? x[k + e] : 0.0f;
+        j.to[(((int64_t)kt * j.n_nt + nt) * 4 + c) * 32 + 4 * g + t] =
+            fragment_x(v, scale, j.coded);
     }
     if (threadIdx.x == 0) j.back[tok] = 1.0f / scale;
 }
@@ -72,28 +64,12 @@ struct few_job {
     int n_kt, n_nt;
 };
 
-__device__ static inline uint32_t as_word(__half2 h) {
-    uint32_t u;
-    memcpy(&u, &h, 4);
-    return u;
-}
-__device__ static inline __half2 as_half2(uint32_t u) {
-    __half2 h;
-    memcpy(&h, &u, 4);
-    return h;
-}
-__device__ static inline __half2 both(float x) { /* finite: no weight is beyond float16 after its scale */
-    return __float2half2_rn(fminf(fmaxf(x, -65504.0f), 65504.0f));
-}
-
 template <typename F> struct few_packed {
     static constexpr bool AHEAD = true; /* the next part is on its way while one is used */
     struct raw {
         packed_raw<F> r;
     };
-    struct ready { /* scales, decoded */
-        __half2 step[2], off;
-    };
+    typedef fragment_scale ready;
     __device__ static inline void load(const few_job &j, int row, int kt, int t, raw &r) {
         const int u = 4 * kt + t;
         if (row < j.out.n_out && u < j.w.n_unit)
@@ -102,21 +78,10 @@ template <typename F> struct few_packed {
             packed_none<F>(r.r);
     }
     __device__ static inline ready prepare(const few_job &j, const raw &r, int kt, int t) {
-        const packed_step p = packed_scale<F>(r.r, 4 * kt + t);
-        return {{both(p.step[0] * j.scale), both(p.step[1] * j.scale)}, both(p.off * j.scale)};
+        return fragment_prepare<F>(r.r, 4 * kt + t, j.scale);
     }
-    /* the two registers of instruction i (0..7) */
     __device__ static inline void get(const raw &r, const ready &p, float, int i, uint32_t out[2]) {
-        const uint32_t c = packed_codes<F>(r.r, i) ^ (F::LOW == 2 ? 0x80808080u : 0u);
-        const __half2 zero = as_half2((0x6400u + (F::LOW == 2 ? 128u : (uint32_t)F::ZERO)) * 0x10001u);
-#pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const __half2 code = __hsub2(as_half2((c >> 8 * k & 0x00ff00ffu) | 0x64006400u), zero);
-            if constexpr (F::KIND == SCALES_DM || F::KIND == SCALES_K)
-                out[k] = as_word(__hfma2(code, p.step[0], p.off));
-            else
-                out[k] = as_word(__hmul2(code, p.step[i / 4]));
-        }
+        fragment_packed<F>(r.r, p, i, out);
     }
 };
 
@@ -140,14 +105,8 @@ template <int ID> struct few_plain {
     }
     __device__ static inline void get(const raw &r, const ready &, float scale, int i, uint32_t out[2]) {
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const uint32_t two = r.q[2 * i + k];
-            if constexpr (ID == moa_f16_id)
-                out[k] = two;
-            else
-                out[k] = as_word(__floats2half2_rn(__uint_as_float(two << 16) * scale,
-                                                   __uint_as_float(two & 0xffff0000u) * scale));
-        }
+        for (int k = 0; k < 2; k++)
+            out[k] = fragment_plain<ID>(r.q[2 * i + k], scale);
     }
 };
 

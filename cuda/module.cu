@@ -588,7 +588,8 @@ static moa_backend_vtable make_table() {
 }
 static const moa_backend_vtable table = make_table();
 
-/* $MOASCOPE_CUDA_MATMUL: v2, v1, or v2:N, N the most rows of x (2 to 64, 1: none) that v2 multiplies without cuBLAS */
+/* $MOASCOPE_CUDA_MATMUL: v3, v2, v1, or v3:N, v2:N, N the most rows of x (2 to 64, 1: none) that are multiplied without cuBLAS. v3 is v2 but
+ * for these rows (matmul_ring.cu). */
 static moa_status read_matmul(moa_cuda *c, moa_err *err) {
     const char *text = getenv("MOASCOPE_CUDA_MATMUL");
     char end = 0;
@@ -596,9 +597,11 @@ static moa_status read_matmul(moa_cuda *c, moa_err *err) {
     c->few_max = 64;
     if (!text || !*text) return MOA_OK;
     c->matmul = strcmp(text, "v1") == 0 ? 1 : 2;
-    if (c->matmul == 1 || strcmp(text, "v2") == 0) return MOA_OK;
-    if (sscanf(text, "v2:%d%c", &c->few_max, &end) != 1 || c->few_max < 1 || c->few_max > 64)
-        return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_MATMUL is \"%s\": v1, v2 or v2:N with N 1 to 64", text);
+    if (c->matmul == 1 || strcmp(text, "v2") == 0 || strcmp(text, "v3") == 0) return MOA_OK;
+    const bool read = sscanf(text, "v2:%d%c", &c->few_max, &end) == 1 || sscanf(text, "v3:%d%c", &c->few_max, &end) == 1;
+    if (!read || c->few_max < 1 || c->few_max > 64)
+        return moa_fail(err, MOA_E_USAGE,
+                        "MOASCOPE_CUDA_MATMUL is \"%s\": v1, v2, v3, or v2:N, v3:N with N 1 to 64", text);
     return MOA_OK;
 }
 

@@ -1,7 +1,7 @@
 /* test_ops_cuda.c -- what only the CUDA backend has, beside the operations that test_ops compares: its driver part.
  *
  *   test_ops_cuda            checks; exits 77 and says why where there is no GPU
- *   test_ops_cuda --bench [attn_decode|matmul|attn_prefill]   times them at the shapes of real models, as TSV
+ *   test_ops_cuda --bench [attn_decode|matmul|products [TYPE]|attn_prefill]   times them at the shapes of real models, as TSV
  *
  *   fault       MOA_FAULT=illegal@N in a child: the operation after it fails with the CUDA text, and so does all that follows
  *   upload      a burst of uploads out of one buffer that is overwritten at once: all arrive as they were
@@ -745,12 +745,12 @@ static void bench_product(moa_backend *b, moa_dev_weight *const *w, int copies, 
     free(host);
 }
 
-enum { OUTPUT_ROWS = 3, MATMUL_ROWS = 7 };
+enum { OUTPUT_ROWS = 3, MATMUL_ROWS = 12 };
 
 /* how long a matrix takes to load, then its products; `output`: of the model, a row a sequence */
 static void bench_matmul(moa_backend *b, moa_dtype type, int32_t n_out, int32_t n_in, bool output,
                          double ceiling) {
-    static const int32_t rows[MATMUL_ROWS] = {1, 2, 8, 32, 64, 512, 2048};
+    static const int32_t rows[MATMUL_ROWS] = {1, 2, 4, 8, 12, 16, 25, 32, 50, 64, 512, 2048};
     const moa_dtype_info *info = moa_dtype_find((uint32_t)type);
     const size_t bytes = (size_t)n_out * ((size_t)n_in / info->block_len) * info->block_bytes;
     enum { MAX_COPY = 24 };
@@ -802,6 +802,16 @@ static void bench_matmuls(moa_backend *b, double ceiling) {
         bench_matmul(b, types[i], 4096, 4096, false, ceiling);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         bench_matmul(b, shapes[i].type, shapes[i].n_out, shapes[i].n_in, shapes[i].output, ceiling);
+}
+
+/* every number of rows at the shapes of an 8B model; `only`: a type's name, or NULL */
+static void bench_products(moa_backend *b, const char *only, double ceiling) {
+    static const moa_dtype types[] = {MOA_Q4_0, MOA_Q4_K, MOA_F16};
+    static const int32_t shapes[][2] = {{4096, 4096}, {14336, 4096}, {4096, 14336}, {1024, 4096}};
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++)
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+            if (!only || strcmp(moa_dtype_find((uint32_t)types[t])->name, only) == 0)
+                bench_matmul(b, types[t], shapes[i][0], shapes[i][1], false, ceiling);
 }
 
 typedef enum prefill_spans { SPANS_DENSE, SPANS_HALF, SPANS_MIXED, SPANS_SHORT } prefill_spans;
@@ -933,13 +943,14 @@ static void bench_decodes(moa_backend *b, double ceiling) {
     }
 }
 
-static void bench(moa_backend *b, const char *only) {
+static void bench(moa_backend *b, const char *only, const char *type) {
     const bool attn_decode = !only || strcmp(only, "attn_decode") == 0,
                matmul = !only || strcmp(only, "matmul") == 0,
                attn_prefill = !only || strcmp(only, "attn_prefill") == 0;
     const double ceiling = bench_ceiling(b);
     if (attn_decode) bench_decodes(b, ceiling);
     if (matmul) bench_matmuls(b, ceiling);
+    if (only && strcmp(only, "products") == 0) bench_products(b, type, ceiling);
     if (!attn_prefill) return;
     bench_prefills(b);
 }
@@ -958,7 +969,7 @@ int main(int argc, char **argv) {
     must(cuda->vt->info(cuda, &info, &err), &err, "info");
     (void)printf("device: %s, sm_%d, %.0f MiB\n", info.name, info.sm, (double)info.memory_bytes / 1048576);
     if (timing) {
-        bench(cuda, argc > 2 ? argv[2] : NULL);
+        bench(cuda, argc > 2 ? argv[2] : NULL, argc > 3 ? argv[3] : NULL);
     } else {
         moa_backend *reference = open_device("cpu", true, &err);
         if (!reference) must(MOA_E_FAILED, &err, "opening the CPU");

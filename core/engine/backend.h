@@ -257,6 +257,7 @@ typedef struct moa_fused_in {
     const float *x;             /* (n) */
     const moa_dev_weight *norm; /* (n), or NULL: x as it is */
     float eps;
+    int32_t n_tok; /* rows, of as many sequences; 0 is 1. What the operation reads and writes for one row it does for each */
 } moa_fused_in;
 
 typedef struct moa_args_fused_qkv {
@@ -266,7 +267,7 @@ typedef struct moa_args_fused_qkv {
     float *v;           /* (n_head_kv, d_head): written or not; NULL: q8 is not taken */
     moa_args_rope rope; /* of q; x, n_tok and n_head are not looked at */
     moa_kv_view kv;
-    const int32_t *seq; /* device (1) or NULL, as in kv_store */
+    const int32_t *seq; /* device (n_tok) or NULL, as in kv_store */
     int32_t n_head;
     bool *taken;
 } moa_args_fused_qkv;

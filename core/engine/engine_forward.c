@@ -9,8 +9,8 @@
  * A step reads all that changes (id, position, page tables, spans) from device memory, so its operations are recorded the
  * second time they run (the first lets the backend allocate what it wants) and replayed from then on, until a buffer moves.
  *
- * A step of one row goes by the fused operations where the backend has them and takes the shape: five launches a layer rather than
- * sixteen. $MOASCOPE_FUSED=0 goes by the single operations, which it is checked against.
+ * A step goes by the fused operations where the backend has them and takes the shape: five launches a layer rather than
+ * sixteen, of several rows nine rather than twenty. $MOASCOPE_FUSED=0 goes by the single operations, which it is checked against.
  *
  * While keys of the windows are lost (seq.c), a chunk is attended as if its tokens were as many sequences that share one page
  * table, so that each can have its own spans: attn_decode with a stride of 0.
@@ -38,7 +38,7 @@ typedef struct pass {
     const int32_t *targets;   /* (n) of these tokens, and their losses; or NULL */
     float *losses;
     bool stopped;             /* by each_logits */
-    bool fused;               /* one row, by fused operations where there are some */
+    bool fused;               /* a step, by fused operations where there are some */
 } pass;
 
 static const moa_shape *shape_of(const pass *p) {
@@ -66,7 +66,7 @@ static moa_status add_back(const pass *p, const float *y, const moa_dev_weight *
     moa_engine *e = p->e;
     bool taken;
     const moa_status s = fused_product(
-        p, &(moa_args_fused_product){.in.x = y, .w = w, .y = e->ws.x, .accumulate = true, .taken = &taken},
+        p, &(moa_args_fused_product){.in = {.x = y, .n_tok = p->n}, .w = w, .y = e->ws.x, .accumulate = true, .taken = &taken},
         err);
     if (s != MOA_OK || taken) return s;
     return e->vt->matmul(
@@ -191,7 +191,7 @@ static moa_status fused_qkv(const pass *p, int32_t layer, bool *taken, moa_err *
     if (!p->fused || !e->vt->fused_qkv) return MOA_OK;
     return e->vt->fused_qkv(
         e->backend,
-        &(moa_args_fused_qkv){.in = {.x = e->ws.x, .norm = w->attn_norm, .eps = shape->rms_eps},
+        &(moa_args_fused_qkv){.in = {.x = e->ws.x, .norm = w->attn_norm, .eps = shape->rms_eps, .n_tok = p->n},
                               .wq = w->wq,
                               .wk = w->wk,
                               .wv = w->wv,
@@ -248,7 +248,7 @@ static moa_status attention_half(const pass *p, int32_t layer, moa_err *err) {
 static moa_status gate_and_up(const pass *p, const moa_engine_layer *w, moa_err *err) {
     moa_engine *e = p->e;
     moa_workspace *ws = &e->ws;
-    const moa_fused_in in = {.x = ws->x, .norm = w->ffn_norm, .eps = shape_of(p)->rms_eps};
+    const moa_fused_in in = {.x = ws->x, .norm = w->ffn_norm, .eps = shape_of(p)->rms_eps, .n_tok = p->n};
     bool taken = false;
     moa_status s = MOA_OK;
     if (p->fused && e->vt->fused_gate_up)
@@ -292,7 +292,7 @@ static moa_status project(const pass *p, int32_t first, int32_t n, moa_err *err)
     const int32_t d_model = shape_of(p)->d_model;
     float *y = p->lanes ? p->lanes->logits : e->ws.logits;
     const float *x = e->ws.x + (int64_t)first * d_model;
-    const moa_fused_in in = {.x = x, .norm = e->out_norm, .eps = shape_of(p)->rms_eps};
+    const moa_fused_in in = {.x = x, .norm = e->out_norm, .eps = shape_of(p)->rms_eps, .n_tok = n};
     bool taken;
     moa_status s =
         fused_product(p, &(moa_args_fused_product){.in = in, .w = e->output, .y = y, .taken = &taken}, err);
@@ -375,7 +375,7 @@ static bool fused_wanted(void) {
 /* p's rows are single tokens, of as many sequences */
 static moa_status step_operations(const pass *p, bool logits, moa_err *err) {
     pass q = *p;
-    q.fused = p->n == 1 && fused_wanted();
+    q.fused = fused_wanted();
     moa_status s = embed(&q, err);
     for (int32_t l = 0; l < shape_of(p)->n_layer && s == MOA_OK; l++)
         s = run_layer(&q, l, err);
