@@ -380,15 +380,15 @@ __device__ static void keep_mass(const mma_job &j, const segment &s, int unit, c
     }
 }
 
-/* one unit of shared memory for all heads; measure: windows of this lane's heads for the statistics */
+/* One unit of shared memory for all heads, its K at `k` and its V at `v`; measure: windows of this lane's heads for the
+ * statistics. */
 template <int D, bool STATS>
-__device__ static void attend_unit(const mma_job &j, warp_state<D, STATS> &u, const queries<D> &q,
-                                   const segment &s, int unit, unsigned stage, const int measure[2]) {
-    typedef unit_layout<D> t;
+__device__ static void attend_unit_at(const mma_job &j, warp_state<D, STATS> &u, const queries<D> &q,
+                                      const segment &s, int unit, unsigned k, unsigned v, const int measure[2]) {
     const int g = (int)threadIdx.x % 32 / 4, key0 = unit * UNIT_TOK;
-    if (key0 + UNIT_TOK - 1 > s.pos) clear_rows<D>(stage + t::SIDE, s.pos - key0 + 1);
+    if (key0 + UNIT_TOK - 1 > s.pos) clear_rows<D>(v, s.pos - key0 + 1);
     float p[4];
-    score<D>(stage, q, p);
+    score<D>(k, q, p);
     const bool sink = unit < SINK_UNITS,
                whole = key0 + UNIT_TOK - 1 <= s.pos && (sink || s.pos - key0 < s.narrowest);
     const int away[2] = {s.pos - key0 - (quarter_of(g) * 4 + within_of(g)),
@@ -429,7 +429,12 @@ __device__ static void attend_unit(const mma_job &j, warp_state<D, STATS> &u, co
         }
     }
     if (STATS && j.mass) keep_mass(j, s, unit, p, away, u.m);
-    weigh<D>(stage + t::SIDE, p, u.o);
+    weigh<D>(v, p, u.o);
+}
+template <int D, bool STATS>
+__device__ static void attend_unit(const mma_job &j, warp_state<D, STATS> &u, const queries<D> &q,
+                                   const segment &s, int unit, unsigned stage, const int measure[2]) {
+    attend_unit_at<D, STATS>(j, u, q, s, unit, stage, stage + unit_layout<D>::SIDE, measure);
 }
 
 /* o's of one head from sums relative to a reference; written by one thread a head */

@@ -94,7 +94,8 @@ typedef struct moa_probe {
 #define MOA_FUSED_MAP(X)                                                                                     \
     X(fused_qkv, "rmsnorm; q, k, v products with biases; rope of q and k; k and v to their pages")           \
     X(fused_gate_up, "rmsnorm; y = silu(gate) * up")                                                         \
-    X(fused_product, "rmsnorm or not; y = x W^T (+ y)")
+    X(fused_product, "rmsnorm or not; y = x W^T (+ y)")                                                      \
+    X(step_decode, "all layers of one row, from its embedding to its logits")
 
 typedef struct moa_args_embed {
     const moa_dev_weight *w; /* (n_vocab, d_model) */
@@ -287,6 +288,32 @@ typedef struct moa_args_fused_product {
     bool *taken;
 } moa_args_fused_product;
 
+/* the weights of a layer; biases may be NULL */
+typedef struct moa_layer_weights {
+    moa_dev_weight *attn_norm, *wq, *wk, *wv, *bq, *bk, *bv, *wo, *ffn_norm, *gate, *up, *down;
+} moa_layer_weights;
+
+/* What stands there for each layer begins with layer 0 and goes on by a fixed stride: the page table by
+ * table_layer_stride, span and probe.measure_span by n_head, probe.stat by n_head * MOA_N_STAT, probe.hist by
+ * n_head * MOA_HIST_BUCKETS * (1 + n_bin). */
+typedef struct moa_args_step_decode {
+    const moa_layer_weights *layers; /* host (n_layer), looked at during the call alone */
+    const moa_dev_weight *out_norm, *output;
+    float *x;      /* (d_model): the row's embedding; becomes what the last layer leaves */
+    float *q, *o;  /* (n_head, d_head), space */
+    float *gate;   /* (d_ff), space; may overlap q and o */
+    float *logits; /* (n_vocab), or NULL: not wanted */
+    moa_args_rope rope; /* of q and k, with the row's position; x, n_tok and n_head are not looked at */
+    moa_kv_view kv;
+    int64_t table_layer_stride; /* elements */
+    const int32_t *seq;         /* device (1) or NULL, as in kv_store */
+    const int32_t *span;        /* device (n_layer, n_head): of that sequence */
+    int32_t n_layer, n_head;
+    float eps, scale; /* of the norms; of q.k */
+    moa_probe probe;
+    bool *taken;
+} moa_args_step_decode;
+
 /* --- operations of the influence profile ------------------------------------------------------------------------------- */
 
 typedef struct moa_args_matmul_t {
@@ -423,7 +450,7 @@ struct moa_backend {
     const moa_backend_vtable *vt;
 };
 
-enum { MOA_BACKEND_ABI = 5 };
+enum { MOA_BACKEND_ABI = 6 };
 
 /* What a loadable backend module (libmoascope-cuda.so) exports under the name "moa_backend_module". */
 typedef struct moa_backend_module {

@@ -9,7 +9,9 @@
  * A step reads all that changes (id, position, page tables, spans) from device memory, so its operations are recorded the
  * second time they run (the first lets the backend allocate what it wants) and replayed from then on, until a buffer moves.
  *
- * A step goes by the fused operations where the backend has them and takes the shape: five launches a layer rather than
+ * A step of one row is one operation where the backend has that, takes the model's shape and the model is of a size for it
+ * ($MOASCOPE_STEP=0: never, 1: of any); else it
+ * goes by the fused operations where the backend has them and takes the shape: five launches a layer rather than
  * sixteen, of several rows nine rather than twenty. $MOASCOPE_FUSED=0 goes by the single operations, which it is checked against.
  *
  * While keys of the windows are lost (seq.c), a chunk is attended as if its tokens were as many sequences that share one page
@@ -372,11 +374,58 @@ static bool fused_wanted(void) {
     return !text || strcmp(text, "0") != 0;
 }
 
+/* By itself only where that is measured faster: with 132 MB a layer (Llama-3-8B, Q4_0). Small models go faster by five launches a
+ * layer; larger layers are not measured. */
+static bool whole_wanted(const pass *p) {
+    const uint64_t least = (uint64_t)64 << 20, most = (uint64_t)256 << 20;
+    const moa_engine *e = p->e;
+    const char *text = getenv("MOASCOPE_STEP");
+    if (p->n != 1 || !p->fused || !e->vt->step_decode || (p->s && p->s->capture)) return false;
+    if (text && *text) return strcmp(text, "0") != 0;
+    const uint64_t layer = e->weight_bytes / (uint64_t)shape_of(p)->n_layer;
+    return layer >= least && layer <= most;
+}
+
+/* all layers of one row as one operation; its embedding is there */
+static moa_status whole_step(const pass *p, bool logits, bool *taken, moa_err *err) {
+    moa_engine *e = p->e;
+    const moa_shape *shape = shape_of(p);
+    const moa_lanes_rows *y = p->lanes;
+    const moa_kv_view kv = view(p, 0);
+    *taken = false;
+    if (!whole_wanted(p)) return MOA_OK;
+    return e->vt->step_decode(
+        e->backend,
+        &(moa_args_step_decode){.layers = e->layers,
+                                .out_norm = e->out_norm,
+                                .output = e->output,
+                                .x = e->ws.x,
+                                .q = e->ws.q,
+                                .o = e->ws.o,
+                                .gate = e->ws.gate,
+                                .logits = !logits ? NULL : y ? y->logits : e->ws.logits,
+                                .rope = rope_of(p, e->ws.q, shape->n_head),
+                                .kv = kv,
+                                .table_layer_stride = (int64_t)kv.n_head_kv * kv.max_pages,
+                                .seq = y ? y->seq : NULL,
+                                .span = y ? y->span : p->s->d_shown,
+                                .n_layer = shape->n_layer,
+                                .n_head = shape->n_head,
+                                .eps = shape->rms_eps,
+                                .scale = moa_attn_scale(shape),
+                                .probe = y ? (moa_probe){0} : moa_probe_args(p->s, 0, 1),
+                                .taken = taken},
+        err);
+}
+
 /* p's rows are single tokens, of as many sequences */
 static moa_status step_operations(const pass *p, bool logits, moa_err *err) {
     pass q = *p;
+    bool taken = false;
     q.fused = fused_wanted();
     moa_status s = embed(&q, err);
+    if (s == MOA_OK) s = whole_step(&q, logits, &taken, err);
+    if (s != MOA_OK || taken) return s;
     for (int32_t l = 0; l < shape_of(p)->n_layer && s == MOA_OK; l++)
         s = run_layer(&q, l, err);
     return s == MOA_OK && logits ? project(&q, 0, p->n, err) : s;

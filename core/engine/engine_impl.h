@@ -23,10 +23,7 @@ typedef struct moa_dev_mem {
     size_t bytes;
 } moa_dev_mem;
 
-typedef struct moa_engine_layer {
-    moa_dev_weight *attn_norm, *wq, *wk, *wv, *bq, *bk, *bv, *wo, *ffn_norm, *gate, *up,
-        *down; /* biases may be NULL */
-} moa_engine_layer;
+typedef moa_layer_weights moa_engine_layer;
 
 /* Activations of one chunk, device. q, k, v, o share their memory with gate and up: the two halves of a layer. */
 typedef struct moa_workspace {
