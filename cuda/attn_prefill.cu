@@ -306,17 +306,19 @@ struct prefill_with {
     template <typename T> cudaError_t operator()(T) const { return attend<T>(c, a); }
 };
 
-/* $MOASCOPE_CUDA_PREFILL: v2 (or v1: $MOASCOPE_CUDA_PRECISE); v2 and v2x where they can, else v1: *parts is how many halves hold an
- * element of q, 0: v1 */
-static moa_status choose(const moa_cuda *c, int *parts, moa_err *err) {
+enum prefill_version { PREFILL_V1, PREFILL_V2, PREFILL_V2X, PREFILL_V3, PREFILL_AUTO };
+
+/* $MOASCOPE_CUDA_PREFILL, else by size ($MOASCOPE_CUDA_PRECISE: v1): a wish, see below */
+static moa_status choose(const moa_cuda *c, prefill_version *out, moa_err *err) {
+    static const char *const words[] = {"v1", "v2", "v2x", "v3", "auto"}; /* by prefill_version */
     const char *word = getenv("MOASCOPE_CUDA_PREFILL");
-    *parts = c->precise ? 0 : 1;
+    *out = c->precise ? PREFILL_V1 : PREFILL_AUTO;
     if (!word || !*word) return MOA_OK;
-    *parts = 0;
-    if (strcmp(word, "v1") == 0) return MOA_OK;
-    *parts = strcmp(word, "v2") == 0 ? 1 : strcmp(word, "v2x") == 0 ? 2 : 0;
-    return *parts ? MOA_OK
-                  : moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_PREFILL is \"%s\": v1, v2 or v2x", word);
+    for (int v = PREFILL_V1; v <= PREFILL_AUTO; v++) {
+        *out = (prefill_version)v;
+        if (strcmp(word, words[v]) == 0) return MOA_OK;
+    }
+    return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_PREFILL is \"%s\": auto, v1, v2, v2x or v3", word);
 }
 
 static moa_status attend_in_halves(moa_cuda *c, const moa_args_attn_prefill *a, bool *taken, moa_err *err) {
@@ -329,19 +331,25 @@ static moa_status attend_in_halves(moa_cuda *c, const moa_args_attn_prefill *a, 
     return s;
 }
 
-/* Caches of bf16 and q8 become halves for all but v1. */
+/* auto: v3 where it fits; v3 where it can, else v2; v2 and v2x where they can, else v1. Caches of bf16 and q8 become halves for all but v1. */
 moa_status moa_cuda_attn_prefill(moa_backend *b, const moa_args_attn_prefill *a, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
-    int parts = 0;
+    prefill_version version = PREFILL_V1;
     MOA_RETURN(moa_cuda_enter_op(c, err));
-    MOA_RETURN(choose(c, &parts, err));
+    MOA_RETURN(choose(c, &version, err));
     if (a->n_tok <= 0) return MOA_OK;
-    if (parts && (a->kv.type == MOA_KV_BF16 || a->kv.type == MOA_KV_Q8)) {
+    if (version != PREFILL_V1 && (a->kv.type == MOA_KV_BF16 || a->kv.type == MOA_KV_Q8)) {
         bool taken = false;
         MOA_RETURN(attend_in_halves(c, a, &taken, err));
         if (taken) return MOA_OK;
     }
-    if (parts && moa_cuda_prefill_mma_takes(a)) return moa_cuda_prefill_mma(c, a, parts, err);
+#ifdef MOA_CUDA_HOPPER
+    if ((version == PREFILL_V3 || version == PREFILL_AUTO) && moa_cuda_prefill_wgmma_takes(c, a) &&
+        (version == PREFILL_V3 || moa_cuda_prefill_wgmma_fits(c, a)))
+        return moa_cuda_prefill_wgmma(c, a, err);
+#endif
+    if (version != PREFILL_V1 && moa_cuda_prefill_mma_takes(a))
+        return moa_cuda_prefill_mma(c, a, version == PREFILL_V2X ? 2 : 1, err);
     if (a->kv.d_head % 8 != 0 || a->kv.d_head > 256 || a->kv.d_head <= 0)
         return moa_fail(err, MOA_E_UNSUPPORTED,
                         "heads of %d elements: the CUDA backend takes multiples of 8 up to 256",

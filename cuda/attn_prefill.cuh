@@ -1,4 +1,4 @@
-/* attn_prefill.cuh -- what the two versions of prefill attention share: how a block finds its work. */
+/* attn_prefill.cuh -- what the versions of prefill attention share: how a block finds its work. */
 #ifndef MOA_CUDA_ATTN_PREFILL_CUH
 #define MOA_CUDA_ATTN_PREFILL_CUH
 
@@ -21,6 +21,15 @@ __device__ static inline page_list pages_of(int span, int i_first, int i_last) {
 bool moa_cuda_prefill_mma_takes(const moa_args_attn_prefill *a);
 /* Does it, with q in 1 or 2 halves an element. Only where moa_cuda_prefill_mma_takes(). */
 moa_status moa_cuda_prefill_mma(moa_cuda *c, const moa_args_attn_prefill *a, int parts, moa_err *err);
+/* The probe alone, with lse2 from another kernel whose q is rounded as with 1 half: (n_tok, n_head), log2 of the sum of 2^score, -inf where
+ * a row saw nothing. Only where moa_cuda_prefill_mma_takes(). */
+moa_status moa_cuda_prefill_mma_probe(moa_cuda *c, const moa_args_attn_prefill *a, float *lse2, moa_err *err);
+
+/* The same of the version for Hopper GPUs (attn_prefill_wgmma.cu), which only a build for them has (MOA_CUDA_HOPPER). */
+bool moa_cuda_prefill_wgmma_takes(const moa_cuda *c, const moa_args_attn_prefill *a);
+/* Are there enough queries that it is faster? Only where it takes. */
+bool moa_cuda_prefill_wgmma_fits(const moa_cuda *c, const moa_args_attn_prefill *a);
+moa_status moa_cuda_prefill_wgmma(moa_cuda *c, const moa_args_attn_prefill *a, moa_err *err);
 
 /* A cache of bf16 or q8 as one of halves, for those (attn_prefill_half.cu). *out: a, but for its kv, which lies in *space until that goes
  * back to the stream's pool (cudaFreeAsync). *space NULL: there was no memory for it, nothing was done. */

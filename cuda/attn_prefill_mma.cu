@@ -31,7 +31,7 @@
  *   version   idea                                             H100, f16 cache, TFLOP/s of the visible pairs, dense: Llama-3-8B 2k, 8k,
  *                                                              32k; SmolLM2 2k, 8k, 32k
  *   v1        float32 FMA (attn_prefill.cu)                    25 32 -    14 24 -
- *   v2        this, 1 part: $MOASCOPE_CUDA_PREFILL=v2          235 316 323    85 227 285                                <- default
+ *   v2        this, 1 part: $MOASCOPE_CUDA_PREFILL=v2          235 316 323    85 227 285                                        <- default
  *   v2x       this, 2 parts                                    180 228 238    73 192 230
  *   the probe adds 72 % (statistics) and 84 % (and the histogram) to v2 at 8k: only where a run is watched
  *   measured 2026-11-24 with  test_ops_cuda --bench attn_prefill  (docs/measurements/2026-11-24-h100-v2.md)             */
@@ -44,7 +44,7 @@ static constexpr float NOTHING =
 
 struct mma_job {
     const float *q; /* (n_tok, n_head, d_head) */
-    float *o;
+    float *o;        /* NULL: only the probe, of the lse2 that is there */
     moa_kv<__half> kv;
     const int32_t *span; /* (n_head) */
     int seq, pos0, n_tok, n_head, group;
@@ -612,7 +612,8 @@ static cudaError_t launch(moa_cuda *c, K kernel, int n_block, int n_thread, size
 
 template <class T> static cudaError_t run(moa_cuda *c, const mma_job &j) {
     const int n_block = moa_ceil_div(j.n_tok, T::BM) * j.n_head;
-    const cudaError_t e = launch(c, attend_v2<T>, n_block, T::THREADS, T::attend_bytes(), j);
+    const cudaError_t e =
+        j.o ? launch(c, attend_v2<T>, n_block, T::THREADS, T::attend_bytes(), j) : cudaSuccess;
     if (e != cudaSuccess || !j.lse2) return e;
     return launch(c, probe_v2<T>, n_block, T::THREADS, T::probe_bytes(), j);
 }
@@ -650,13 +651,23 @@ bool moa_cuda_prefill_mma_takes(const moa_args_attn_prefill *a) {
            all % 16 == 0;
 }
 
-moa_status moa_cuda_prefill_mma(moa_cuda *c, const moa_args_attn_prefill *a, int parts, moa_err *err) {
+static mma_job job_of(const moa_args_attn_prefill *a, float *o, float *lse2) {
     static constexpr float LOG2E = 1.44269504f;
-    mma_job j = {a->q,     a->o,      moa_kv_of<__half>(&a->kv),   a->span,          a->seq,  a->pos0,
-                 a->n_tok, a->n_head, a->n_head / a->kv.n_head_kv, a->scale * LOG2E, nullptr, a->probe};
+    return {a->q,     o,         moa_kv_of<__half>(&a->kv),   a->span,          a->seq, a->pos0,
+            a->n_tok, a->n_head, a->n_head / a->kv.n_head_kv, a->scale * LOG2E, lse2,   a->probe};
+}
+
+moa_status moa_cuda_prefill_mma(moa_cuda *c, const moa_args_attn_prefill *a, int parts, moa_err *err) {
+    float *lse2 = nullptr;
     if (a->probe.stat || a->probe.hist)
         MOA_RETURN(moa_cuda_scratch(c, sizeof(float) * (size_t)a->n_tok * (size_t)a->n_head,
-                                    reinterpret_cast<void **>(&j.lse2), err));
+                                    reinterpret_cast<void **>(&lse2), err));
+    const mma_job j = job_of(a, a->o, lse2);
     MOA_CU(c, parts == 2 ? run_two_halves(c, j) : run_one_half(c, j));
+    return MOA_OK;
+}
+
+moa_status moa_cuda_prefill_mma_probe(moa_cuda *c, const moa_args_attn_prefill *a, float *lse2, moa_err *err) {
+    MOA_CU(c, run_one_half(c, job_of(a, nullptr, lse2)));
     return MOA_OK;
 }

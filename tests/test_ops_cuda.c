@@ -1,6 +1,6 @@
 /* test_ops_cuda.c -- what only the CUDA backend has, beside the operations that test_ops compares: its driver part.
  *
- *   test_ops_cuda            checks; exits 77 and says why where there is no GPU
+ *   test_ops_cuda [--only driver|attn_decode|attn_prefill [PART N]]    checks; exits 77 and says why where there is no GPU
  *   test_ops_cuda --bench [attn_decode|matmul|products [TYPE]|attn_prefill]   times them at the shapes of real models, as TSV
  *
  *   fault       MOA_FAULT=illegal@N in a child: the operation after it fails with the CUDA text, and so does all that follows
@@ -332,6 +332,7 @@ static const struct prefill_version {
     {"v2", 1e-6,
      1e-6}, /* q and p rounded to 11 bits: 7e-8 to 1e-7 on normal data, a single row up to 3 times that */
     {"v2x", 2e-7, 1e-8}, /* p alone: 2e-8 to 5e-8; statistics do not see it */
+    {"v3", 1e-6, 1e-6},  /* as v2 */
 };
 enum { N_PREFILL_VERSION = sizeof prefill_versions / sizeof *prefill_versions, N_PREFILL_BIN = 11 };
 
@@ -392,7 +393,48 @@ static void check_prefill_shape(const shape *s, int32_t n_tok, float q_size, moa
     problem_close(&p);
 }
 
-static void check_prefill(moa_backend *reference, moa_backend *cuda) {
+/* Visible pages that are gone (a plan was widened): the reference refuses, v1 explains what a kernel does, the others agree with it. */
+static void check_prefill_gone(moa_backend *cuda) {
+    static const struct {
+        shape s;
+        int32_t n_tok;
+    } cases[] = {
+        {{64, 3, 3, 1, 1500, MOA_KV_F16}, 700}, {{128, 4, 2, 1, 900, MOA_KV_F16}, 900}, {{128, 4, 2, 1, 3000, MOA_KV_F16}, 9}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        problem p;
+        problem_open(&p, &cases[i].s, NULL, cuda);
+        const int32_t n_pages = p.s.n_head_kv * p.max_pages;
+        int32_t *table = calloc((size_t)n_pages, sizeof *table);
+        if (!table) abort();
+        for (int32_t k = 0; k < n_pages; k++)
+            table[k] = k % p.max_pages == 0 || random_u32() % 3 == 0 ? -1 : n_pages - 1 - k;
+        update(cuda, p.side[1].table, table, (size_t)n_pages * 4);
+        free(table);
+        const size_t rows = (size_t)cases[i].n_tok * (size_t)p.n_head,
+                     n[3] = {rows * (size_t)p.s.d_head, rows * MOA_N_STAT,
+                             (size_t)p.n_head * MOA_HIST_BUCKETS * (1 + N_PREFILL_BIN)};
+        float *q = random_floats(n[0]), *x[N_PREFILL_VERSION][3];
+        for (int v = 0; v < N_PREFILL_VERSION; v++) {
+            (void)setenv("MOASCOPE_CUDA_PREFILL", prefill_versions[v].word, 1);
+            prefill(&p, 1, cases[i].n_tok, q, x[v], n);
+            for (int k = 0; k < 3; k++) {
+                const double e = nmse(x[0][k], x[v][k], n[k]);
+                CHECK(e <= (k ? prefill_versions[v].stat : prefill_versions[v].o),
+                      "prefill %s, pages gone, output %d: d_head %d, %d of %d tokens: NMSE %.2e from v1's",
+                      prefill_versions[v].word, k, p.s.d_head, cases[i].n_tok, p.s.n_tok, e);
+            }
+        }
+        (void)unsetenv("MOASCOPE_CUDA_PREFILL");
+        for (int v = 0; v < N_PREFILL_VERSION; v++)
+            for (int k = 0; k < 3; k++)
+                free(x[v][k]);
+        free(q);
+        problem_close(&p);
+    }
+}
+
+/* every n_part-th case from `part` on */
+static void check_prefill(moa_backend *reference, moa_backend *cuda, int part, int n_part) {
     static const struct {
         shape s;
         int32_t n_tok; /* the chunk; up to 128 rows a tile, small tiles while there are few */
@@ -406,8 +448,10 @@ static void check_prefill(moa_backend *reference, moa_backend *cuda) {
         {{64, 1, 40, 1, 1100, MOA_KV_F16}, 1100}, /* from here on enough work for the large tiles */
         {{80, 1, 40, 1, 1000, MOA_KV_F16}, 1000},  {{96, 2, 20, 1, 901, MOA_KV_F16}, 901},
         {{128, 4, 10, 1, 1001, MOA_KV_F16}, 1001}, {{256, 5, 4, 1, 1000, MOA_KV_F16}, 990},
+        {{128, 4, 2, 1, 5001, MOA_KV_F16}, 20},   /* few queries, many keys */
+        {{64, 3, 3, 1, 9000, MOA_KV_F16}, 70},     {{128, 5, 1, 1, 4097, MOA_KV_F16}, 2},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    for (size_t i = (size_t)part; i < sizeof cases / sizeof *cases; i += (size_t)n_part)
         check_prefill_shape(&cases[i].s, cases[i].n_tok, 1, reference, cuda);
     /* sizes that a half cannot hold */
     check_prefill_shape(&(shape){64, 3, 3, 1, 200, MOA_KV_F16}, 200, 1e-6f, reference, cuda);
@@ -909,6 +953,7 @@ static void bench_prefills(moa_backend *b) {
                 bench_prefill(b, layers[l].name, &s, 512, SPANS_DENSE,
                               0); /* what the engine's default chunk gives */
                 bench_prefill(b, layers[l].name, &s, 2048, SPANS_DENSE, 0);
+                bench_prefill(b, layers[l].name, &s, 32, SPANS_DENSE, 0); /* a short question about a long text */
             }
     }
     if (!*only) (void)unsetenv("MOASCOPE_CUDA_PREFILL");
@@ -955,6 +1000,32 @@ static void bench(moa_backend *b, const char *only, const char *type) {
     bench_prefills(b);
 }
 
+/* only: "driver", "attn_decode" or "attn_prefill"; NULL: all. part of n_part: of prefill's shapes, for several processes at once */
+static void check(moa_backend *reference, moa_backend *cuda, const char *only, int part, int n_part) {
+    if (!only || strcmp(only, "driver") == 0) {
+        check_upload(cuda);
+        check_memory(cuda);
+    }
+    if (!only || strcmp(only, "attn_decode") == 0) {
+        for (int v = 0; v < N_DECODE_VERSION; v++) {
+            (void)setenv("MOASCOPE_CUDA_DECODE", decode_versions[v], 1);
+            const int before = n_failed;
+            check_decode(reference, cuda);
+            check_shapes(reference, cuda);
+            check_recording(cuda);
+            (void)printf("decode attention %s: %d failed\n", decode_versions[v], n_failed - before);
+        }
+        check_decode_gone(reference, cuda);
+        (void)unsetenv("MOASCOPE_CUDA_DECODE");
+    }
+    if (!only || strcmp(only, "attn_prefill") == 0) {
+        const int before = n_failed;
+        check_prefill(reference, cuda, part, n_part);
+        check_prefill_gone(cuda);
+        (void)printf("prefill attention: %d failed\n", n_failed - before);
+    }
+}
+
 int main(int argc, char **argv) {
     const bool timing = argc > 1 && strcmp(argv[1], "--bench") == 0;
     moa_err err = {0};
@@ -973,21 +1044,9 @@ int main(int argc, char **argv) {
     } else {
         moa_backend *reference = open_device("cpu", true, &err);
         if (!reference) must(MOA_E_FAILED, &err, "opening the CPU");
-        check_upload(cuda);
-        check_memory(cuda);
-        for (int v = 0; v < N_DECODE_VERSION; v++) {
-            (void)setenv("MOASCOPE_CUDA_DECODE", decode_versions[v], 1);
-            const int before = n_failed;
-            check_decode(reference, cuda);
-            check_shapes(reference, cuda);
-            check_recording(cuda);
-            (void)printf("decode attention %s: %d failed\n", decode_versions[v], n_failed - before);
-        }
-        check_decode_gone(reference, cuda);
-        (void)unsetenv("MOASCOPE_CUDA_DECODE");
-        const int before = n_failed;
-        check_prefill(reference, cuda);
-        (void)printf("prefill attention: %d failed\n", n_failed - before);
+        const int n_part = argc > 4 ? atoi(argv[4]) : 1, part = argc > 4 ? atoi(argv[3]) : 0;
+        if (part < 0 || part >= n_part) must(MOA_E_USAGE, &(moa_err){.text = "PART N: 0 to N - 1 of N"}, argv[3]);
+        check(reference, cuda, argc > 2 && strcmp(argv[1], "--only") == 0 ? argv[2] : NULL, part, n_part);
         moa_backend_close(&reference);
         (void)printf("test_ops_cuda: %d checks, %d failed\n", n_check, n_failed);
     }
