@@ -31,7 +31,7 @@
  *   version   idea                                             H100, f16 cache, TFLOP/s of the visible pairs, dense: Llama-3-8B 2k, 8k,
  *                                                              32k; SmolLM2 2k, 8k, 32k
  *   v1        float32 FMA (attn_prefill.cu)                    25 32 -    14 24 -
- *   v2        this, 1 part: $MOASCOPE_CUDA_PREFILL=v2          235 316 323    85 227 285                                        <- default
+ *   v2        this, 1 part: $MOASCOPE_CUDA_PREFILL=v2          235 316 323    85 227 285                                <- default but for v3
  *   v2x       this, 2 parts                                    180 228 238    73 192 230
  *   the probe adds 72 % (statistics) and 84 % (and the histogram) to v2 at 8k: only where a run is watched
  *   measured 2026-11-24 with  test_ops_cuda --bench attn_prefill  (docs/measurements/2026-11-24-h100-v2.md)             */
