@@ -588,20 +588,15 @@ template <typename T> static moa_status attend(moa_cuda *c, const moa_args_attn_
     return MOA_OK;
 }
 
-/* $MOASCOPE_CUDA_DECODE: v1, v2, v3, or auto, the default: v3 up to AUTO_V3_BYTES, beyond them v2, but v1 where a KV head serves one query
- * head (measured above). Asked each time, so that one process can compare them. Shapes that v3 has not are v2's, those that v2 has not v1's. */
-static const size_t AUTO_V3_BYTES = (size_t)96 << 20; /* of the pages that the sequences may come to hold */
+/* $MOASCOPE_CUDA_DECODE: v1, v2, or auto, the default: v2. Asked each time, so that one process can compare them. Shapes and types that
+ * v2 has not are v1's. */
 static moa_status attend_fast(moa_cuda *c, const moa_args_attn_decode *a, bool *taken, moa_err *err) {
     const char *name = getenv("MOASCOPE_CUDA_DECODE");
-    const bool automatic = !name || !*name || strcmp(name, "auto") == 0, v3 = !automatic && strcmp(name, "v3") == 0;
     *taken = false;
-    if (!automatic && !v3 && strcmp(name, "v1") != 0 && strcmp(name, "v2") != 0)
-        return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_DECODE is \"%s\": v1, v2, v3 or auto", name);
-    if (!automatic && strcmp(name, "v1") == 0) return MOA_OK;
-    if (v3 || automatic)
-        MOA_RETURN(moa_cuda_decode_v3(c, a, automatic ? AUTO_V3_BYTES : SIZE_MAX, taken, err));
-    if (*taken || (automatic && a->n_head == a->kv.n_head_kv)) return MOA_OK;
-    return moa_cuda_decode_v2(c, a, taken, err);
+    if (!name || !*name || strcmp(name, "auto") == 0 || strcmp(name, "v2") == 0)
+        return moa_cuda_decode_v2(c, a, taken, err);
+    if (strcmp(name, "v1") == 0) return MOA_OK;
+    return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_DECODE is \"%s\": v1, v2 or auto", name);
 }
 
 struct decode_with {

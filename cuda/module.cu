@@ -20,6 +20,7 @@
 
 #include "core/base/size.h"
 #include "core/engine/cuda_fault.h"
+#include "cuda/attn_decode.cuh"
 #include "cuda/bwd.cuh"
 #include "cuda/matmul.cuh"
 
@@ -670,9 +671,10 @@ static moa_status start(moa_cuda *c, moa_err *err) {
     void *unused = nullptr;
     MOA_RETURN(moa_cuda_scratch(c, SCRATCH_BYTES, &unused, err));
     MOA_RETURN(allocate(c, BLAS_BYTES, "cuBLAS's workspace", &c->blas_space, err));
-    MOA_RETURN(
-        allocate(c, MOA_N_TICKET * sizeof *c->ticket, "counters", reinterpret_cast<void **>(&c->ticket), err));
+    MOA_RETURN(allocate(c, MOA_N_TICKET * sizeof *c->ticket + MOA_MAIL_BYTES, "counters and parts of attention",
+                        reinterpret_cast<void **>(&c->ticket), err));
     MOA_CU(c, cudaMemsetAsync(c->ticket, 0, MOA_N_TICKET * sizeof *c->ticket, c->stream));
+    MOA_CU(c, cudaMemsetAsync(moa_cuda_mail(c), 0xff, MOA_MAIL_BYTES, c->stream));
     cublasStatus_t s = cublasCreate(&c->blas);
     if (s == CUBLAS_STATUS_SUCCESS) s = cublasSetStream(c->blas, c->stream);
     if (s == CUBLAS_STATUS_SUCCESS) s = cublasSetWorkspace(c->blas, c->blas_space, BLAS_BYTES);

@@ -169,7 +169,7 @@ static void check_memory(moa_backend *b) {
 
 /* --- attention: shapes, recording, repeat --------------------------------------------------------------- */
 
-static const char *const decode_versions[] = {"v1", "v2", "v3"};
+static const char *const decode_versions[] = {"v1", "v2"};
 enum { N_DECODE_VERSION = sizeof decode_versions / sizeof *decode_versions };
 
 typedef struct shape {
@@ -701,6 +701,35 @@ static double bench_ceiling(moa_backend *b) {
     return (double)n * 12 / us * 1e-3;
 }
 
+/* GB/s of reading 1 GiB: the largest of each of 64 rows */
+static double bench_reading(moa_backend *b) {
+    enum { ROWS = 64 };
+    const int32_t n = 1 << 22, zero[ROWS] = {0};
+    int32_t most[ROWS];
+    moa_err err = {0};
+    void *recording = NULL;
+    const size_t bytes = (size_t)ROWS * (size_t)n * 4;
+    for (int i = 0; i < ROWS; i++)
+        most[i] = INT32_MAX;
+    float *x = take(b, bytes);
+    must(b->vt->zero(b, x, bytes, &err), &err, "zero");
+    int32_t *id = put(b, zero, sizeof zero), *pos = put(b, zero, sizeof zero), *limit = put(b, most, sizeof most),
+            *log = put(b, zero, sizeof zero);
+    const moa_args_argmax a = {.logits = x, .id = id, .pos = pos, .limit = limit, .log = log, .n_seq = ROWS, .n_vocab = n, .log_stride = 1};
+    must(b->vt->argmax(b, &a, &err), &err, "argmax"); /* the workspace grows before the recording */
+    must(b->vt->record_begin(b, &err), &err, "record_begin");
+    for (int i = 0; i < 4; i++)
+        must(b->vt->argmax(b, &a, &err), &err, "argmax");
+    must(b->vt->record_end(b, &recording, &err), &err, "record_end");
+    const double us = time_recording(b, recording, 4);
+    b->vt->recording_free(b, recording);
+    void *all[] = {x, id, pos, limit, log};
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+        b->vt->free(b, all[k]);
+    (void)printf("read\t1 GiB\t%.1f us\t%.0f GB/s\n", us, (double)bytes / us * 1e-3);
+    return (double)bytes / us * 1e-3;
+}
+
 /* spans of a layer with two rules, whole groups, around the density: bytes of K and V that have to be read */
 static double set_spans(problem *p, double density) {
     const shape *s = &p->s;
@@ -749,12 +778,13 @@ static void bench_decode(moa_backend *b, const char *name, const shape *s, doubl
             b->vt->recording_free(b, recording);
         }
     (void)unsetenv("MOASCOPE_CUDA_DECODE");
-    (void)printf("attn_decode\t%s %d/%d x %d\tB %d\tN %d\tdensity %.2f\t%.1f MB", name,
-                 s->group * s->n_head_kv, s->n_head_kv, s->d_head, s->n_seq, s->n_tok, density, bytes * 1e-6);
     for (int v = 0; v < N_DECODE_VERSION; v++)
-        (void)printf("\t%s %.1f us %.0f %%\tprobe %.1f us", decode_versions[v], us[v][0],
-                     100 * bytes / us[v][0] * 1e-3 / ceiling, us[v][1]);
-    (void)printf("\n");
+        for (int probe = 0; probe < 2; probe++)
+            (void)printf("attn_decode\t%s %d/%d x %d\tB %d\tN %d\tdensity %.2f\t%s\tstatistics %s\t%.1f MB\t%.2f us\t%.0f "
+                         "GB/s\t%.0f %%\n",
+                         name, s->group * s->n_head_kv, s->n_head_kv, s->d_head, s->n_seq, s->n_tok, density,
+                         decode_versions[v], probe ? "on" : "off", bytes * 1e-6, us[v][probe], bytes / us[v][probe] * 1e-3,
+                         100 * bytes / us[v][probe] * 1e-3 / ceiling);
     (void)fflush(stdout);
     for (int c = 0; c < copies; c++)
         problem_close(&p[c]);
@@ -960,7 +990,7 @@ static void bench_prefills(moa_backend *b) {
 }
 
 /* the layers that other libraries' decode kernels were timed on, then those of the models at hand */
-static void bench_decodes(moa_backend *b, double ceiling) {
+static void bench_decodes(moa_backend *b, const char *only, double ceiling) {
     static const struct {
         const char *name;
         shape s;
@@ -983,6 +1013,7 @@ static void bench_decodes(moa_backend *b, double ceiling) {
         {"Vicuna-7B", {128, 1, 32, 32, 8192, MOA_KV_F16}, false, true},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        if (only && strcmp(only, rows[i].name) != 0) continue;
         if (rows[i].dense) bench_decode(b, rows[i].name, &rows[i].s, 1, ceiling);
         if (rows[i].half) bench_decode(b, rows[i].name, &rows[i].s, 0.5, ceiling);
     }
@@ -993,7 +1024,7 @@ static void bench(moa_backend *b, const char *only, const char *type) {
                matmul = !only || strcmp(only, "matmul") == 0,
                attn_prefill = !only || strcmp(only, "attn_prefill") == 0;
     const double ceiling = bench_ceiling(b);
-    if (attn_decode) bench_decodes(b, ceiling);
+    if (attn_decode) bench_decodes(b, type, fmax(ceiling, bench_reading(b)));
     if (matmul) bench_matmuls(b, ceiling);
     if (only && strcmp(only, "products") == 0) bench_products(b, type, ceiling);
     if (!attn_prefill) return;

@@ -94,8 +94,18 @@ def flex(torch, report, case, args):
     report.row("torch flex_attention", case, [t / copies for t in times])
 
 
+PEERS = {"flash": lambda *a: sdpa(*a, "torch flash, one call a span", "FLASH_ATTENTION"),
+         "cudnn": lambda *a: sdpa(*a, "torch cudnn, one call a span", "CUDNN_ATTENTION"),
+         "varlen": varlen, "flex": flex}
+
+
 def main():
-    args = peer.arguments("PyTorch's decode attention under unequal spans.", HOW).parse_args()
+    p = peer.arguments("PyTorch's decode attention under unequal spans.", HOW)
+    p.add_argument("--only", default=",".join(PEERS), help="which of %s, comma-separated" % ", ".join(PEERS))
+    args = p.parse_args()
+    wanted = args.only.split(",")
+    if set(wanted) - set(PEERS):
+        p.error("--only %s: of %s" % (args.only, ", ".join(PEERS)))
     report = peer.Report(args, "torch")
     if args.dry_run:
         for case in peer.cases(args):
@@ -103,14 +113,11 @@ def main():
         return report.save()
     torch = peer.torch_or_none(report)
     for case in peer.cases(args) if torch else []:
-        for name, run in (("torch flash, one call a span", lambda: sdpa(torch, report, case, args, "torch flash, one call a span", "FLASH_ATTENTION")),
-                          ("torch cudnn, one call a span", lambda: sdpa(torch, report, case, args, "torch cudnn, one call a span", "CUDNN_ATTENTION")),
-                          ("torch varlen_attn", lambda: varlen(torch, report, case, args)),
-                          ("torch flex_attention", lambda: flex(torch, report, case, args))):
+        for name in wanted:
             try:
-                run()
+                PEERS[name](torch, report, case, args)
             except Exception as e:  # a peer that cannot do it is a result, too
-                report.absent(name, "%s: %s" % (type(e).__name__, e), case)
+                report.absent("torch " + name, "%s: %s" % (type(e).__name__, e), case)
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
     report.save()
