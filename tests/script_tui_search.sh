@@ -261,6 +261,92 @@ S
 has log.txt "does not fit the task"
 has_re odd.txt "1 Calibrate +done"
 
+# --- rounds: heads that stand in for one another are told apart; each round is a line; stopped, gone on with, stopped with the engine
+play 120x40 "$FAST stand_in=0.5 item_ms=15" <<'S' || fail "exit code $?: $(cat err)"
+:sync loaded
+8
+:step set validate-length 1024
+:step set measure joint
+:step set loss cross-entropy
+:dump loss.txt
+:step set loss margin
+:step set rounds 5
+o
+:sync rounds
+:dump rounds.txt
+7
+:dump log.txt
+8
+Tab
+Enter
+:plan save round.json
+:step rounds 1
+:wait 0.08
+:dump going.txt
+C-c
+:sync stopped
+:dump stopped.txt
+:step set rounds 2
+o
+:sync more
+:dump more.txt
+t
+:sync tried
+:dump tried.txt
+:step set density 40%
+:dump old.txt
+o
+:sync anew
+:dump anew.txt
+S
+has_re loss.txt "loss +cross-entropy"
+has_re rounds.txt "5 Rounds +done"
+has_re rounds.txt "at most +5 more"
+has_re rounds.txt "★round [1-5][ab] +50%"
+has_re log.txt "Round 1 of 5: 1a 2\.0[0-9]+ \(predicted \+0\.[0-9]+\), 1b 2\.0[0-9]+"
+has_re log.txt "Rounds: (done|no better plan is near)\. Best: round [1-5][ab]"
+has_re going.txt "5 Rounds +1/1 [0-9]+%"
+has_re stopped.txt "5 Rounds +stopped, kept"
+has_re more.txt "5 Rounds +done"
+has_re tried.txt "6 Try +done"
+has_re tried.txt "Passkey at 2048 tokens: round [0-9][ab] [0-5] of 5"
+has_re old.txt "5 Rounds +to do again"
+has_re anew.txt "5 Rounds +done"
+has_re anew.txt "★round [12][ab] +40%"
+# the best of the rounds is better than the front's best by the law itself, and within the density at every length
+python3 - log.txt rounds.txt round.json <<'P' || fail "what the rounds came to"
+import json, re, sys
+log, screen = (open(x).read() for x in sys.argv[1:3])
+front = float(re.search(r"Best: plan \d, cross-entropy (\d\.\d+)", log).group(1))
+best = float(re.search(r"★round \S+ +50% +\S+ +\S+ +(\S+)", screen).group(1))
+assert best < front - .005, (front, best)
+p = json.load(open(sys.argv[3]))
+a, b = p["alphas"], p["betas"]
+for n in (512, 1024, 2048):
+    kept = sum(max((int(max(min(int(a[l][g * 3 + k] + b[l][g * 3 + k] * n), n), 128)) + 63) // 64 * 64 for k in range(3)) for l in range(8) for g in range(2)) / (16 * n)
+    assert .4 <= kept <= .5 + 1e-9, (n, kept)
+P
+play 80x24 "$FAST stand_in=0.5 item_ms=20" <<'S' && fail "rounds went on without an engine"
+:sync loaded
+8
+:step set validate-length 1024
+A
+:sync valid
+o
+:wait 0.1
+:engine stop
+:wait 0.2
+:dump gone.txt
+:step set rounds 40
+:dump refused.txt
+o
+:dump dead.txt
+S
+has_re gone.txt "5 Rounds +failed"
+has_re gone.txt "plan 6 .*2\.0"
+has refused.txt "rounds: from 1 to 12"
+has_re dead.txt "engine"
+
 # --- influence from a file; the reference's shape; other shapes are refused
 python3 - <<'P'
 import struct, zipfile

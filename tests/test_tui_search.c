@@ -258,10 +258,83 @@ static void test_many_lengths(void **state) {
     (void)unlink(path);
 }
 
+/* --- rounds: refusals, an engine that is not there, results that do not fit, what is kept when it stops ------------------------------------ */
+
+static tui_found round_plan(const char *name, double span) {
+    tui_found f = {.valid = (double)NAN, .gap = (double)NAN, .predicted = .1};
+    (void)snprintf(f.name, sizeof f.name, "%s", name);
+    assert_int_equal(moa_plan_uniform(&f.plan, LAYERS, HEADS, (moa_rule){span, 0}, NULL), MOA_OK);
+    return f;
+}
+
+/* a round whose two candidates are being validated; the front's one plan has 2 nats */
+static tui_app *in_a_round(void) {
+    tui_app *app = app_open(TUI_STEP_SEARCH);
+    tui_planner *p = app->planner;
+    const double gap = 0;
+    moa_plan *plan;
+    moa_err err = {0};
+    assert_int_equal(tui_rounds_start(app, &err), MOA_E_FAILED); /* no plan */
+    p->lengths[0] = 1024;
+    tui_influence_put(p, flat(1024));
+    assert_int_equal(moa_plan_uniform(&plan, LAYERS, HEADS, (moa_rule){512, 0}, NULL), MOA_OK);
+    tui_planner_solved(app, MOA_OK, "", &plan, &gap, 1);
+    p->best = 0;
+    p->found[0].valid = 2;
+    assert_int_equal(tui_rounds_start(app, &err), MOA_E_FAILED); /* it is not validated */
+    p->steps[TUI_STEP_CALIBRATE].state = p->steps[TUI_STEP_PROFILE].state = p->steps[TUI_STEP_VALIDATE].state = TUI_STEP_DONE;
+    p->lengths[0] = 512;
+    assert_int_equal(tui_rounds_start(app, &err), MOA_E_FAILED); /* influence is of another length */
+    assert_null(p->rounds);
+    p->lengths[0] = 1024;
+    p->n_round = 2;
+    assert_int_equal(tui_rounds_start(app, &err), MOA_OK); /* there is no engine to ask: the step has failed, all else is there */
+    assert_int_equal(p->running, -1);
+    assert_int_equal(p->steps[TUI_STEP_ROUNDS].state, TUI_STEP_FAILED);
+    const tui_found a = round_plan("round 1a", 256), b = round_plan("round 1b", 384);
+    assert_true(tui_planner_add(app, &a) && tui_planner_add(app, &b));
+    assert_string_equal(p->found[p->n_found].name, "uniform"); /* still behind the plans */
+    p->rounds->from = 1, p->rounds->n_new = 2, p->rounds->there = true;
+    p->rounds->phase = TUI_ROUND_VALIDATE;
+    p->rounds->n_sum = 2;
+    p->running = TUI_STEP_ROUNDS;
+    p->steps[TUI_STEP_ROUNDS].state = TUI_STEP_RUNS;
+    p->job = JOB;
+    return app;
+}
+
+static void test_rounds(void **state) {
+    (void)state;
+    const int32_t at = 1536, n[] = {3, 3, 3}, right[] = {0, 0, 0};
+    for (int what = 0; what < 4; what++) {
+        tui_app *app = in_a_round();
+        tui_planner *p = app->planner;
+        layer x;
+        const double loss[] = {1.5, what == 2 ? (double)NAN : 1.25, 9};
+        const uint32_t n_plan = what == 0 ? 3 : 2;
+        const moa_msg_result m = {.kind = MOA_WIRE_VALIDATE, .state = what == 1 ? MOA_WIRE_CANCELLED : MOA_WIRE_FINISHED, .lengths = {&at, 1}, .n_plan = (int32_t)n_plan, .n_want = 3,
+                                  .n = {n, n_plan}, .right = {right, n_plan}, .loss = {loss, n_plan}};
+        layer_make(&x, 0, false); /* influence while plans are judged */
+        assert_true(tui_planner_influence(app, JOB, &x.m));
+        assert_null(p->incoming);
+        assert_false(tui_planner_result(app, 0, &m)); /* job 0 is nobody's */
+        if (what == 3) tui_planner_forget_engine(app, "it ended");
+        else assert_true(tui_planner_result(app, JOB, &m));
+        assert_int_equal(p->running, -1);
+        assert_int_equal(p->n_found, 3);
+        assert_int_equal(p->steps[TUI_STEP_ROUNDS].state, what == 1 ? TUI_STEP_PART : TUI_STEP_FAILED); /* after 2: no engine for the next */
+        assert_int_equal(p->best, what == 2 ? 1 : 0);
+        assert_int_equal(p->rounds->round, what == 2 ? 2 : 1);
+        assert_true(isnan(p->found[2].valid) && isnan(p->found[1].valid) == (what != 2));
+        app_close(app);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_influence), cmocka_unit_test(test_result),       cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_solver),    cmocka_unit_test(test_many_lengths), cmocka_unit_test(test_file_meanwhile),
+        cmocka_unit_test(test_rounds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -468,26 +468,16 @@ static void name_lengths(tui_planner *p) {
     for (int k = 0; k < p->n_influence; k++) p->found_lengths[k] = p->influence[k]->n_tok;
 }
 
-/* what a round's influence predicted stays, at the lengths it was of */
-static void figure_again(tui_app *app, tui_found *f, bool same_lengths) {
-    double loss[TUI_FIND_LENGTHS];
-    memcpy(loss, f->loss, sizeof loss);
-    figure(app, f);
-    for (int i = 0; f->of_round && i < TUI_FIND_LENGTHS; i++) f->loss[i] = same_lengths ? loss[i] : (double)NAN;
-}
-
 static void refigure(tui_app *app) {
     tui_planner *p = app->planner;
-    bool same = p->n_found_length == p->n_influence;
-    for (int i = 0; same && i < p->n_influence; i++) same = p->found_lengths[i] == p->influence[i]->n_tok;
-    for (int i = 0; i < p->n_found + p->n_reference; i++) figure_again(app, &p->found[i], same);
+    for (int i = 0; i < p->n_found + p->n_reference; i++) figure(app, &p->found[i]);
     name_lengths(p); /* influence of other lengths may have come since the search */
 }
 
 static bool add_reference(tui_app *app, const char *name, moa_rule rule) {
     tui_planner *p = app->planner;
     tui_found *f = &p->found[p->n_found + p->n_reference];
-    *f = (tui_found){.gap = (double)NAN, .valid = (double)NAN};
+    *f = (tui_found){.gap = (double)NAN, .valid = (double)NAN, .predicted = (double)NAN};
     (void)snprintf(f->name, sizeof f->name, "%s", name);
     if (moa_plan_uniform(&f->plan, app->model.n_layer, app->model.n_head, rule, NULL) != MOA_OK) return false;
     p->n_reference++;
@@ -500,7 +490,7 @@ static void take_found(tui_app *app, moa_plan **plans, const double *gaps, int n
     found_clear(p);
     for (int k = 0; k < n; k++) {
         tui_found *f = &p->found[p->n_found++];
-        *f = (tui_found){.plan = plans[k], .gap = gaps[k], .valid = (double)NAN};
+        *f = (tui_found){.plan = plans[k], .gap = gaps[k], .valid = (double)NAN, .predicted = (double)NAN};
         (void)snprintf(f->name, sizeof f->name, "plan %d", k + 1);
         figure(app, f);
     }
@@ -515,6 +505,7 @@ bool tui_planner_add(tui_app *app, const tui_found *f) {
     tui_found *at = &p->found[p->n_found];
     memmove(at + 1, at, (size_t)p->n_reference * sizeof *at);
     *at = *f;
+    figure(app, at);
     if (p->selected >= p->n_found) p->selected++; /* a reference */
     for (int k = 0; k < 3; k++) p->try_plans[k] += p->try_plans[k] >= p->n_found;
     p->n_found++;

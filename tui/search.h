@@ -82,7 +82,7 @@ typedef struct tui_found {
     double gap;                     /* certificate of the solver, share; NAN: none */
     double valid;                   /* cross-entropy on held-out items, nats; NAN: not yet */
     int32_t n_try, n_right;         /* passkey */
-    bool of_round;                  /* loss is what its round's influence predicted */
+    double predicted;               /* by its round's influence, mean over the lengths, nats; NAN: not of a round */
 } tui_found;
 
 /* rounds: the way goes on from the best plan of the front, whose influence, of full attention, is the first of the mean */

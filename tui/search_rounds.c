@@ -6,7 +6,7 @@
  *           validate what is new        engine: TASK  -> cross-entropy on the items of step 4; the better of them is profiled next
  *
  * What is added up, searched and decided is plans/rounds.h, as in `moascope refine`. Candidates stand behind the front's plans, "round 2b",
- * with the loss their own influence predicts, and are plans like these. C-c keeps the rounds that are done; the same step goes on from them
+ * and are plans like these: their columns are of full attention's influence, by the measure set; what their round's predicts, the log says. C-c keeps the rounds that are done; the same step goes on from them
  * as long as the front is the same. */
 #include <math.h>
 #include <stdio.h>
@@ -58,7 +58,7 @@ static void end(tui_app *app, tui_step_state state, const char *text) {
                 best->name, best->valid, p->valid_at, p->found[p->n_found].valid, p->found[p->n_found + 1].valid);
     }
     if (state == TUI_STEP_PART && p->rounds->n_sum <= 1) state = TUI_STEP_TODO; /* nothing of a round is there */
-    if (state != TUI_STEP_FAILED && p->found[p->best].of_round && p->steps[TUI_STEP_TRY].state == TUI_STEP_DONE) p->steps[TUI_STEP_TRY].state = TUI_STEP_OLD;
+    if (state != TUI_STEP_FAILED && !isnan(p->found[p->best].predicted) && p->steps[TUI_STEP_TRY].state == TUI_STEP_DONE) p->steps[TUI_STEP_TRY].state = TUI_STEP_OLD;
     tui_planner_end(app, state);
 }
 
@@ -153,12 +153,8 @@ void tui_rounds_solved(tui_app *app, moa_status s, const char *text, moa_found *
     tui_rounds *r = p->rounds;
     const bool ours = p->running == TUI_STEP_ROUNDS && r && r->phase == TUI_ROUND_SEARCH;
     for (int i = 0; i < n; i++) {
-        tui_found f = {.plan = found[i].plan, .gap = found[i].gap, .valid = (double)NAN, .of_round = true};
+        tui_found f = {.plan = found[i].plan, .gap = found[i].gap, .valid = (double)NAN, .predicted = found[i].mean};
         found[i].plan = NULL;
-        for (int k = 0; ours && k < r->way.n_length; k++) {
-            f.loss[k] = found[i].loss[k];
-            f.density[k] = moa_plan_describe(f.plan, r->lengths[k], app->model.n_head_kv).kv_density_grouped;
-        }
         if (ours) (void)snprintf(f.name, sizeof f.name, r->round < 10 ? "round %d%c" : "round%d%c", r->round, i == 0 ? 'a' : 'b');
         if (s == MOA_OK && ours && is_new(p, f.plan) && tui_planner_add(app, &f)) r->n_new++;
         else moa_plan_close(&f.plan);
@@ -182,7 +178,7 @@ static void profiled(tui_app *app, bool whole) {
 static void judged(tui_app *app, bool whole) {
     tui_planner *p = app->planner;
     tui_rounds *r = p->rounds;
-    char list[64] = "";
+    char list[96] = "", t[24];
     int next = -1;
     const int best = p->best;
     for (int i = r->from; i < r->from + r->n_new; i++) {
@@ -190,7 +186,7 @@ static void judged(tui_app *app, bool whole) {
         const size_t at = strlen(list);
         if (!whole) f->valid = (double)NAN; /* of other items than those it would be compared with */
         if (isnan(f->valid)) continue;
-        (void)snprintf(list + at, sizeof list - at, "%s%d%c %.3f", at ? ", " : "", r->round, f->name[strlen(f->name) - 1], f->valid);
+        (void)snprintf(list + at, sizeof list - at, "%s%d%c %.3f (predicted %s)", at ? ", " : "", r->round, f->name[strlen(f->name) - 1], f->valid, tui_loss_text(t, f->predicted));
         if (next < 0 || f->valid < p->found[next].valid) next = i;
         if (isnan(p->found[p->best].valid) || f->valid < p->found[p->best].valid) p->best = p->selected = i;
     }
