@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The search screen played from scripts against the scripted engine: every step, settings, locks, stops, an engine that dies or lies, influence on
 # the other screens, files. $1: the build folder. Figures on the screen are computed again here from the files the program wrote.
+data=$(cd "$(dirname "$0")/data" && pwd)
 . "$(dirname "$0")/play_lib.sh" "$1"
 command -v python3 > /dev/null || { echo "skipped: no python3"; exit 77; }
 FAST="tok_s=0 prefill_tok_s=0 'shape=8 6 2 16 1000 8192'"
@@ -346,6 +347,38 @@ has_re gone.txt "5 Rounds +failed"
 has_re gone.txt "plan 6 .*2\.0"
 has refused.txt "rounds: from 1 to 12"
 has_re dead.txt "engine"
+
+# --- the real engine on a tiny model: all steps and two rounds; the best plan's loss is what `validate` says of the file on the same items
+cat > script <<'S'
+:sync loaded
+8
+:step set lengths 512,640
+:step set items 2
+:step set kinds passkey,needle
+:step set validate-length 700
+:step set validate-items 2
+:step set try-length 700
+:step rounds 2
+:sync rounds
+:dump real.txt
+Tab
+Enter
+:plan save plans/plan_01.json
+S
+mkdir plans
+timeout 100 "$moascope" "$data/tiny_llama.gguf" --no-restore --device cpu --size 160x40 --script script > out 2> err || fail "the real engine: exit code $?: $(cat err)"
+has_re real.txt "5 Rounds +done"
+has_re real.txt "round 1[ab] +[45][0-9]%"
+{ "$moascope" calibrate "$data/tiny_llama.gguf" --synthetic passkey,needle --lengths 700 --items 2 -n 48 -s 1001 --device cpu -q -o held.jsonl &&
+  "$moascope" validate "$data/tiny_llama.gguf" --plans plans --data held.jsonl --length 700 --device cpu -q --json valid.json > out; } 2> err || fail "validate: $(cat err)"
+python3 - real.txt valid.json <<'P' || fail "the loss of the best plan"
+import json, re, sys
+shown = re.search(r"★(\S+ \S+) +\d+% +\S+ +\S+ +(\S+)", open(sys.argv[1]).read())
+text = json.dumps(json.load(open(sys.argv[2])))
+losses = [float(x) for x in re.findall(r'"loss": ([0-9.]+)', text)]
+assert any(abs(float(shown.group(2)) - x) <= 6e-4 for x in losses), (shown.groups(), losses)
+assert max(losses) - min(losses) > .01, losses # full attention is another figure
+P
 
 # --- influence from a file; the reference's shape; other shapes are refused
 python3 - <<'P'
