@@ -539,7 +539,7 @@ static moa_status turn_axes(tui_app *app, const tui_args *a, moa_err *err) {
 static const tui_command commands[] = {
     {"next step", "s", NULL, "run the next step that is not done", "step", NULL, 0, next_step, NULL},
     {"all steps", "A", NULL, "run all steps that are not done, to the validated plan", "all", NULL, 0, all_steps, NULL},
-    {"rounds", "o", NULL, "what is not done, then rounds: profile under the best plan, search near it, validate", "rounds", NULL, 0, more_rounds, NULL},
+    {"rounds", "o", NULL, "rounds: profile under the best plan, search near it, validate, again", "rounds", NULL, 0, more_rounds, NULL},
     {"try", "t", NULL, "passkey under the best plan, uniform windows as large, full attention", "passkey", NULL, 0, try_step, NULL},
     {"enter", "Enter", NULL, "run this step, type this setting, or make this plan the one being edited", "run/set/open", NULL, 0, enter, NULL},
     {"up", "k Up", NULL, "the row, plan or layer above", NULL, NULL, TUI_CMD_COUNT, go_up, NULL},
