@@ -825,7 +825,7 @@ const tui_command tui_commands[] = {
     {"unmark", NULL, "[SELECTOR]", "take marks away, all of them without a selector", NULL, NULL, TUI_CMD_EDIT, run_unmark, complete_selector},
     {"set", NULL, "NAME VALUE", "settings: n gen temp top_k top_p min_p seed chat budget ramp", NULL, NULL, 0, run_set, complete_setting},
     {"step", NULL, "[next|all|stop|NAME]", "run a step of the search, as screen 8 does; stop keeps what it has", NULL, NULL, 0, run_step, complete_step},
-    {"step set", NULL, "NAME VALUE", "settings of the search: lengths items loss measure density per rounds ...", NULL, NULL, 0, run_step_set, complete_step_set},
+    {"step set", NULL, "NAME VALUE", "settings of the search: lengths items kinds loss measure density per rounds", NULL, NULL, 0, run_step_set, complete_step_set},
     {"step docs", NULL, "FILE...|none", "documents that calibration items are made of: .txt, .md, .jsonl, folders", NULL, NULL, 0, run_step_docs, complete_file},
     {"lock", "gL", "[SELECTOR]", "the search keeps the rules of these heads (the marked ones, or this one)", NULL, NULL, 0, run_lock, complete_selector},
     {"unlock", "gU", "[SELECTOR]", "the search may choose their rules again; all heads without a selector", NULL, NULL, 0, run_unlock, complete_selector},
