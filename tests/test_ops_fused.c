@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/engine/backend.h"
+#include "ops_blocks.h"
 
 enum { SKIP = 77, REF = 0, DEV = 1, MAX_MEM = 24, MAX_WEIGHT = 8, GUARD = 64 };
 
@@ -28,7 +28,6 @@ static struct rig {
     mem mems[MAX_MEM];
     weight weights[MAX_WEIGHT];
     int n_mem, n_weight, n_case, n_failed, n_declined;
-    uint64_t rng;
     char label[200];
     double worst;
 } rig;
@@ -41,19 +40,6 @@ static void must(moa_status s, const moa_err *err) {
 static void fail(const char *what, double x) {
     rig.n_failed++;
     (void)printf("FAILED %s: %s (%g)\n", rig.label, what, x);
-}
-
-static uint32_t bits(void) {
-    rig.rng ^= rig.rng << 13;
-    rig.rng ^= rig.rng >> 7;
-    rig.rng ^= rig.rng << 17;
-    return (uint32_t)(rig.rng >> 32);
-}
-static float normal(void) { /* of variance 1, with an outlier now and then */
-    float sum = 0;
-    for (int i = 0; i < 4; i++)
-        sum += (float)(bits() >> 8) * 0x1p-24f - 0.5f;
-    return sum * 1.7320508f * (bits() % 101 == 0 ? 15.0f : 1.0f);
 }
 
 /* --- memory and weights on both sides ------------------------------------------------------------------------------------ */
@@ -108,41 +94,6 @@ static float *fetch(const mem *m, int side) {
     return image;
 }
 
-/* where the half-precision scales of a block lie, and their size */
-typedef struct scales {
-    moa_dtype type;
-    int at[2]; /* -1: none */
-    uint16_t size[2];
-} scales;
-static const scales places[] = {
-    {MOA_Q4_0, {0, -1}, {0x2100, 0}},     {MOA_Q4_1, {0, 2}, {0x2100, 0x2d00}},
-    {MOA_Q5_0, {0, -1}, {0x1d00, 0}},     {MOA_Q5_1, {0, 2}, {0x1d00, 0x2d00}},
-    {MOA_Q8_0, {0, -1}, {0x1400, 0}},     {MOA_Q4_K, {0, 2}, {0x0d00, 0x1800}},
-    {MOA_Q5_K, {0, 2}, {0x0b00, 0x1800}}, {MOA_Q6_K, {208, -1}, {0x0700, 0}},
-};
-static void fill_block(moa_dtype type, const moa_dtype_info *info, unsigned char *block) {
-    if (type == MOA_F32 || type == MOA_F16 || type == MOA_BF16) {
-        const float x = normal() * 0.05f;
-        uint32_t b;
-        memcpy(&b, &x, 4);
-        const uint16_t brain = (uint16_t)(b >> 16),
-                       half = (uint16_t)(0x2400u + bits() % 0x800u + (bits() & 1) * 0x8000u);
-        memcpy(block,
-               type == MOA_F32   ? (const void *)&x
-               : type == MOA_F16 ? (const void *)&half
-                                 : (const void *)&brain,
-               info->block_bytes);
-        return;
-    }
-    for (size_t i = 0; i < info->block_bytes; i++)
-        block[i] = (unsigned char)bits();
-    for (size_t p = 0; p < sizeof places / sizeof *places; p++)
-        for (int k = 0; k < 2; k++) {
-            const uint16_t scale =
-                (uint16_t)(places[p].size[k] + bits() % 0x200u + (bits() % 3 == 0) * 0x8000u);
-            if (places[p].type == type && places[p].at[k] >= 0) memcpy(block + places[p].at[k], &scale, 2);
-        }
-}
 static weight *new_weight(moa_dtype type, int32_t n_out, int32_t n_in) {
     const moa_dtype_info *info = moa_dtype_find((uint32_t)type);
     const size_t bytes = (size_t)n_out * ((size_t)n_in / info->block_len) * info->block_bytes;
@@ -163,7 +114,7 @@ static weight *new_weight(moa_dtype type, int32_t n_out, int32_t n_in) {
 
 static void begin(const char *label) {
     (void)snprintf(rig.label, sizeof rig.label, "%s", label);
-    rig.rng = 0x9e3779b97f4a7c15u + (uint64_t)rig.n_case * 77;
+    block_rng = 0x9e3779b97f4a7c15u + (uint64_t)rig.n_case * 77;
     rig.n_case++;
 }
 static void end(void) {
@@ -360,6 +311,46 @@ static void reference_qkv(const qkv_case *c, const moa_args_fused_qkv *a, const 
     CALL(REF, kv_store, .k = a->k, .v = v, .kv = a->kv, .seq = a->seq, .pos = a->rope.pos, .n_tok = 1);
 }
 
+/* element i of K (side 0) or V of a page's token */
+static double page_value(const qkv_case *c, const unsigned char *page, int side, int32_t token, int32_t i) {
+    const int32_t at = (side * MOA_PAGE_TOK + token) * c->d_head + i;
+    float f;
+    if (c->kv == MOA_KV_BF16) {
+        const uint32_t bits = (uint32_t)((const uint16_t *)(const void *)page)[at] << 16;
+        memcpy(&f, &bits, sizeof f);
+        return f;
+    }
+    const double code = ((const int8_t *)page)[at];
+    memcpy(&f, page + 2 * MOA_PAGE_TOK * c->d_head + 4 * token, sizeof f);
+    const int exponent = page[2 * MOA_PAGE_TOK * c->d_head + 4 * MOA_PAGE_TOK + i];
+    return side ? code * (double)f : exponent ? ldexp(code + 0.5, exponent - 127) : 0;
+}
+
+/* what the pages of bf16 or q8 hold: where a product's last bits differ, so may the code */
+static void compare_pages(const qkv_case *c, const mem *pool) {
+    const size_t bytes = moa_kv_page_bytes(c->kv, c->d_head);
+    float *a = fetch(pool, REF), *b = fetch(pool, DEV);
+    double error = 0, power = 0;
+    for (int32_t e = 0; e < N_PAGE * 2 * MOA_PAGE_TOK * c->d_head; e++) {
+        const int32_t per = 2 * MOA_PAGE_TOK * c->d_head, in_page = e % per, row = in_page / c->d_head;
+        const size_t at = (size_t)(e / per) * bytes;
+        const double x = page_value(c, (const unsigned char *)(a + GUARD) + at, row / MOA_PAGE_TOK, row % MOA_PAGE_TOK, in_page % c->d_head),
+                     y = page_value(c, (const unsigned char *)(b + GUARD) + at, row / MOA_PAGE_TOK, row % MOA_PAGE_TOK, in_page % c->d_head);
+        if (isnan(x) != isnan(y)) {
+            fail("a page's value is NaN on one side", e);
+            break;
+        }
+        if (isnan(x)) continue;
+        error += (x - y) * (x - y);
+        power += x * x;
+    }
+    const double nmse = error == 0 ? 0 : error / power;
+    if (!(nmse <= (c->kv == MOA_KV_Q8 ? 1e-4 : 1e-5))) fail("pages", nmse);
+    if ((c->gone || c->pos < 0) && memcmp(a, b, (pool->n + 2 * GUARD) * sizeof *a) != 0) fail("written without a place", 0);
+    free(a);
+    free(b);
+}
+
 static void check_qkv(const qkv_case *c) {
     char label[200];
     bool taken = false;
@@ -367,7 +358,7 @@ static void check_qkv(const qkv_case *c) {
                    moa_dtype_find((uint32_t)c->type[0])->name, moa_dtype_find((uint32_t)c->type[1])->name,
                    moa_dtype_find((uint32_t)c->type[2])->name, c->n_head, c->n_head_kv, c->d_head, c->n_in,
                    c->rope_dim, c->kind == MOA_ROPE_PAIRS ? "pairs" : "halves", c->pos,
-                   c->kv == MOA_KV_F16 ? " f16" : " f32", c->bias ? " bias" : "",
+                   (const char *const[]){" f16", " f32", " bf16", " q8"}[c->kv], c->bias ? " bias" : "",
                    c->factors ? " factors" : "", c->gone ? " page gone" : "");
     begin(label);
     const int32_t nq = c->n_head * c->d_head, nk = c->n_head_kv * c->d_head;
@@ -379,12 +370,14 @@ static void check_qkv(const qkv_case *c) {
     int32_t table[2 * 8 * MAX_PAGES], seq = 1;
     for (int i = 0; i < 2 * 8 * MAX_PAGES; i++)
         table[i] = c->gone ? -1 : (i * 7) % N_PAGE;
-    const size_t pool_floats =
-        (size_t)N_PAGE * 2 * MOA_PAGE_TOK * (size_t)c->d_head / (c->kv == MOA_KV_F16 ? 2 : 1);
+    const size_t pool_floats = N_PAGE * moa_kv_page_bytes(c->kv, c->d_head) / sizeof(float);
+    float *zero = calloc(pool_floats, sizeof *zero); /* q8: the exponents of earlier tokens are numbers */
+    if (!zero) abort();
     const mem *x = random_memory((size_t)c->n_in), *h = memory(NULL, (size_t)c->n_in),
               *q = memory(NULL, (size_t)nq), *k = memory(NULL, (size_t)nk), *v = memory(NULL, (size_t)nk),
-              *pool = memory(NULL, pool_floats), *tab = int_memory(table, 2 * 8 * MAX_PAGES),
+              *pool = memory(c->kv == MOA_KV_Q8 ? zero : NULL, pool_floats), *tab = int_memory(table, 2 * 8 * MAX_PAGES),
               *pos = int_memory(&c->pos, 1), *which = int_memory(&seq, 1);
+    free(zero);
     if (c->factors) factors = new_weight(MOA_F32, 1, c->rope_dim / 2);
     float *first[3] = {NULL, NULL, NULL};
     for (int side = 0; side < 3; side++) { /* the device twice */
@@ -398,6 +391,7 @@ static void check_qkv(const qkv_case *c) {
                                       .bv = bias ? bias_k->dev[s] : NULL,
                                       .q = q->dev[s],
                                       .k = k->dev[s],
+                                      .v = v->dev[s],
                                       .rope = {.pos = ints(pos, s),
                                                .freq_factors = factors ? factors->dev[s] : NULL,
                                                .d_head = c->d_head,
@@ -429,7 +423,10 @@ static void check_qkv(const qkv_case *c) {
             compare(q, false, 1e-6, "q");
             compare(k, false, 1e-6, "k");
         }
-        compare(pool, c->kv == MOA_KV_F16, 1e-6, "pages");
+        if (c->kv == MOA_KV_F16 || c->kv == MOA_KV_F32)
+            compare(pool, c->kv == MOA_KV_F16, 1e-6, "pages");
+        else
+            compare_pages(c, pool);
         same_bits(q, first[0], "q of a second run differs");
         same_bits(k, first[1], "k of a second run differs");
         same_bits(pool, first[2], "pages of a second run differ");
@@ -449,9 +446,10 @@ static void check_all_qkv(void) {
         c.kind = MOA_ROPE_HALVES, c.bias = true, c.type[2] = other, c.kv = MOA_KV_F32, c.pos = 64;
         check_qkv(&c);
         c.type[1] = other, c.d_head = 80, c.n_head = 4, c.n_head_kv = 4, c.rope_dim = 32, c.pos = 0;
+        c.kv = d % 2 ? MOA_KV_BF16 : MOA_KV_Q8;
         check_qkv(&c);
         c.kind = MOA_ROPE_PAIRS, c.d_head = 128, c.n_head = 8, c.n_head_kv = 1, c.rope_dim = 128,
-        c.factors = true, c.pos = 319;
+        c.factors = true, c.pos = 319, c.kv = d % 2 ? MOA_KV_Q8 : MOA_KV_BF16;
         check_qkv(&c);
     }
     qkv_case c = {{MOA_Q4_K, MOA_Q4_K, MOA_Q6_K},
@@ -473,6 +471,14 @@ static void check_all_qkv(void) {
     check_qkv(&c);
     c.gone = false, c.rope_dim = 0;
     check_qkv(&c);
+    for (c.kv = MOA_KV_BF16; c.kv <= MOA_KV_Q8; c.kv++) {
+        c.pos = 64, c.gone = false;
+        check_qkv(&c);
+        c.pos = -1;
+        check_qkv(&c);
+        c.pos = 100, c.gone = true;
+        check_qkv(&c);
+    }
 }
 
 int main(int argc, char **argv) {
