@@ -370,7 +370,15 @@ static inline void feed(rig *r, const int32_t *ids, int32_t n, int32_t chunk, fl
     must(moa_seq_forward(r->s, &f, err));
 }
 
-/* largest difference; NaN counts as infinite */
+/* plans a run of N = n and appends all ids in chunks; returns every token's logits (n, n_vocab), the caller's */
+static inline float *whole(rig *r, const moa_rule *rules, const int32_t *ids, int32_t n, int32_t chunk) {
+    float *rows = take((size_t)n * (size_t)r->shape->n_vocab, sizeof *rows);
+    moa_seq_reset(r->s);
+    must(moa_seq_plan(r->s, rules, NULL, n, 0, NULL, 0, err));
+    feed(r, ids, n, chunk, rows);
+    return rows;
+}
+
 /* |a - b| / |a|, as vectors */
 static inline double relative_error(const float *a, const float *b, int64_t n) {
     double error = 0, norm = 0;
@@ -382,6 +390,7 @@ static inline double relative_error(const float *a, const float *b, int64_t n) {
     return isnan(error) ? INFINITY : sqrt(error / (norm > 0 ? norm : 1));
 }
 
+/* largest difference; NaN counts as infinite */
 static inline double max_diff(const float *a, const float *b, int64_t n) {
     double d = 0;
     for (int64_t i = 0; i < n; i++) {

@@ -19,15 +19,6 @@ static double far_apart(const float *a, const float *b, int64_t n) {
 
 static const moa_engine_config f32 = {.kv_type = MOA_KV_F32, .chunk = 128};
 
-/* plans a run of N = n and appends all ids in chunks; returns every token's logits (n, n_vocab), the caller's */
-static float *whole(rig *r, const moa_rule *rules, const int32_t *ids, int32_t n, int32_t chunk) {
-    float *rows = take((size_t)n * (size_t)r->shape->n_vocab, sizeof *rows);
-    moa_seq_reset(r->s);
-    must(moa_seq_plan(r->s, rules, NULL, n, 0, NULL, 0, err));
-    feed(r, ids, n, chunk, rows);
-    return rows;
-}
-
 static void check_brute(const char *model, bool fast, moa_kv_type type, uint64_t seed, int what) {
     rig r = rig_open((rig_config){.model = model, .fast = fast, .engine = {.kv_type = type, .chunk = 128}});
     moa_pcg32 g = moa_pcg32_seed(seed, 1);

@@ -4,14 +4,6 @@
 
 enum { N_MAX = 400 };
 
-static float *whole(rig *r, const moa_rule *rules, const int32_t *ids, int32_t n, int32_t chunk) {
-    float *rows = take((size_t)n * (size_t)r->shape->n_vocab, sizeof *rows);
-    moa_seq_reset(r->s);
-    must(moa_seq_plan(r->s, rules, NULL, n, 0, NULL, 0, err));
-    feed(r, ids, n, chunk, rows);
-    return rows;
-}
-
 static double rms_diff(const float *a, const float *b, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
