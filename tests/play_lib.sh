@@ -16,7 +16,7 @@ unset NO_COLOR COLORTERM
 cd "$work" || exit 1
 bad=0
 fail() { echo "FAILED: $*"; bad=1; }
-play() { local size=$1 engine=$2; shift 2; cat > script; timeout 60 "$moascope" fake --no-restore --engine "$fake $engine" --size "$size" --script script "$@" > out 2> err; }
+play() { local size=$1 engine=$2; shift 2; cat > script; timeout 240 "$moascope" fake --no-restore --engine "$fake $engine" --size "$size" --script script "$@" > out 2> err; }
 has() { grep -qF -- "$2" "$1" || fail "$1 lacks: $2"; }
 lacks() { ! grep -qF -- "$2" "$1" || fail "$1 has: $2"; }
 has_re() { grep -qE -- "$2" "$1" || fail "$1 lacks: $2"; }

@@ -366,7 +366,7 @@ Enter
 :plan save plans/plan_01.json
 S
 mkdir plans
-timeout 100 "$moascope" "$data/tiny_llama.gguf" --no-restore --device cpu --size 160x40 --script script > out 2> err || fail "the real engine: exit code $?: $(cat err)"
+timeout 300 "$moascope" "$data/tiny_llama.gguf" --no-restore --device cpu --size 160x40 --script script > out 2> err || fail "the real engine: exit code $?: $(cat err)"
 has_re real.txt "5 Rounds +done"
 has_re real.txt "round 1[ab] +[45][0-9]%"
 { "$moascope" calibrate "$data/tiny_llama.gguf" --synthetic passkey,needle --lengths 700 --items 2 -n 48 -s 1001 --device cpu -q -o held.jsonl &&

@@ -44,11 +44,11 @@ static void check_brute(const char *model, bool fast, moa_kv_type type, uint64_t
 
 static void test_brute_force(void **state) {
     (void)state;
-    for (int m = 0; m < 2; m++)
-        for (int what = 0; what < 3; what++) {
-            check_brute(tiny_models[m], false, MOA_KV_F32, 11 + (uint64_t)what, what);
-            check_brute(tiny_models[m], true, MOA_KV_F32, 21 + (uint64_t)what, what);
-        }
+    for (int i = 0; i < 12; i += EVERY) {
+        const int what = i / 4;
+        const bool fast = i % 2;
+        check_brute(tiny_models[i / 2 % 2], fast, MOA_KV_F32, (fast ? 21 : 11) + (uint64_t)what, what);
+    }
     check_brute("tiny_quants", false, MOA_KV_F32, 5, 0);
     check_brute("tiny_llama", false, MOA_KV_F16, 6, 0);
 }

@@ -226,7 +226,7 @@ static void test_failures(void **state) {
     for (int i = 0; i < 40; i++) expected[i] = id = step(&p, &how, id);
     moa_seq_reset(p.r.s);
     must(moa_seq_forward(p.r.s, &(moa_forward){.ids = p.ids, .n = PROMPT}, err));
-    for (long nth = 1; nth < 500; nth += nth < 100 ? 1 : 13) {
+    for (long nth = 1; nth < 500; nth += nth < 100 ? EVERY : 13 * EVERY) {
         moa_err e = {0};
         moa_steady *d = NULL;
         moa_seq_reset(p.r.s);

@@ -28,12 +28,16 @@
 #include "core/engine/backend.h"
 
 #if defined(__has_feature)
-#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
+#if __has_feature(thread_sanitizer)
+#define SLOWEST 1
+#elif __has_feature(address_sanitizer)
 #define SLOW 1
 #endif
 #endif
-#if defined(SLOW) || defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-enum { EVERY = 7 }; /* prime to the loops' lengths, so that each value still occurs */
+#if defined(SLOWEST) || defined(__SANITIZE_THREAD__)
+enum { EVERY = 29 }; /* prime to the loops' lengths, so that each value still occurs */
+#elif defined(SLOW) || defined(__SANITIZE_ADDRESS__)
+enum { EVERY = 7 };
 #else
 enum { EVERY = 1 };
 #endif

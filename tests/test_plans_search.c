@@ -150,10 +150,17 @@ static int write_lp(uint64_t seed, int max_rules, const char *path) {
     return s != MOA_OK;
 }
 
+/* of the grids that whole searches are tested with, tokens, and instances of real size; fewer where a sanitizer slows the search */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { STEP = 512, N_SEED = 4 };
+#else
+enum { STEP = 256, N_SEED = 20 };
+#endif
+
 /* the gap asked for is reached, whatever the seed and the limit */
 static void test_real_size(void **state) {
     (void)state;
-    for (uint64_t seed = 1; seed <= 20; seed++)
+    for (uint64_t seed = 1; seed <= N_SEED; seed++)
         for (int32_t k = 0; k <= 2; k++) {
             const moa_solve_result r = solve_instance(seed, k, false);
             const double gap = moa_solve_gap(r.best, r.bound);
@@ -162,13 +169,6 @@ static void test_real_size(void **state) {
     const moa_solve_result caps = solve_instance(3, 2, true), both = solve_instance(3, 2, false);
     assert_true(caps.bound <= both.best); /* fewer bounds, no greater loss */
 }
-
-/* of the grids that whole searches are tested with, tokens; coarser where a sanitizer slows the search */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { STEP = 512 };
-#else
-enum { STEP = 256 };
-#endif
 
 /* --- enumeration ------------------------------------------------------------------------------------------------------------------ */
 
