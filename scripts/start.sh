@@ -7,7 +7,14 @@ set -eu
 cd "$(dirname "$0")/.."
 
 sh scripts/packages.sh run
-[ -f build/release/build.ninja ] || cmake --preset release -DMOA_TESTS=OFF
+if ! [ -f build/release/build.ninja ]; then
+    set_up=-DMOA_CUDA=AUTO
+    if ! [ -e /dev/nvidiactl ] && ! [ -e /dev/dxg ]; then # GPU code for every architecture would take many minutes
+        set_up=-DMOA_CUDA=OFF
+        echo "start.sh: no NVIDIA GPU here: built for the CPU alone (cmake --preset release -DMOA_CUDA=AUTO changes that)" >&2
+    fi
+    cmake --preset release -DMOA_TESTS=OFF $set_up
+fi
 cmake --build --preset release
 model=$(python3 scripts/fetch_model.py smollm2 | tail -n 1)
 

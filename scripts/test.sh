@@ -16,7 +16,8 @@ cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 for preset in ${*:-release asan tsan}; do
     echo "--- $preset" >&2
     start=$(date +%s)
-    set -- -DMOA_TESTS=ON # scripts/start.sh may have left a build without them
+    set -- -DMOA_TESTS=ON # scripts/start.sh may have left a build without them, and without GPU code
+    [ "$preset" = release ] && set -- "$@" -DMOA_CUDA=AUTO
     # a list chosen before, by hand or by start.sh, stays; where code for a GPU can only be compiled, one architecture will do
     if [ "$preset" = release ] && ! [ -e /dev/nvidiactl ] && ! [ -e /dev/dxg ] && command -v nvcc >/dev/null &&
         ! grep -q '^CMAKE_CUDA_ARCHITECTURES:' build/release/CMakeCache.txt 2>/dev/null; then
