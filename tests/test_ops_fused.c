@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "ops_blocks.h"
+#include "ops_half.h"
 
 enum { SKIP = 77, REF = 0, DEV = 1, MAX_MEM = 24, MAX_WEIGHT = 8, GUARD = 64 };
 
@@ -128,19 +129,6 @@ static void end(void) {
 }
 
 /* --- comparing ------------------------------------------------------------------------------------------------------------ */
-
-static double half_value(uint16_t h) {
-    const int e = h >> 10 & 31;
-    const double v = e == 31 ? NAN : e == 0 ? ldexp(h & 1023, -24) : ldexp((h & 1023) + 1024, e - 25);
-    return h & 0x8000 ? -v : v;
-}
-/* element i of a buffer's body and its guards */
-static double value(const float *image, size_t i, bool half) {
-    if (!half) return (double)image[i];
-    uint16_t h;
-    memcpy(&h, (const char *)image + 2 * i, 2);
-    return half_value(h);
-}
 
 /* the same elements are NaN on both sides; the others agree within limit */
 static void compare(const mem *m, bool half, double limit, const char *what) {

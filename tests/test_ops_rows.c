@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "core/engine/backend.h"
+#include "ops_half.h"
 #include "tests/ops_check.h"
 
 enum { SKIP = 77, GUARD = 32, MAX_PAGES = 4, N_SEQ = 5, MAX_TOK = 64 };
@@ -143,17 +144,6 @@ static void drop_weight(weight *w) {
 
 /* --- comparing ------------------------------------------------------------------------------------------------------------ */
 
-static double half_value(uint16_t h) {
-    const int e = h >> 10 & 31;
-    const double v = e == 31 ? NAN : e == 0 ? ldexp(h & 1023, -24) : ldexp((h & 1023) + 1024, e - 25);
-    return h & 0x8000 ? -v : v;
-}
-static double value(const float *x, size_t i, bool half) {
-    if (!half) return (double)x[i];
-    uint16_t h;
-    memcpy(&h, (const char *)x + 2 * i, 2);
-    return half_value(h);
-}
 /* n elements from `first` on */
 static void compare_row(const float *a, const float *b, size_t first, size_t n, bool half, double limit,
                         const char *what) {

@@ -14,6 +14,7 @@
 
 #include "ops_blocks.h"
 #include "ops_check.h"
+#include "ops_half.h"
 
 enum { SKIP = 77, REF = 0, DEV = 1, GUARD = 64, MAX_LAYER = 32, OWN_LAYER = 30, N_MATRIX = 7 };
 
@@ -317,18 +318,6 @@ static void reference(const model *m) {
 }
 
 /* --- comparing -------------------------------------------------------------------------------------------------------------------- */
-
-static double half_value(uint16_t h) {
-    const int e = h >> 10 & 31;
-    const double v = e == 31 ? NAN : e == 0 ? ldexp(h & 1023, -24) : ldexp((h & 1023) + 1024, e - 25);
-    return h & 0x8000 ? -v : v;
-}
-static double value(const float *image, size_t i, bool half) {
-    uint16_t h;
-    if (!half) return (double)image[i];
-    memcpy(&h, (const char *)image + 2 * i, 2);
-    return half_value(h);
-}
 
 /* the same elements are NaN on both sides; the others agree within limit */
 static void compare(const model *m, int which, bool half, double limit, const char *what) {
