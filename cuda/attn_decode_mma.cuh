@@ -463,13 +463,8 @@ template <bool STATS> __device__ static void add_state(float x[6], const float y
         x[i] += f * y[i];
 }
 
-/* Sums the warps' states into s_slot (WARPS / 2, n_head, D) and sh.all; ends with a barrier. */
-
 /* --- on the host ---------------------------------------------------------------------------------------- */
 
-/* The job of these arguments, with scratch for parts and for the histogram. Outputs of idle sequences are the kernel's. */
-moa_status moa_cuda_decode_job(moa_cuda *c, const moa_args_attn_decode *a, size_t part_o_bytes,
-                               size_t part_state_bytes, mma_job *j, moa_err *err);
 /* launches what sums j->mass into the histogram, if one is wanted */
 moa_status moa_cuda_decode_hist(moa_cuda *c, const mma_job *j, moa_err *err);
 
