@@ -37,10 +37,20 @@ static void name_as(moa_losses *l, const moa_losses *from) {
     memcpy(l->fingerprint, from->fingerprint, sizeof l->fingerprint);
 }
 
-void moa_rounds_add(moa_losses *sum, const moa_losses *now) {
+void moa_rounds_add_times(moa_losses *sum, const moa_losses *now, double by) {
     name_as(sum, now);
     for (int32_t i = 0; i < sum->n_length; i++)
-        for (size_t x = 0; x < n_curve(sum, i); x++) sum->curve[i][x] += now->curve[i][x];
+        for (size_t x = 0; x < n_curve(sum, i); x++) sum->curve[i][x] += by * now->curve[i][x];
+}
+
+void moa_rounds_add(moa_losses *sum, const moa_losses *now) { moa_rounds_add_times(sum, now, 1); }
+
+double moa_rounds_predict(const moa_losses *l, const moa_plan *plan) {
+    double sum = 0;
+    for (int32_t i = 0; i < l->n_length; i++)
+        for (int32_t layer = 0; layer < l->n_layer; layer++)
+            for (int32_t h = 0; h < l->n_head; h++) sum += moa_losses_rule(l, i, layer, h, *moa_plan_at(plan, layer, h));
+    return sum / l->n_length;
 }
 
 moa_status moa_rounds_losses(const moa_losses *from, double by, const int32_t *extend, int32_t n_extend, moa_losses **out, moa_err *err) {

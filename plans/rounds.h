@@ -36,8 +36,12 @@ moa_rounds_aim moa_rounds_aim_from(const moa_rounds *r, double density_now);
 /* The round is judged; better: it has a new best plan. False: the steps have become a sixteenth, nothing is left to try. */
 bool moa_rounds_next(moa_rounds *r, bool there, bool better);
 
-/* sum += now, whose names it takes; of the same heads and lengths */
+/* sum += now (times `by`), whose names it takes; of the same heads and lengths */
 void moa_rounds_add(moa_losses *sum, const moa_losses *now);
+void moa_rounds_add_times(moa_losses *sum, const moa_losses *now, double by);
+
+/* What these curves say that a plan of their heads costs: mean over their lengths of the sum over heads, nats. */
+double moa_rounds_predict(const moa_losses *l, const moa_plan *plan);
 
 /* What a search is given, opened in *out: curves times `by`, gains of cuts counted as nothing, the longest one stretched to further lengths.
  * Model and names are from's. */

@@ -109,8 +109,24 @@ for p in t["plans"]:
     assert p["file"].startswith("plan_") and abs(p["loss"] - p["answers"] - 3 * p["texts"]) < 1e-9, p
     assert p["answers"] > 20 * p["texts"], "thirty tokens against one"
 found = json.load(open(sys.argv[1] + "/t1/pareto.json"))["plans"]
-assert abs(min(p["mean_loss"] for p in found) - first["predicted"]) < 1e-9, (found, first)
+assert abs(min(p["mean_loss"] for p in found) / first["predicted"] - 1) < 1e-6, (found, first)  # the file has the sum in float32
+tried = {(p["round"], p["file"][-6]): p["text_weight"] for p in t["plans"]}
+assert tried[1, "c"] == 3 and tried.get((1, "d"), 12) == 12 and tried.get((1, "e"), .75) == .75 and {"d", "e"} & {k[1] for k in tried}, tried
 P
+# the parts of a round are its sum; another density from the same first round: what a run of its own finds, without the profile
+python3 - "$temp/t" <<'P' || complain "a round's parts are not its sum"
+import array, sys, zipfile
+def curve(name, n): return array.array("f", zipfile.ZipFile("%s/round_01%s.npz" % (sys.argv[1], name)).read("joint_%d.npy" % n)[128:])
+for n in (384, 512):
+    a, t, s = curve("_answers", n), curve("_texts", n), curve("", n)
+    assert len(s) > 8 and any(t) and all(abs(x + 3 * y - z) <= 1e-5 * (abs(x) + 3 * abs(y)) for x, y, z in zip(a, t, s))
+P
+other() { refine --rounds 2 --text "$temp/text.jsonl" --text-weight 3 --density 0.7 "$@"; }
+expect 0 other -o "$temp/u"
+expect 0 other --first "$temp/t" -o "$temp/v"
+[ -e "$temp/v/round_01.npz" ] && complain "the first round was measured again"
+for f in best.json refine.json; do cmp -s "$temp/u/$f" "$temp/v/$f" || complain "--first comes to another $f"; done
+expect 1 other --first "$temp/nowhere" -o "$temp/w"; says "nowhere/round_01_answers.npz"
 # from a plan that is within, margin, per head
 expect 0 refine --rounds 2 --plan uniform:0.5 --loss margin --per head -o "$temp/c" -q
 python3 - "$temp/c/refine.json" <<'P' || complain "from a uniform plan"

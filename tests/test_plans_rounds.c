@@ -91,6 +91,29 @@ static void test_mean(void **state) {
     moa_losses_close(&a), moa_losses_close(&b), moa_losses_close(&sum), moa_losses_close(&out);
 }
 
+/* two kinds of loss weighed into one; what it says of a plan, counted here */
+static void test_predict(void **state) {
+    (void)state;
+    moa_losses *a = losses(1, 0), *b = losses(3, .5), *sum;
+    moa_plan *p;
+    double want = 0;
+    assert_int_equal(moa_losses_open(&sum, LAYERS, HEADS, KV, lengths, 2, NULL), MOA_OK);
+    moa_rounds_add_times(sum, a, 1);
+    moa_rounds_add_times(sum, b, 8);
+    assert_int_equal(moa_plan_uniform(&p, LAYERS, HEADS, (moa_rule){0, .5}, NULL), MOA_OK);
+    *moa_plan_at(p, 1, 3) = (moa_rule){0, 1};
+    *moa_plan_at(p, 0, 2) = (moa_rule){512, 0};
+    for (int i = 0; i < 2; i++)
+        for (int layer = 0; layer < LAYERS; layer++)
+            for (int h = 0; h < HEADS; h++) {
+                const int nb = lengths[i] / 64, w = moa_span(*moa_plan_at(p, layer, h), lengths[i]) / 64 - 1;
+                if (w + 1 < nb) want += moa_losses_at(a, i, layer, h)[w] + 8 * moa_losses_at(b, i, layer, h)[w];
+            }
+    assert_float_equal(moa_rounds_predict(sum, p), want / 2, 1e-9);
+    moa_losses_close(&a), moa_losses_close(&b), moa_losses_close(&sum);
+    moa_plan_close(&p);
+}
+
 static double share(moa_rule r, int32_t n) {
     const int32_t s = moa_span(r, n);
     return s >= n ? 1 : (double)s / n;
@@ -138,6 +161,6 @@ static void test_find(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_density), cmocka_unit_test(test_aim), cmocka_unit_test(test_next), cmocka_unit_test(test_mean), cmocka_unit_test(test_find)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_density), cmocka_unit_test(test_aim), cmocka_unit_test(test_next), cmocka_unit_test(test_mean), cmocka_unit_test(test_predict), cmocka_unit_test(test_find)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,6 +7,8 @@
  *            judge both by the true loss of other items  -->  the better one is the next `at`; where none is better than the best, the step
  *            is halved
  *   --path   before that the density falls by three quarters of a step a round
+ *   --text   candidates also with texts weighed more and less than the loss does; the best one's weight is the next round's middle. Predicted
+ *            losses of answers and of texts are wrong by factors of their own, and judging is cheap beside a profile
  *
  *   loss     answers (--data)   -log of the probability of the answer, nats; influence by default on the margin (profile.h)
  *            texts (--text)     cross-entropy of a token, nats, times --text-weight: that a plan kept for answers alone costs much of it
@@ -16,10 +18,11 @@
  * shares the whole loss of that way out among the heads (integrated gradients), where one end of it sees either nothing or too late.
  * What rounds add up, search and decide is plans/rounds.h, for the search screen as well.
  *
- *   DIR/round_NN.npz     influence of a round, as `profile --plan` writes it, the curves alone
+ *   DIR/round_NN.npz     influence of a round, as `profile --plan` writes it, the curves alone; with texts their weighted sum, the parts
+ *                        beside it in round_NN_answers.npz and round_NN_texts.npz
  *   DIR/step_NN_X.json   candidates that keep more than --density (on the way)
  *   DIR/plan_NN_X.json   candidates within it; X: a of the round's influence, b of the mean, c of the first round's
- *                        without a step; 00_s is --plan itself
+ *                        without a step; d, e as b or c with texts weighed more and less; 00_s is --plan itself
  *   DIR/best.json        the plan of the least true loss within it
  *   DIR/refine.json      the table of rounds
  *   DIR/refine.json.part while it is not done: true losses. ^C ends it; the same command goes on, and comes to the same plans. */
@@ -43,7 +46,7 @@
 #include "tui/load.h"
 #include "version.h"
 
-enum { LENGTHS_MAX = MOA_LOSSES_LENGTH_MAX, ROUNDS_MAX = 64, PER_ROUND = 3, KEY_CHARS = 16 };
+enum { LENGTHS_MAX = MOA_LOSSES_LENGTH_MAX, ROUNDS_MAX = 64, PER_ROUND = 4, KEY_CHARS = 16 };
 enum {
     OWN_DENSITY = MOA_OPT_OWN,
     OWN_ROUNDS,
@@ -56,7 +59,8 @@ enum {
     OWN_LOSS,
     OWN_EXTEND,
     OWN_PER,
-    OWN_ALPHA_STEP
+    OWN_ALPHA_STEP,
+    OWN_FIRST
 };
 
 enum { ANSWERS, TEXTS, N_KIND };
@@ -74,9 +78,10 @@ typedef struct stage {
 
 typedef struct candidate {
     int32_t round;
-    char kind;                      /* 'a', 'b', 'c', 's' */
+    char kind;                      /* 'a' to 'e', 's': as in its file's name */
     moa_plan *plan;                 /* owned */
     double density, predicted;      /* the largest of the bounded ones; the change against full attention */
+    double text_weight;             /* that it was searched with */
     double loss[LENGTHS_MAX], mean; /* true ones, as said above */
     double part[N_KIND];            /* nats an answer, nats a token of text: means over the lengths */
     bool within;                    /* --density */
@@ -94,7 +99,8 @@ typedef struct job {
     char key[65];
     moa_part *part;
     moa_rounds way; /* what a round searches and decides */
-    moa_losses *now, *mean; /* of the round; the sum over rounds, divided when used */
+    moa_losses *now[N_KIND], *mean[N_KIND]; /* of the round; the sum over rounds, divided when used */
+    double text_weight, spread; /* middle of the weights that are tried, and the factor to either side */
     candidate found[ROUNDS_MAX * PER_ROUND + 1];
     int32_t n_found, best, at, n_round; /* best: -1: none within; at: -1: --plan */
     double full[LENGTHS_MAX], full_mean, full_part[N_KIND], weight[N_KIND];
@@ -175,6 +181,8 @@ static moa_status take_words(job *j, moa_err *err) {
     j->weight[ANSWERS] = 1;
     j->weight[TEXTS] = moa_args_real(j->args, OWN_TEXT_WEIGHT);
     j->n_kind = moa_args_has(j->args, OWN_TEXT) ? N_KIND : 1;
+    j->text_weight = j->weight[TEXTS];
+    j->spread = 4;
     j->n_round = (int32_t)moa_args_int(j->args, OWN_ROUNDS);
     return MOA_OK;
 }
@@ -196,6 +204,8 @@ static void make_key(job *j) {
     const size_t n = (size_t)j->loaded.plan->n_layer * (size_t)j->loaded.plan->n_head;
     moa_sha256_add(&h, j->loaded.plan->rules, n * sizeof *j->loaded.plan->rules);
     moa_sha256_add(&h, j->extend, (size_t)j->n_extend * sizeof *j->extend);
+    if (moa_args_has(j->args, OWN_FIRST))
+        moa_sha256_add(&h, moa_args_text(j->args, OWN_FIRST), strlen(moa_args_text(j->args, OWN_FIRST)));
     (void)snprintf(text, sizeof text, "%s %s %.17g %.17g %.17g %d %d %s %d", j->loaded.model->fingerprint,
                    moa_load_kv_type(j->args), moa_args_real(j->args, OWN_DENSITY), moa_args_real(j->args, OWN_STEP), j->weight[TEXTS],
                    j->margin, moa_args_has(j->args, OWN_PATH), moa_args_text(j->args, OWN_PER),
@@ -226,7 +236,12 @@ typedef struct sums {
     moa_influence of[N_KIND];
 } sums;
 
-static void put_influence_meta(const job *j, const sums *all, moa_buf *out) {
+/* what of a round is in a file, by the weights of its kinds */
+static int kind_of(const double *weight) {
+    return weight[ANSWERS] > 0 ? ANSWERS : TEXTS;
+}
+
+static void put_influence_meta(const job *j, const sums *all, const double *weight, moa_buf *out) {
     const moa_model *m = j->loaded.model;
     moa_buf_str(out, "{\"format\": \"moa-influence\", \"version\": 1, \"model\": {\"name\": ");
     moa_text_json(m->name, strlen(m->name), out);
@@ -237,23 +252,23 @@ static void put_influence_meta(const job *j, const sums *all, moa_buf *out) {
                    "\"%s\"}, \"key\": \"%s\", "
                    "\"plan\": \"of the round before\", \"gradient_of\": \"%s\", \"lengths\": {",
                    m->shape.n_layer, m->shape.n_head, m->shape.n_head_kv, m->shape.d_head, m->fingerprint,
-                   j->key, moa_args_text(j->args, OWN_LOSS));
+                   j->key, kind_of(weight) == TEXTS ? "cross-entropy" : moa_args_text(j->args, OWN_LOSS));
     for (int i = 0; i < j->n_stage; i++) {
-        const moa_influence *f = &all[i].of[ANSWERS];
+        const moa_influence *f = &all[i].of[kind_of(weight)];
         moa_buf_printf(out, "%s\"%d\": {\"items\": %d, \"supervised\": %lld, \"clamped\": %lld",
                        i ? ", " : "", f->n_tok, f->n_item, (long long)f->n_supervised,
                        (long long)f->n_clamped);
         put_number(out, ", \"loss\": ", f->loss / f->n_item);
-        if (j->n_kind > 1) {
+        if (weight[ANSWERS] > 0 && weight[TEXTS] > 0) {
             put_number(out, ", \"text_loss\": ", all[i].of[TEXTS].loss / all[i].of[TEXTS].n_item);
-            put_number(out, ", \"text_weight\": ", j->weight[TEXTS]);
+            put_number(out, ", \"text_weight\": ", weight[TEXTS]);
         }
         moa_buf_str(out, "}");
     }
     moa_buf_str(out, "}}");
 }
 
-static moa_status put_curves(moa_npy_writer *w, const job *j, const sums *all, moa_err *err) {
+static moa_status put_curves(moa_npy_writer *w, const job *j, const sums *all, const double *weight, moa_err *err) {
     const moa_influence *f = &all->of[ANSWERS];
     const size_t l = (size_t)f->n_layer, h = (size_t)f->n_head, n = l * h * ((size_t)f->nb + 1);
     const moa_npy_shape curves = {MOA_NPY_F32, 3, {l, h, (size_t)f->nb + 1}},
@@ -266,7 +281,7 @@ static moa_status put_curves(moa_npy_writer *w, const job *j, const sums *all, m
     for (size_t i = 0; i < n; i++) {
         double sum = 0;
         for (int k = 0; k < j->n_kind; k++)
-            sum += j->weight[k] * all->of[k].joint[i] / all->of[k].n_item;
+            sum += weight[k] * all->of[k].joint[i] / all->of[k].n_item;
         mean[i] = (float)sum;
     }
     for (size_t i = 0; i < l * h; i++)
@@ -281,15 +296,15 @@ out:
     return s;
 }
 
-static moa_status save_influence(const job *j, const sums *all, const char *path, moa_err *err) {
+static moa_status save_influence(const job *j, const sums *all, const double *weight, const char *path, moa_err *err) {
     moa_npy_writer *w = NULL;
     moa_buf text = {0};
     moa_status s = MOA_OK;
-    put_influence_meta(j, all, &text);
+    put_influence_meta(j, all, weight, &text);
     if (!moa_buf_ok(&text)) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "%s: no memory for its description", path));
     MOA_TRY(moa_npy_open(&w, path, NULL, err));
     for (int i = 0; i < j->n_stage; i++)
-        MOA_TRY(put_curves(w, j, &all[i], err));
+        MOA_TRY(put_curves(w, j, &all[i], weight, err));
     MOA_TRY(moa_npz_text(w, "meta", text.data, err));
     s = moa_npy_commit(&w, err);
 out:
@@ -298,17 +313,41 @@ out:
     return s;
 }
 
+/* a round's file in a folder; kind N_KIND: the weighted sum */
+static moa_status path_of_round(const char *dir, int32_t k, int kind, char out[PATH_MAX], moa_err *err) {
+    static const char *const part[] = {"_answers", "_texts", ""};
+    if (snprintf(out, PATH_MAX, "%s/round_%02d%s.npz", dir, k, part[kind]) < PATH_MAX) return MOA_OK;
+    return moa_fail(err, MOA_E_USAGE, "the folder's name is longer than %d bytes", PATH_MAX - 32);
+}
+
+/* the sum last: where it is, the parts are */
+static moa_status save_round(const job *j, const sums *all, int32_t k, moa_err *err) {
+    const char *dir = moa_args_text(j->args, MOA_OPT_OUTPUT);
+    char path[PATH_MAX];
+    moa_status s = MOA_OK;
+    for (int kind = 0; kind < j->n_kind && j->n_kind > 1; kind++) {
+        const double alone[N_KIND] = {kind == ANSWERS, kind == TEXTS};
+        MOA_TRY(path_of_round(dir, k, kind, path, err));
+        MOA_TRY(save_influence(j, all, alone, path, err));
+    }
+    MOA_TRY(path_of_round(dir, k, N_KIND, path, err));
+    s = save_influence(j, all, j->weight, path, err);
+out:
+    return s;
+}
+
 static void put_found(const job *j, const candidate *c, moa_buf *out) {
     moa_buf_printf(out, "\"round\": %d, \"influence\": \"%s\"", c->round,
-                   c->kind == 'a'   ? "round"
-                   : c->kind == 'b' ? "mean"
-                   : c->kind == 'c' ? "first round"
-                                    : "none");
+                   c->kind == 's'                     ? "none"
+                   : c->kind == 'a'                   ? "round"
+                   : c->kind == 'c' || c->round == 1 ? "first round"
+                                                      : "mean");
     put_number(out, ", \"density\": ", c->density);
     put_number(out, ", \"predicted\": ", c->predicted);
     put_number(out, ", \"loss\": ", c->mean);
     put_number(out, ", \"answers\": ", c->part[ANSWERS]);
     if (j->n_kind > 1) put_number(out, ", \"texts\": ", c->part[TEXTS]);
+    if (j->n_kind > 1 && c->kind != 's') put_number(out, ", \"text_weight\": ", c->text_weight);
     moa_buf_str(out, ", \"losses\": {");
     for (int i = 0; i < j->n_stage; i++) {
         moa_buf_printf(out, "%s\"%d\": ", i ? ", " : "", j->lengths[i]);
@@ -396,16 +435,16 @@ static moa_status profile_lot(job *j, moa_profile *p, int32_t n_tok, const lot *
     return s;
 }
 
-static moa_status profile(job *j, const char *path, moa_err *err) {
+static moa_status profile(job *j, int32_t k, moa_err *err) {
     sums all[LENGTHS_MAX] = {0};
     moa_profile *p = NULL;
     moa_status s = MOA_OK;
     MOA_TRY(moa_profile_open(&p, j->loaded.engine, j->lengths[j->n_stage - 1], err));
     for (int i = 0; i < j->n_stage; i++)
-        for (int k = 0; k < j->n_kind; k++)
-            MOA_TRY(profile_lot(j, p, j->lengths[i], &j->stages[i].lots[k], j->margin && k == ANSWERS,
-                                &all[i].of[k], err));
-    MOA_TRY(save_influence(j, all, path, err));
+        for (int kind = 0; kind < j->n_kind; kind++)
+            MOA_TRY(profile_lot(j, p, j->lengths[i], &j->stages[i].lots[kind], j->margin && kind == ANSWERS,
+                                &all[i].of[kind], err));
+    MOA_TRY(save_round(j, all, k, err));
 out:
     moa_profile_close(&p);
     for (int i = 0; i < j->n_stage * N_KIND; i++)
@@ -413,25 +452,36 @@ out:
     return s;
 }
 
-/* the influence of round k: from its file, which is made if it is not there; added to the mean */
-static moa_status influence(job *j, int32_t k, moa_err *err) {
-    char name[32], path[PATH_MAX];
-    moa_status s = MOA_OK;
-    (void)snprintf(name, sizeof name, "round_%02d.npz", k);
-    MOA_TRY(path_in(j, name, path, err));
-    if (access(path, F_OK) != 0) MOA_TRY(profile(j, path, err));
-    moa_losses_close(&j->now);
-    MOA_TRY(moa_losses_load(&j->now, &(moa_losses_config){.path = path}, err));
+static moa_status load_round(job *j, const char *path, int kind, moa_err *err) {
     const moa_shape *m = &j->loaded.model->shape;
-    bool fits =
-        j->now->n_length == j->n_stage && j->now->n_layer == m->n_layer && j->now->n_head == m->n_head;
+    moa_status s = MOA_OK;
+    moa_losses_close(&j->now[kind]);
+    MOA_TRY(moa_losses_load(&j->now[kind], &(moa_losses_config){.path = path}, err));
+    const moa_losses *l = j->now[kind];
+    bool fits = l->n_length == j->n_stage && l->n_layer == m->n_layer && l->n_head == m->n_head &&
+                strcmp(l->fingerprint, j->loaded.model->fingerprint) == 0;
     for (int i = 0; fits && i < j->n_stage; i++)
-        fits = j->now->length[i] == j->lengths[i];
-    if (!fits)
-        MOA_TRY(moa_fail(err, MOA_E_INVALID, "%s: not of this model and these lengths; remove it", path));
-    if (!j->mean)
-        MOA_TRY(moa_losses_open(&j->mean, m->n_layer, m->n_head, m->n_head_kv, j->lengths, j->n_stage, err));
-    moa_rounds_add(j->mean, j->now);
+        fits = l->length[i] == j->lengths[i];
+    if (!fits) MOA_TRY(moa_fail(err, MOA_E_INVALID, "%s: not of this model and these lengths; remove it", path));
+    if (!j->mean[kind])
+        MOA_TRY(moa_losses_open(&j->mean[kind], m->n_layer, m->n_head, m->n_head_kv, j->lengths, j->n_stage, err));
+    moa_rounds_add(j->mean[kind], l);
+out:
+    return s;
+}
+
+/* the influence of round k: from its files, which are made if they are not there; added to the mean */
+static moa_status influence(job *j, int32_t k, moa_err *err) {
+    const bool given = k == 1 && moa_args_has(j->args, OWN_FIRST);
+    const char *dir = moa_args_text(j->args, given ? OWN_FIRST : MOA_OPT_OUTPUT);
+    char path[PATH_MAX];
+    moa_status s = MOA_OK;
+    MOA_TRY(path_of_round(dir, k, N_KIND, path, err));
+    if (!given && access(path, F_OK) != 0) MOA_TRY(profile(j, k, err));
+    for (int kind = 0; kind < j->n_kind; kind++) {
+        MOA_TRY(path_of_round(dir, k, j->n_kind > 1 ? kind : N_KIND, path, err));
+        MOA_TRY(load_round(j, path, kind, err));
+    }
 out:
     return s;
 }
@@ -448,18 +498,52 @@ static int32_t n_thread(void) {
     return n < 1 ? 1 : n > LENGTHS_MAX ? LENGTHS_MAX : (int32_t)n;
 }
 
-/* the plan of the least predicted loss at a density; around NULL: anywhere. Nothing is added where it was found before. */
-static moa_status find(job *j, const moa_losses *from, double by, double density, const moa_plan *around,
-                       candidate c, moa_err *err) {
+/* what a search is of */
+typedef struct look {
+    moa_losses *const *of; /* (n_kind) borrowed */
+    double by, text_weight, density;
+    const moa_plan *around; /* NULL: anywhere */
+} look;
+
+/* curves of both kinds in one, texts weighed */
+static moa_status sum_up(const job *j, const look *l, double text_weight, moa_losses **out, moa_err *err) {
+    moa_losses *sum = NULL;
+    moa_status s = moa_losses_open(&sum, l->of[0]->n_layer, l->of[0]->n_head, j->way.n_head_kv, j->lengths, j->n_stage, err);
+    for (int kind = 0; kind < j->n_kind && s == MOA_OK; kind++)
+        moa_rounds_add_times(sum, l->of[kind], kind == TEXTS ? text_weight : 1);
+    if (s == MOA_OK) s = moa_rounds_losses(sum, l->by, j->extend, j->n_extend, out, err);
+    moa_losses_close(&sum);
+    return s;
+}
+
+static moa_status add_found(job *j, const look *l, moa_plan **plan, candidate c, moa_err *err) {
+    moa_losses *said = NULL;
+    for (int32_t i = 0; i < j->n_found; i++)
+        if (moa_plan_equal(j->found[i].plan, *plan)) return MOA_OK;
+    const moa_status s = sum_up(j, l, j->weight[TEXTS], &said, err); /* of the loss that judges */
+    if (s != MOA_OK) return s;
+    c.plan = *plan;
+    *plan = NULL; /* moved */
+    c.predicted = moa_rounds_predict(said, c.plan);
+    c.text_weight = l->text_weight;
+    c.density = moa_rounds_density(&j->way, c.plan);
+    c.within = moa_rounds_within(&j->way, c.density);
+    j->found[j->n_found++] = c;
+    moa_losses_close(&said);
+    return MOA_OK;
+}
+
+/* the plan of the least predicted loss at a density. Nothing is added where it was found before. */
+static moa_status find(job *j, const look *at, candidate c, moa_err *err) {
     moa_found r = {0};
     moa_losses *l = NULL;
     moa_status s = MOA_OK;
-    MOA_TRY(moa_rounds_losses(from, by, j->extend, j->n_extend, &l, err));
+    MOA_TRY(sum_up(j, at, at->text_weight, &l, err));
     const moa_search_config config = {
-        .density = density,
+        .density = at->density,
         .extend = j->extend,
         .n_extend = j->n_extend,
-        .around = around,
+        .around = at->around,
         .step = j->way.step,
         .per = strcmp(moa_args_text(j->args, OWN_PER), "head") == 0 ? MOA_PER_HEAD : MOA_PER_GROUP,
         .alpha_step = (int32_t)moa_args_int(j->args, OWN_ALPHA_STEP),
@@ -468,14 +552,7 @@ static moa_status find(job *j, const moa_losses *from, double by, double density
         .n_thread = n_thread(),
         .cancelled = cancelled};
     MOA_TRY(moa_rounds_find(l, &config, &r, err));
-    for (int32_t i = 0; i < j->n_found; i++)
-        if (moa_plan_equal(j->found[i].plan, r.plan)) goto out;
-    c.plan = r.plan;
-    r.plan = NULL; /* moved */
-    c.predicted = r.mean;
-    c.density = moa_rounds_density(&j->way, c.plan);
-    c.within = moa_rounds_within(&j->way, c.density);
-    j->found[j->n_found++] = c;
+    s = add_found(j, at, &r.plan, c, err);
 out:
     moa_plan_close(&r.plan);
     moa_losses_close(&l);
@@ -586,7 +663,7 @@ static void begin_round(job *j) {
     for (int i = 0; i < j->n_stage * j->n_kind; i++) {
         const lot *t = &j->stages[i / j->n_kind].lots[i % j->n_kind];
         for (int32_t k = 0; k < t->items.n; k++)
-            j->total += t->items.data[k].n * ((k < t->n_profile ? 5.0 : 0) + (k >= t->judge0 ? 2.0 : 0));
+            j->total += t->items.data[k].n * ((k < t->n_profile ? 5.0 : 0) + (k >= t->judge0 ? j->n_kind > 1 ? 4.0 : 2.0 : 0));
     }
 }
 
@@ -596,12 +673,14 @@ static const char *predicted_text(const candidate *c, char out[24]) {
 }
 
 static void say(const job *j, const candidate *c) {
-    char text[24];
+    char text[24], parts[96] = "";
     moa_progress_show(j->args, "refine", 1, 1, "tokens");
-    moa_remark(j->args,
-               "round %d%c: density %.4f, predicted %s, loss %.4f (%.4f an answer, %.4f a token of text)%s",
-               c->round, c->kind, c->density, predicted_text(c, text), c->mean, c->part[ANSWERS],
-               c->part[TEXTS], j->best >= 0 && c == &j->found[j->best] ? ", the best" : "");
+    if (j->n_kind > 1)
+        (void)snprintf(parts, sizeof parts, " (%+.4f an answer, %+.5f a token of text, weighed %g)", c->part[ANSWERS] - j->full_part[ANSWERS],
+                       c->part[TEXTS] - j->full_part[TEXTS], c->text_weight);
+    moa_remark(j->args, "round %d%c: density %.4f, predicted %s, loss %.4f, %+.4f%s%s", c->round, c->kind, c->density,
+               predicted_text(c, text), c->mean, c->mean - j->full_mean, parts,
+               j->best >= 0 && c == &j->found[j->best] ? ", the best" : "");
 }
 
 /* judges what the round found; *next: the best of it, -1: nothing new */
@@ -625,15 +704,33 @@ out:
     return s;
 }
 
+/* with texts weighed by the middle, and by more and by less */
+static moa_status find_weighed(job *j, look l, candidate c, moa_err *err) {
+    moa_status s = MOA_OK;
+    l.text_weight = j->text_weight;
+    MOA_TRY(find(j, &l, c, err));
+    if (j->n_kind < N_KIND || !(j->text_weight > 0)) goto out;
+    l.text_weight = j->text_weight * j->spread, c.kind = 'd';
+    MOA_TRY(find(j, &l, c, err));
+    l.text_weight = j->text_weight / j->spread, c.kind = 'e';
+    MOA_TRY(find(j, &l, c, err));
+out:
+    return s;
+}
+
 /* candidates at the density, or on the way to it; *there: at it */
 static moa_status find_all(job *j, int32_t k, bool *there, moa_err *err) {
     const moa_rounds_aim aim = moa_rounds_aim_from(&j->way, moa_rounds_density(&j->way, plan_at(j)));
     const moa_plan *around = aim.there && j->best >= 0 ? j->found[j->best].plan : plan_at(j);
+    look now = {j->now, 1, j->text_weight, aim.density, around}, mean = {j->mean, 1.0 / k, j->text_weight, aim.density, around};
     moa_status s = MOA_OK;
     *there = aim.there;
-    if (aim.anywhere) return find(j, j->now, 1, aim.density, NULL, (candidate){.round = k, .kind = 'c'}, err);
-    MOA_TRY(find(j, j->now, 1, aim.density, around, (candidate){.round = k, .kind = 'a'}, err));
-    MOA_TRY(find(j, j->mean, 1.0 / k, aim.density, around, (candidate){.round = k, .kind = 'b'}, err));
+    if (aim.anywhere) {
+        now.around = NULL;
+        return find_weighed(j, now, (candidate){.round = k, .kind = 'c'}, err);
+    }
+    MOA_TRY(find(j, &now, (candidate){.round = k, .kind = 'a'}, err));
+    MOA_TRY(find_weighed(j, mean, (candidate){.round = k, .kind = 'b'}, err));
 out:
     return s;
 }
@@ -649,6 +746,8 @@ static moa_status run_round(job *j, int32_t k, bool *more, moa_err *err) {
     MOA_TRY(find_all(j, k, &there, err));
     MOA_TRY(judge_found(j, from, &next, err));
     if (next >= 0) j->at = next; /* also where it is worse: its influence goes into the mean */
+    if (j->best >= 0 && j->found[j->best].kind != 's') j->text_weight = j->found[j->best].text_weight;
+    j->spread = 2;
     *more = moa_rounds_next(&j->way, there, j->best != best) && (next >= 0 || j->best >= 0);
 out:
     return s;
@@ -673,8 +772,11 @@ static moa_status work(job *j, moa_err *err) {
     MOA_TRY(moa_plan_uniform(&full, j->loaded.plan->n_layer, j->loaded.plan->n_head, (moa_rule){0, 1}, err));
     begin_round(j);
     MOA_TRY(judge(j, full, j->full, &j->full_mean, j->full_part, err));
-    moa_remark(j->args, "full attention: loss %.4f (%.4f an answer, %.4f a token of text)", j->full_mean,
-               j->full_part[ANSWERS], j->full_part[TEXTS]);
+    if (j->n_kind > 1)
+        moa_remark(j->args, "full attention: loss %.4f (%.4f an answer, %.4f a token of text)", j->full_mean,
+                   j->full_part[ANSWERS], j->full_part[TEXTS]);
+    else
+        moa_remark(j->args, "full attention: loss %.4f", j->full_mean);
     j->best = j->at = -1;
     MOA_TRY(judge_start(j, err));
     for (int32_t k = 1; k <= j->n_round && more; k++)
@@ -698,11 +800,12 @@ out:
 
 static moa_status clear_rounds(const job *j, moa_err *err) {
     for (int k = 1; k <= ROUNDS_MAX; k++) {
-        char name[32], path[PATH_MAX];
-        (void)snprintf(name, sizeof name, "round_%02d.npz", k);
-        const moa_status s = path_in(j, name, path, err);
-        if (s != MOA_OK) return s;
-        (void)unlink(path);
+        for (int kind = 0; kind <= N_KIND; kind++) {
+            char path[PATH_MAX];
+            const moa_status s = path_of_round(moa_args_text(j->args, MOA_OPT_OUTPUT), k, kind, path, err);
+            if (s != MOA_OK) return s;
+            (void)unlink(path);
+        }
     }
     return MOA_OK;
 }
@@ -757,11 +860,12 @@ static void close_job(job *j) {
         moa_plan_close(&j->found[i].plan);
     for (int i = 0; i < LENGTHS_MAX * N_KIND; i++)
         moa_token_items_free(&j->stages[i / N_KIND].lots[i % N_KIND].items);
-    moa_losses_close(&j->now);
-    moa_losses_close(&j->mean);
     moa_part_close(&j->part);
-    for (int k = 0; k < N_KIND; k++)
+    for (int k = 0; k < N_KIND; k++) {
+        moa_losses_close(&j->now[k]);
+        moa_losses_close(&j->mean[k]);
         moa_items_free(&j->items[k]);
+    }
     moa_seq_close(&j->seq);
     moa_load_close(&j->loaded);
     free(j);
@@ -803,7 +907,7 @@ static const int options[] = {MOA_OPT_DATA,   MOA_OPT_LENGTHS,   MOA_OPT_PLAN,  
 static const moa_option own[] = {
     {"--density", MOA_OPTION_REAL, "D", "0.5", 0, 1, false, "share of the KV kept at every length, at most"},
     {"--rounds", MOA_OPTION_INT, "R", "8", 1, ROUNDS_MAX, false,
-     "rounds at most: a profile and two judged plans each"},
+     "rounds at most: a profile and two judged plans each, four with texts"},
     {"--step", MOA_OPTION_REAL, "S", "0.25", 0.001, 1, false,
      "how far a round may go: the mean change of the share that a head keeps"},
     {"--path", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false,
@@ -823,6 +927,8 @@ static const moa_option own[] = {
     {"--per", MOA_OPTION_TEXT, "group|head", "group", 0, 0, false,
      "one rule a KV group, or one a query head"},
     {"--alpha-step", MOA_OPTION_INT, "T", "0", 0, 16777216, false, "grid of alpha, tokens, as in `search`"},
+    {"--first", MOA_OPTION_TEXT, "DIR", NULL, 0, 0, false,
+     "an earlier run of the same items and start, whose first round's influence is taken"},
     {0},
 };
 
