@@ -507,15 +507,17 @@ static inline void brute_attention(brute *b, int32_t layer, int32_t head) {
         double *o = b->o + ((int64_t)i * s->n_head + head) * d;
         for (int32_t j = 0; j < n; j++) {
             double dot = 0;
+            row[j] = 0;
+            if (!b->sees(b->user, layer, head, i, j)) continue;
             for (int32_t c = 0; c < d; c++)
                 dot += b->q[((int64_t)i * s->n_head + head) * d + c] * b->k[((int64_t)j * s->n_head_kv + kv) * d + c];
-            row[j] = b->sees(b->user, layer, head, i, j) ? exp(dot / sqrt(d)) : 0;
+            row[j] = exp(dot / sqrt(d));
             sum += row[j];
         }
         for (int32_t c = 0; c < d; c++) o[c] = 0;
         for (int32_t j = 0; j < n; j++) {
             row[j] /= sum;
-            for (int32_t c = 0; c < d; c++) o[c] += row[j] * b->v[((int64_t)j * s->n_head_kv + kv) * d + c];
+            for (int32_t c = 0; c < d && row[j] != 0; c++) o[c] += row[j] * b->v[((int64_t)j * s->n_head_kv + kv) * d + c];
             if (b->a) b->a[(((int64_t)layer * s->n_head + head) * n + i) * n + j] = row[j];
         }
     }
