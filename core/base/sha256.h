@@ -2,6 +2,7 @@
 #ifndef MOA_BASE_SHA256_H
 #define MOA_BASE_SHA256_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -9,6 +10,7 @@ typedef struct moa_sha256 {
     uint32_t state[8];
     uint64_t n_bytes;
     uint8_t block[64]; /* the last n_bytes % 64 bytes wait here */
+    bool instructions; /* this processor has some for it: a header of 6 MB in 4 ms instead of 20 */
 } moa_sha256;
 
 void moa_sha256_init(moa_sha256 *h);

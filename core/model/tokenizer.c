@@ -28,8 +28,14 @@ enum {
     TEXT_MAX =
         64
         << 20, /* bytes of one text; replacing and normalising make at most three bytes of one: below 2^29 */
+    AHEAD = 16, /* look-ups under way at once while the tables are filled */
 };
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER = 4, TYPE_BYTE = 6 };
+
+typedef struct slice {
+    const char *data;
+    size_t size;
+} slice;
 
 /* text of a token -> id; open addressing, seeded, at most half full */
 typedef struct table {
@@ -57,6 +63,7 @@ struct moa_tokenizer {
     table marked;  /* control and unknown tokens: find() only */
     moa_bpe bpe;
     int32_t byte_id[256]; /* -1: none */
+    bool repeats;         /* some text is of several tokens */
     int32_t *special;     /* ids of searched tokens, sorted by text, each text once */
     size_t n_special;
     size_t special_from[257]; /* those that begin with byte b: [special_from[b], special_from[b+1]) */
@@ -75,17 +82,31 @@ static bool is_marked(uint8_t type) {
 
 /* --- text -> id ------------------------------------------------------------------------------------------------------------- */
 
+/* the 0 to 8 bytes of a text's end as one number; with its length they say which text it was */
+static uint64_t load_tail(const char *s, size_t n) {
+    uint64_t x = 0;
+    uint32_t low, high;
+    if (n == 8) {
+        memcpy(&x, s, 8);
+    } else if (n >= 4) {
+        memcpy(&low, s, 4);
+        memcpy(&high, s + n - 4, 4);
+        x = low | (uint64_t)high << 32;
+    } else if (n > 0) {
+        x = (unsigned char)s[0] | (uint64_t)(unsigned char)s[n / 2] << 8 | (uint64_t)(unsigned char)s[n - 1] << 16;
+    }
+    return x;
+}
+
 static uint64_t hash_text(const char *s, size_t n, uint64_t seed) {
-    uint64_t h = seed ^ n * 0x9E3779B97F4A7C15u;
-    while (n) {
-        uint64_t x = 0;
-        const size_t k = n < 8 ? n : 8;
-        memcpy(&x, s, k);
+    uint64_t h = seed ^ n * 0x9E3779B97F4A7C15u, x;
+    for (; n > 8; s += 8, n -= 8) {
+        memcpy(&x, s, 8);
         h = (h ^ x) * 0xD6E8FEB86659FD93u;
         h ^= h >> 29;
-        s += k;
-        n -= k;
     }
+    h = (h ^ load_tail(s, n)) * 0xD6E8FEB86659FD93u;
+    h ^= h >> 29;
     h *= 0x9E3779B97F4A7C15u;
     return h ^ h >> 32;
 }
@@ -101,32 +122,33 @@ static bool table_init(table *t, size_t n, uint64_t seed) {
     return t->slots != NULL;
 }
 
-static size_t table_slot(const table *t, const strings *texts, const char *s, size_t n, uint32_t *tag) {
-    const uint64_t h = hash_text(s, n, t->seed);
+/* where the text with this hash is, or would be put */
+static size_t table_slot(const table *t, const strings *texts, slice text, uint64_t h) {
+    const uint32_t tag = (uint32_t)(h >> 32);
     size_t i = (size_t)h & t->mask;
-    *tag = (uint32_t)(h >> 32);
     for (; t->slots[i].id1; i = (i + 1) & t->mask) {
         size_t k;
-        if (t->slots[i].tag != *tag) continue;
-        const char *text = string_of(texts, t->slots[i].id1 - 1, &k);
-        if (k == n && memcmp(text, s, n) == 0) break;
+        if (t->slots[i].tag != tag) continue;
+        const char *found = string_of(texts, t->slots[i].id1 - 1, &k);
+        if (k == text.size && memcmp(found, text.data, k) == 0) break;
     }
     return i;
 }
 
-static void table_add(table *t, const strings *texts, int32_t id) {
-    size_t n;
-    uint32_t tag;
-    const char *s = string_of(texts, (size_t)id, &n);
-    if (n == 0) return;
-    const size_t i = table_slot(t, texts, s, n, &tag);
-    t->slots[i].tag = tag;
+/* true: a text of an earlier token, which it had until now */
+static bool table_add(table *t, const strings *texts, int32_t id, uint64_t h) {
+    slice text;
+    text.data = string_of(texts, (size_t)id, &text.size);
+    if (text.size == 0) return false;
+    const size_t i = table_slot(t, texts, text, h);
+    const bool again = t->slots[i].id1 != 0;
+    t->slots[i].tag = (uint32_t)(h >> 32);
     t->slots[i].id1 = (uint32_t)id + 1;
+    return again;
 }
 
 static int32_t table_find(const table *t, const strings *texts, const char *s, size_t n) {
-    uint32_t tag;
-    return (int32_t)t->slots[table_slot(t, texts, s, n, &tag)].id1 - 1;
+    return (int32_t)t->slots[table_slot(t, texts, (slice){s, n}, hash_text(s, n, t->seed))].id1 - 1;
 }
 
 /* --- GPT-2's spelling of bytes ------------------------------------------------------------------------------------------------ */
@@ -152,12 +174,18 @@ static void spelling_init(spelling *sp) {
 }
 
 /* Bytes that a text in GPT-2's spelling stands for, into out (n bytes are enough). A text with any other character stands
- * for itself. */
+ * for itself. Its own characters have one or two bytes: decoded here, for a vocabulary has a million of them. */
 static size_t unspell(const spelling *sp, const char *s, size_t n, char *out) {
     size_t k = 0;
     for (size_t i = 0; i < n;) {
-        int32_t cp;
-        i += moa_utf8_next(s + i, n - i, &cp, NULL);
+        const unsigned char a = (unsigned char)s[i], b = i + 1 < n ? (unsigned char)s[i + 1] : 0;
+        int32_t cp = a;
+        if (a < 0x80)
+            i++;
+        else if (a >= 0xC2 && a <= 0xDF && (b & 0xC0) == 0x80)
+            cp = (a & 0x1F) << 6 | (b & 0x3F), i += 2;
+        else
+            i += moa_utf8_next(s + i, n - i, &cp, NULL);
         if (cp >= 0x180 || sp->byte_of[cp] < 0) {
             memcpy(out, s, n);
             return n;
@@ -249,14 +277,35 @@ static moa_status copy_vocab(moa_tokenizer *t, const moa_tok_config *c, moa_err 
     return MOA_OK;
 }
 
+static uint64_t hash_of(const moa_tokenizer *t, size_t id) {
+    size_t n;
+    const char *s = string_of(&t->text, id, &n);
+    return hash_text(s, n, t->plain.seed);
+}
+
+/* The tables are larger than the nearest cache: each slot is asked for some tokens ahead. */
+static void fill_tables(moa_tokenizer *t) {
+    uint64_t hash[AHEAD];
+    for (size_t i = 0; i < t->n_vocab + AHEAD; i++) {
+        if (i >= AHEAD) {
+            const size_t id = i - AHEAD;
+            table *to = is_marked(t->type[id]) ? &t->marked : &t->plain;
+            const bool again = table_add(to, &t->text, (int32_t)id, hash[i % AHEAD]);
+            t->repeats = t->repeats || again;
+        }
+        if (i >= t->n_vocab) continue;
+        hash[i % AHEAD] = hash_of(t, i);
+        __builtin_prefetch(&t->plain.slots[hash[i % AHEAD] & t->plain.mask], 1);
+    }
+}
+
 static moa_status index_vocab(moa_tokenizer *t, uint64_t seed, moa_err *err) {
     size_t n_marked = 0;
     for (size_t i = 0; i < t->n_vocab; i++)
         n_marked += is_marked(t->type[i]);
     if (!table_init(&t->plain, t->n_vocab - n_marked, seed) || !table_init(&t->marked, n_marked, seed))
         return out_of_memory(err);
-    for (size_t i = 0; i < t->n_vocab; i++)
-        table_add(is_marked(t->type[i]) ? &t->marked : &t->plain, &t->text, (int32_t)i);
+    fill_tables(t);
     spelling sp;
     spelling_init(&sp);
     int n_byte = 0;
@@ -269,44 +318,96 @@ static moa_status index_vocab(moa_tokenizer *t, uint64_t seed, moa_err *err) {
     return MOA_OK;
 }
 
-/* One merge "left right". The space that parts them is the first one behind the first byte. */
-static moa_status add_merge(moa_tokenizer *t, const moa_tok_entry *merge, size_t rank, moa_buf *joined,
-                            moa_err *err) {
-    const char *space = merge->bytes > 2 ? memchr(merge->text + 1, ' ', merge->bytes - 2) : NULL;
-    if (!space)
-        return moa_fail(err, MOA_E_INVALID,
-                        "tokenizer: merge %zu \"%.*s\" is not two tokens with a space between", rank,
-                        (int)(merge->bytes < 64 ? merge->bytes : 64), merge->text ? merge->text : "");
-    const size_t n_left = (size_t)(space - merge->text), n_right = merge->bytes - n_left - 1;
+/* --- merges ---------------------------------------------------------------------------------------------------------------------- */
+
+/* one merge "left right" */
+typedef struct merge {
+    slice left, right;
+    uint64_t left_hash, right_hash;
+    int32_t left_id, right_id, id;
+} merge;
+
+/* The space that parts them is the first one behind the first byte. False: there is none. */
+static bool split_merge(const moa_tokenizer *t, const moa_tok_entry *e, merge *m) {
+    const char *space = e->bytes > 2 ? memchr(e->text + 1, ' ', e->bytes - 2) : NULL;
+    if (!space) return false;
+    m->left = (slice){e->text, (size_t)(space - e->text)};
+    m->right = (slice){space + 1, e->bytes - m->left.size - 1};
+    m->left_hash = hash_text(m->left.data, m->left.size, t->plain.seed);
+    m->right_hash = hash_text(m->right.data, m->right.size, t->plain.seed);
+    __builtin_prefetch(&t->plain.slots[m->left_hash & t->plain.mask]);
+    __builtin_prefetch(&t->plain.slots[m->right_hash & t->plain.mask]);
+    return true;
+}
+
+static bool is_joined(const moa_tokenizer *t, int32_t id, const merge *m) {
+    size_t n;
+    if (id < 0 || (size_t)id >= t->n_vocab || is_marked(t->type[id])) return false;
+    const char *s = string_of(&t->text, (size_t)id, &n);
+    return n == m->left.size + m->right.size && memcmp(s, m->left.data, m->left.size) == 0 &&
+           memcmp(s + m->left.size, m->right.data, m->right.size) == 0;
+}
+
+static moa_status find_parts(const moa_tokenizer *t, merge *m, int32_t likely, moa_buf *joined, moa_err *err) {
+    m->left_id = (int32_t)t->plain.slots[table_slot(&t->plain, &t->text, m->left, m->left_hash)].id1 - 1;
+    m->right_id = (int32_t)t->plain.slots[table_slot(&t->plain, &t->text, m->right, m->right_hash)].id1 - 1;
+    m->id = likely;
+    if (!t->repeats && is_joined(t, likely, m)) return MOA_OK;
     moa_buf_clear(joined);
-    moa_buf_append(joined, merge->text, n_left);
-    moa_buf_append(joined, space + 1, n_right);
+    moa_buf_append(joined, m->left.data, m->left.size);
+    moa_buf_append(joined, m->right.data, m->right.size);
     if (!moa_buf_ok(joined)) return out_of_memory(err);
-    const int32_t left = table_find(&t->plain, &t->text, merge->text, n_left);
-    const int32_t right = table_find(&t->plain, &t->text, space + 1, n_right);
-    const int32_t id = table_find(&t->plain, &t->text, joined->data, joined->size);
-    if (left >= 0 && right >= 0 && id >= 0) {
-        moa_bpe_add(&t->bpe, left, right, (int32_t)rank, id);
-        return MOA_OK;
-    }
-    /* a merge from or into a control token: plain text must not get there, so the merge is left out */
-    const char *const parts[] = {merge->text, space + 1, joined->data};
-    const size_t sizes[] = {n_left, n_right, joined->size};
-    const int32_t found[] = {left, right, id};
-    for (int i = 0; i < 3; i++)
-        if (found[i] < 0 && table_find(&t->marked, &t->text, parts[i], sizes[i]) < 0)
-            return moa_fail(err, MOA_E_INVALID, "tokenizer: merge %zu \"%.*s\": \"%.*s\" is not a token",
-                            rank, (int)(merge->bytes < 64 ? merge->bytes : 64), merge->text,
-                            (int)(sizes[i] < 64 ? sizes[i] : 64), parts[i]);
+    m->id = table_find(&t->plain, &t->text, joined->data, joined->size);
     return MOA_OK;
 }
 
+static int short_text(size_t n) {
+    return (int)(n < 64 ? n : 64);
+}
+
+/* a merge from or into a control token: plain text must not get there, so the merge is left out */
+static moa_status check_left_out(const moa_tokenizer *t, const moa_tok_entry *e, const merge *m, size_t rank, moa_buf *joined,
+                                 moa_err *err) {
+    moa_buf_clear(joined);
+    moa_buf_append(joined, m->left.data, m->left.size);
+    moa_buf_append(joined, m->right.data, m->right.size);
+    if (!moa_buf_ok(joined)) return out_of_memory(err);
+    const slice parts[] = {m->left, m->right, {joined->data, joined->size}};
+    const int32_t found[] = {m->left_id, m->right_id, m->id};
+    for (int i = 0; i < 3; i++)
+        if (found[i] < 0 && table_find(&t->marked, &t->text, parts[i].data, parts[i].size) < 0)
+            return moa_fail(err, MOA_E_INVALID, "tokenizer: merge %zu \"%.*s\": \"%.*s\" is not a token", rank,
+                            short_text(e->bytes), e->text, short_text(parts[i].size), parts[i].data);
+    return MOA_OK;
+}
+
+/* Merges make tokens in the order of the vocabulary in the files there are: the next token is looked at before the table is asked. */
 static moa_status add_merges(moa_tokenizer *t, const moa_tok_config *c, uint64_t seed, moa_err *err) {
     moa_status s = MOA_OK;
     moa_buf joined = {0};
+    int32_t likely = -1;
+    merge some[AHEAD];
     if (!moa_bpe_init(&t->bpe, c->n_merges, seed)) return out_of_memory(err);
-    for (size_t i = 0; i < c->n_merges && s == MOA_OK; i++)
-        s = add_merge(t, &c->merges[i], i, &joined, err);
+    for (size_t from = 0, n = 0; from < c->n_merges && s == MOA_OK; from += n) {
+        const moa_tok_entry *e = &c->merges[from];
+        const size_t most = c->n_merges - from < AHEAD ? c->n_merges - from : AHEAD;
+        for (n = 0; n < most && split_merge(t, &e[n], &some[n]);)
+            n++;
+        for (size_t i = 0; i < n && s == MOA_OK; i++) {
+            s = find_parts(t, &some[i], likely, &joined, err);
+            likely = some[i].id + 1;
+            moa_bpe_expect(&t->bpe, some[i].left_id, some[i].right_id);
+        }
+        for (size_t i = 0; i < n && s == MOA_OK; i++) {
+            if (some[i].left_id >= 0 && some[i].right_id >= 0 && some[i].id >= 0)
+                moa_bpe_add(&t->bpe, some[i].left_id, some[i].right_id, (int32_t)(from + i), some[i].id);
+            else
+                s = check_left_out(t, &e[i], &some[i], from + i, &joined, err);
+        }
+        if (s == MOA_OK && n < most)
+            s = moa_fail(err, MOA_E_INVALID, "tokenizer: merge %zu \"%.*s\" is not two tokens with a space between", from + n,
+                         short_text(e[n].bytes), e[n].text ? e[n].text : "");
+    }
     moa_buf_free(&joined);
     return s;
 }

@@ -23,11 +23,16 @@ void moa_bpe_free(moa_bpe *b) {
     *b = (moa_bpe){0};
 }
 
-static size_t slot_of(const moa_bpe *b, uint64_t key) {
+/* where the search for a pair begins */
+static size_t first_slot(const moa_bpe *b, uint64_t key) {
     uint64_t h = (key ^ b->seed) * 0x9E3779B97F4A7C15u;
     h ^= h >> 32;
     h *= 0xD6E8FEB86659FD93u;
-    size_t i = (size_t)(h >> 20) & b->mask;
+    return (size_t)(h >> 20) & b->mask;
+}
+
+static size_t slot_of(const moa_bpe *b, uint64_t key) {
+    size_t i = first_slot(b, key);
     while (b->slots[i].key && b->slots[i].key != key)
         i = (i + 1) & b->mask;
     return i;
@@ -35,6 +40,10 @@ static size_t slot_of(const moa_bpe *b, uint64_t key) {
 
 static uint64_t key_of(int32_t left, int32_t right) {
     return ((uint64_t)(uint32_t)left + 1) << 32 | (uint32_t)right;
+}
+
+void moa_bpe_expect(const moa_bpe *b, int32_t left, int32_t right) {
+    __builtin_prefetch(&b->slots[first_slot(b, key_of(left, right))]);
 }
 
 void moa_bpe_add(moa_bpe *b, int32_t left, int32_t right, int32_t rank, int32_t id) {

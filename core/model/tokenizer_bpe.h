@@ -29,6 +29,7 @@ bool moa_bpe_init(moa_bpe *b, size_t n_merges, uint64_t seed); /* false: out of 
 void moa_bpe_free(moa_bpe *b);
 void moa_bpe_add(moa_bpe *b, int32_t left, int32_t right, int32_t rank,
                  int32_t id); /* n_merges times at most; the last of equals holds */
+void moa_bpe_expect(const moa_bpe *b, int32_t left, int32_t right); /* this pair is added or looked for soon: only a hint */
 bool moa_bpe_find(const moa_bpe *b, int32_t left, int32_t right, int32_t *rank, int32_t *id);
 
 enum { MOA_BPE_SHORT = 24 }; /* words up to this many symbols are merged without a heap */
