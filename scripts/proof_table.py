@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """The table of the proof: proof_table.py OUT... [--data FILE.jsonl] [--md FILE.md] [--from FILE.jsonl ...]
 
-Reads what proof.sh left in its folders (finished evaluations and, where a run was cut off, their .part), or the compact
+Reads what proof.sh and proof_rounds.sh left in their folders (finished evaluations and, where a run was cut off, their .part), or the compact
 records of earlier runs (--from), and writes
 
-  --data   one record a line: an evaluation of one plan at one length, a validation, a search, a profile, a calibration
+  --data   one record a line: an evaluation of one plan at one length, a validation, a search, a refinement, a calibration
   --md     tables by model with 95 % intervals, and the goals with met or missed, by the figures alone
 
-Retrieval is compared case by case: every plan of a model answers the same questions. Ratios are of measured shares; the interval of a
+Retrieval is compared case by case: every plan of a model answers the same questions, of two numbers of them the first ones. Of n and k n
+windows of text every k-th is the same. Ratios are of measured shares; the interval of a
 share is Wilson's, that of a difference of two plans on the same cases comes from the cases they differ in. Standard library only."""
 import argparse
 import json
@@ -86,6 +87,27 @@ def from_eval(folder, name, base):
     return out
 
 
+ROUND = re.compile(r"round (\d+\w): density ([\d.]+), predicted ([-+\d.]+|-), loss ([-\d.]+), ([-+\d.]+)"
+                   r"(?: \(([-+\d.]+) an answer, ([-+\d.]+) a token of text, weighed ([\d.e+-]+)\))?")
+
+
+def refinement(folder, name, base):
+    """the rounds that a refinement told of, whole or cut off"""
+    m = re.match(r"refine-(\w+)-([\d.]+)\.err$", name)
+    if not m:
+        return []
+    rounds = []
+    with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as f:
+        for line in f:
+            c = ROUND.search(line)
+            if c:
+                r = {"round": c[1], "predicted": None if c[3] == "-" else float(c[3]), "change": float(c[5])}
+                if c[6]:
+                    r.update(answers=float(c[6]), texts=float(c[7]), weight=float(c[8]))
+                rounds.append(r)
+    return [dict(base, kind="refine", variant=f"both-rounds-{m[1]}-{m[2]}", rounds=rounds)] if rounds else []
+
+
 def from_folder(folder):
     with open(os.path.join(folder, "settings"), encoding="utf-8") as f:
         model, budget, task = f.read().split()
@@ -109,14 +131,14 @@ def from_folder(folder):
                                     if p.get(k) is not None} for p in v["plans"]]))
     for name in sorted(os.listdir(os.path.join(folder, "log"))):
         m = re.match(r"calibrate-(\w+)\.err$", name)
-        if not m:
-            continue
-        with open(os.path.join(folder, "log", name), encoding="utf-8", errors="replace") as f:
-            for line in f:
-                c = re.search(r"(\d+) tokens: (\d+) items, .* of (\d+) with a known answer (\d+) right", line)
-                if c:
-                    out.append(dict(base, kind="calibrate", data=m[1], length=int(c[1]), items=int(c[2]), asked=int(c[3]),
-                                    right=int(c[4])))
+        if m:
+            with open(os.path.join(folder, "log", name), encoding="utf-8", errors="replace") as f:
+                for line in f:
+                    c = re.search(r"(\d+) tokens: (\d+) items, .* of (\d+) with a known answer (\d+) right", line)
+                    if c:
+                        out.append(dict(base, kind="calibrate", data=m[1], length=int(c[1]), items=int(c[2]), asked=int(c[3]),
+                                        right=int(c[4])))
+        out += refinement(os.path.join(folder, "log"), name, base)
     times = os.path.join(folder, "times.jsonl")
     if os.path.exists(times):
         with open(times, encoding="utf-8") as f:
@@ -139,8 +161,22 @@ class Model:
         self.name = next((r["model"] for r in records if r["kind"] == "eval" and "model" in r), file)
         self.device = next((r["device"] for r in records if r["kind"] == "eval" and "device" in r), "-")
 
+        self.whole = {}  # of full attention, by number of cases
+        for r in records:
+            if r["kind"] == "eval" and r["plan"] == "full" and r.get("whole", True):
+                self.whole[r["task"], r["length"], r["n"]] = r
+
     def get(self, task, plan, length):
         return self.evals.get((task, plan, length))
+
+    def full(self, r):
+        """full attention over the same windows as r, and how many of its windows are one of r's"""
+        numbers = sorted(n for t, length, n in self.whole if (t, length) == (r["task"], r["length"]))
+        more = [n for n in numbers if n >= r["n"]]
+        if not more:
+            return self.get(r["task"], "full", r["length"]), 1
+        n = more[0]
+        return self.whole[r["task"], r["length"], n], n // r["n"] if r.get("whole", True) and n % r["n"] == 0 else 1
 
     def lengths(self, task):
         return sorted({k[2] for k in self.evals if k[0] == task})
@@ -159,21 +195,24 @@ def share(r):
     return r["right"].count("1") / r["n"]
 
 
-def cell(r):
-    if r is None:
-        return "-"
+def cell(r, most):
     low, high = wilson(r["right"].count("1"), r["n"])
-    return f"{100 * share(r):.0f} ({100 * low:.0f}-{100 * high:.0f})" + ("" if r["n"] >= 50 else f" n={r['n']}")
+    return f"{100 * share(r):.0f} ({100 * low:.0f}-{100 * high:.0f})" + ("" if r["n"] >= most else f" n={r['n']}")
 
 
 def loss_of(r):
     return sum(a * b for a, b in zip(r["loss"], r["judged"])) / sum(r["judged"])
 
 
-def loss_change(r, full):
+def right(r, n):
+    return r["right"][:n].count("1")
+
+
+def loss_change(r, m):
     """mean difference to full attention in nats a token, and its standard error over windows"""
-    n = min(r["n"], full["n"])
-    d = [a - b for a, b in zip(r["loss"][:n], full["loss"][:n])]
+    full, step = m.full(r)
+    d = [a - b for a, b in zip(r["loss"], full["loss"][::step])]
+    n = len(d)
     mean = sum(d) / n
     return mean, math.sqrt(sum((x - mean) ** 2 for x in d) / (n - 1) / n) if n > 1 else math.nan
 
@@ -195,48 +234,75 @@ def density(r):
     return r.get("kv_density_plan", r["kv_density"])
 
 
-def retrieval_table(m, task, out):
+def between(m, task):
+    """lengths asked for the effective context alone: no power of two, where there are some"""
     lengths = m.lengths(task)
+    powers = [n for n in lengths if n & (n - 1) == 0]
+    return [n for n in lengths if n not in powers] if len(powers) > 2 else []
+
+
+def retrieval_table(m, task, out):
+    finer = between(m, task)
+    lengths = [n for n in m.lengths(task) if n not in finer]
     if not lengths:
         return
     out.append(f"**{task}**: share right in %, 95 % interval; n = "
                f"{max(r['n'] for k, r in m.evals.items() if k[0] == task)} a length unless said; in brackets the KV density there\n")
     out.append("| plan | " + " | ".join(f"{n:,}" for n in lengths) + " | effective context | that / mean span |")
     out.append("|---|" + "---|" * (len(lengths) + 2))
+    most = max(r["n"] for k, r in m.evals.items() if k[0] == task)
     for plan in m.plans(task):
         row = [f"`{plan}`"]
         for n in lengths:
             r = m.get(task, plan, n)
-            row.append("-" if r is None else f"{cell(r)} [{100 * density(r):.1f}]")
+            row.append("-" if r is None else f"{cell(r, most)} [{100 * density(r):.1f}]")
         length, r = effective(m, task, plan)
-        row.append(f"{length:,}" if length else "below " + f"{lengths[0]:,}")
+        row.append(f"{length:,}" if length else "below " + f"{min(n for n in lengths if m.get(task, plan, n)):,}")
         row.append(f"{length / r['span_mean']:.1f}" if r and "span_mean" in r else "-")
         out.append("| " + " | ".join(row) + " |")
     out.append("")
+    if finer:
+        out.append("Between: " + "; ".join(f"`{plan}` " + ", ".join(f"{n:,}: {cell(m.get(task, plan, n), most)}" for n in finer if m.get(task, plan, n))
+                                           for plan in m.plans(task) if any(m.get(task, plan, n) for n in finer)) + ".\n")
 
 
 def ppl_table(m, out):
     lengths = [n for n in m.lengths("ppl") if m.get("ppl", "full", n)]
     if not lengths:
         return
-    out.append("**Perplexity** on held-out texts; the change against full attention over the same windows, in %, with two standard errors\n")
+    out.append("**Perplexity** on held-out texts: the change against full attention over the same windows, in %, with two standard errors\n")
     out.append("| plan | " + " | ".join(f"{n:,} tokens" for n in lengths) + " | KV density |")
     out.append("|---|" + "---|" * (len(lengths) + 1))
     for plan in m.plans("ppl"):
         row, last = [f"`{plan}`"], None
         for n in lengths:
-            r, full = m.get("ppl", plan, n), m.get("ppl", "full", n)
+            r = m.get("ppl", plan, n)
             if r is None:
                 row.append("-")
                 continue
             last = r
-            change, error = loss_change(r, full)
-            text = f"{math.exp(loss_of(r)):.3f}"
-            if plan != "full":
-                text += f", {100 * math.expm1(change):+.2f} ± {200 * error:.2f}"
-            row.append(text + ("" if r["n"] >= 8 else f" n={r['n']}"))
+            if plan == "full":
+                row.append(f"{math.exp(loss_of(r)):.3f} n={r['n']}")
+            else:
+                change, error = loss_change(r, m)
+                row.append(f"{100 * math.expm1(change):+.2f} ± {200 * error:.2f} n={r['n']}")
         row.append(f"{density(last):.3f}" if last else "-")
         out.append("| " + " | ".join(row) + " |")
+    out.append("")
+
+
+def refine_table(m, out):
+    rows = {r["variant"]: r["rounds"] for r in m.records if r["kind"] == "refine"}
+    if not rows:
+        return
+    out.append("Rounds, on the items that judge: change of the loss against full attention, answers in nats each, text in nats a token\n")
+    out.append("| plan | at once: answers, text | best round | answers, text | judged |")
+    out.append("|---|---|---|---|---|")
+    for variant, rounds in rows.items():
+        best = min(rounds, key=lambda r: r["change"])
+        def parts(r):
+            return f"{r['answers']:+.3f}, {r['texts']:+.4f}" if "answers" in r else f"{r['change']:+.4f}"
+        out.append(f"| `{variant}` | {parts(rounds[0])} | {best['round']} | {parts(best)} | {len(rounds)} plans |")
     out.append("")
 
 
@@ -245,42 +311,42 @@ def verdict(ok):
 
 
 def goals(m, out):
-    ours, uniform = f"{m.task}-joint-group-0.5", "uniform:0.5"
-    variants = sorted({k[1] for k in m.evals if k[0] == m.task and k[1].endswith("-0.5") and k[1] != ours})
-    out.append("Goals, at 50 % density:\n")
-    for plan in [ours] + variants:
-        lines = goal_lines(m, plan, uniform)
-        if lines:
-            out.append(f"- `{plan}`: " + "; ".join(lines))
+    """of the plans that were asked at several lengths; of those of the proof's own kinds where there are any"""
+    plans = [p for p in m.plans(m.task) if re.search("-[0-9.]+$", p) and sum(m.get(m.task, p, n) is not None for n in m.lengths(m.task)) > 1]
+    named = [p for p in plans if re.match("both-rounds-", p)]
+    lines = [(p, goal_lines(m, p)) for p in named or plans]
+    out.append("Goals:\n")
+    out += [f"- `{p}`: " + "; ".join(x) for p, x in lines if x]
     out.append("")
 
 
-def goal_lines(m, plan, uniform):
-    lines = []
+def goal_lines(m, plan):
+    lines, half = [], plan.endswith("-0.5")
     both = [n for n in m.lengths(m.task) if m.get(m.task, plan, n) and m.get(m.task, "full", n)]
     able = [n for n in both if share(m.get(m.task, "full", n)) > .1]
-    if able:
-        kept = {n: share(m.get(m.task, plan, n)) / share(m.get(m.task, "full", n)) for n in able}
-        worst = min(kept, key=kept.get)
-        right = sum(m.get(m.task, plan, n)["right"].count("1") for n in able)
-        full = sum(m.get(m.task, "full", n)["right"].count("1") for n in able)
-        lines.append(f"keeps {100 * right / full:.1f} % of what full attention gets right over {len(able)} lengths "
-                     f"(least {100 * kept[worst]:.0f} % at {worst:,}; goal 95 %): {verdict(right / full >= .95)}")
-        longest = able[-1]
-        u, r = m.get(m.task, uniform, longest), m.get(m.task, plan, longest)
-        if u:
+    if able and half:
+        of = {n: min(m.get(m.task, plan, n)["n"], m.get(m.task, "full", n)["n"]) for n in able}
+        mine = {n: right(m.get(m.task, plan, n), of[n]) for n in able}
+        full = {n: right(m.get(m.task, "full", n), of[n]) for n in able}
+        worst = min(able, key=lambda n: mine[n] / max(full[n], 1))
+        kept = sum(mine.values()) / sum(full.values())
+        lines.append(f"keeps {100 * kept:.1f} % of what full attention gets right over {len(able)} lengths "
+                     f"(least {100 * mine[worst] / max(full[worst], 1):.0f} % at {worst:,}; goal 95 %): {verdict(kept >= .95)}")
+        for longest in [n for n in reversed(able) if m.get(m.task, "uniform:0.5", n)][:1]:
+            u, r = m.get(m.task, "uniform:0.5", longest), m.get(m.task, plan, longest)
             ratio = share(r) / share(u) if share(u) else math.inf
             lines.append(f"at {longest:,} {'all' if ratio == math.inf else f'{ratio:.2f}'} times uniform's {100 * share(u):.0f} % "
                          f"(goal 1.5): {verdict(ratio >= 1.5)}")
     ppl = [n for n in m.lengths("ppl") if m.get("ppl", plan, n) and m.get("ppl", "full", n)]
-    if ppl:
-        change = max(math.expm1(loss_change(m.get("ppl", plan, n), m.get("ppl", "full", n))[0]) for n in ppl)
+    if ppl and half:
+        change = max(math.expm1(loss_change(m.get("ppl", plan, n), m)[0]) for n in ppl)
         lines.append(f"perplexity {100 * change:+.2f} % (goal within 1 %): {verdict(change <= .01)}")
     length, r = effective(m, m.task, plan)
     if r and "span_mean" in r:
         full_length = effective(m, m.task, "full")[0]
         x = length / r["span_mean"]
-        lines.append(f"effective context {length:,} (full attention {full_length:,}), {x:.2f} times the mean span (goal 3): {verdict(x >= 3)}")
+        lines.append(f"effective context {length:,} (full attention {full_length:,}), {x:.2f} times the mean span"
+                     + (" (goal 3, which half of every length cannot reach)" if half else f" (goal 3): {verdict(x >= 3)}"))
     return lines
 
 
@@ -301,23 +367,28 @@ def pipeline(m, out):
         out.append("")
     rows = [r for r in m.records if r["kind"] == "time"]
     if rows:
-        out.append("Time, s: " + "; ".join(f"{r['step']} {r['seconds']:.1f}" for r in rows) + ".\n")
+        took = {}
+        for r in rows:
+            name = r["step"].split("-")[0]
+            took[name] = took.get(name, 0) + r["seconds"]
+        out.append("Time, s, in all: " + "; ".join(f"{k} {x:.1f}" for k, x in took.items()) + ".\n")
 
 
 def markdown(records):
     out = ["# Do searched plans keep what uniform windows lose?", "",
-           "Generated by `scripts/proof_table.py` from `docs/measurements/proof-*.jsonl`; the runs are `scripts/proof.sh MODEL OUT`, which "
-           "says what each stage does. A plan's name is calibration-measure-per-density. Calibration, held-out and evaluation documents "
-           "differ; all plans answer the same questions.", ""]
+           "Generated by `scripts/proof_table.py` from `docs/measurements/proof-*.jsonl`; the runs are `scripts/proof_rounds.sh MODEL OUT` and `scripts/proof.sh "
+           "MODEL OUT`, which say what each stage does and how plans are named: calibration-measure-per-density. Calibration, held-out and "
+           "evaluation documents differ; all plans answer the same questions.", ""]
     models = {}
     for r in records:
         models.setdefault(r["file"], []).append(r)
     for file, rs in models.items():
         m = Model(file, rs)
-        out += [f"## {m.name}", "", f"`{file}`, {m.device}, budget {rs[0]['budget']}.", ""]
+        out += [f"## {m.name}", "", f"`{file}`, {m.device}, budgets: {', '.join(dict.fromkeys(r['budget'] for r in rs))}.", ""]
         for task in dict.fromkeys([m.task, "retrieval", "passkey", "needle", "facts"]):
             retrieval_table(m, task, out)
         ppl_table(m, out)
+        refine_table(m, out)
         goals(m, out)
         pipeline(m, out)
     return "\n".join(out).rstrip() + "\n"

@@ -1,0 +1,215 @@
+#!/bin/bash
+# The proof with plans found in rounds and texts weighed in (`refine --text`), in minutes of a GPU or less: many plans of one model, each
+# evaluation once over several of them, the most valuable first.
+#
+#   proof_rounds.sh MODEL OUT [--set passkey|retrieval|tiny] [--stages A,B,...] [--limit SECONDS] [--device D] [--profile N] [--judge N]
+#                   [--rounds N] [--weight W] [--cap SECONDS] [--known] [--corpus DIR] [--moascope FILE] [--print]
+#
+#   items      questions answered by the dense model, right ones kept; running text beside them      cal/TASK.jsonl, cal/text.jsonl
+#   half       50 % of the KV memory, a rule a KV group, in rounds; the task at all lengths but the farthest    plans/both-rounds-group-0.5
+#   text       perplexity of held-out texts: full attention, uniform windows, that plan
+#   far        the task at the farthest length
+#   quarter    25 %: effective context is the longest length with nine of ten right, over the mean span: 3 needs a third or less
+#   heads      50 %, a rule a query head, the KV memory counted by the widest head of a group
+#   most       75 %
+#   finer      lengths between, for the effective context; full attention too
+#   measures   cross-entropy and margin, joint, abs and signed, at once (`profile`, `search`), 50 %, a rule a group
+#   grid       margin by the three measures at 25, 50 and 75 %, a rule a group and a rule a query head
+#   kinds      calibrated on other items: passkeys, facts, far-apart facts (spread), summaries, mixed, running text alone
+#   texts      perplexity under all plans there are
+#
+# Plans are named KIND-MEASURE-PER-DENSITY. KIND both: the task's items and texts beside them. MEASURE rounds: refined; margin: its first
+# round, influence on the margin; margin.abs, margin.signed; joint, abs, signed: influence on cross-entropy.
+# The first round's influence is measured once, at 50 %, and shared (`refine --first`). --cap ends the first refinement, half of it each
+# other one (best.json is kept as it goes), --limit everything; what is there is not made again, an evaluation or refinement goes on from its
+# .part. --known: what full attention and uniform windows of half the length answer is known of an earlier run, of the same questions.
+# Seeds: calibration 1, evaluation 2; texts of calibration/ and heldout/ differ (scripts/corpus.py). proof_table.py OUT... makes the table.
+set -u
+usage() { sed -n '5,6s/^# *//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || usage
+model=$1 out=$2; shift 2
+source=$(cd "$(dirname "$0")/.." && pwd)
+set=retrieval stages='' limit=0 device=auto n_profile='' n_judge='' n_round='' weight=20 cap=0 known=0 corpus=$HOME/.cache/moascope/corpus moascope='' print=0
+while [ $# -gt 0 ]; do
+    case $1 in --print) print=1; shift; continue ;; --known) known=1; shift; continue ;; esac
+    [ $# -ge 2 ] || usage
+    case $1 in
+    --set) set=$2 ;; --stages) stages=${2//,/ } ;; --limit) limit=$2 ;; --device) device=$2 ;; --profile) n_profile=$2 ;;
+    --judge) n_judge=$2 ;; --rounds) n_round=$2 ;; --weight) weight=$2 ;; --cap) cap=$2 ;; --corpus) corpus=$2 ;; --moascope) moascope=$2 ;;
+    *) usage ;;
+    esac
+    shift 2
+done
+all="items half text far quarter heads most finer measures grid kinds texts"
+[ -n "$stages" ] || stages=$all
+for stage in $stages; do
+    case " $all " in *" $stage "*) ;; *) echo "proof_rounds.sh: $stage is no stage: $all" >&2; exit 2 ;; esac
+done
+[ -n "$moascope" ] || for b in release dev .; do [ -x "$source/build/$b/moascope" ] && { moascope=$source/build/$b/moascope; break; }; done
+[ -x "$moascope" ] || { echo "proof_rounds.sh: no moascope: --moascope FILE" >&2; exit 2; }
+[ -f "$model" ] || [ -d "$model" ] || { echo "proof_rounds.sh: $model is not there" >&2; exit 3; }
+
+# lengths: calibrated, evaluated, the farthest; few: of the comparisons; n: questions a length where a goal hangs on them, and elsewhere
+case $set in
+tiny) task=passkey cal=512 extend=640 lengths=512,640 far=768 few=512 finer='' n_item=2 n_main=2 n_few=1 ppl=512 n_ppl=1 kinds="facts text"
+    : "${n_profile:=1}" "${n_judge:=1}" "${n_round:=2}" ;;
+passkey) task=passkey cal=512,1024,2048 extend=4096 lengths=512,1024,2048,4096 far='' few=1024,2048 finer=2560,3072,3584 n_item=10 n_main=40 n_few=16
+    ppl=2048 n_ppl=16 kinds="retrieval facts needle spread summary mix text"
+    : "${n_profile:=4}" "${n_judge:=6}" "${n_round:=4}" ;;
+retrieval) task=retrieval cal=512,1024,2048,4096 extend=8192,16384 lengths=512,1024,2048,4096,8192 far=16384 few=1024,4096
+    finer=1280,1536,1792,2560,3072,3584 n_item=11 n_main=50 n_few=25 ppl=4096 n_ppl=16 kinds="passkey facts spread summary mix text"
+    : "${n_profile:=3}" "${n_judge:=5}" "${n_round:=6}" ;;
+*) usage ;;
+esac
+
+mkdir -p "$out"/{cal,influence,plans,eval,log} || exit 1
+settings="$(basename "$model") rounds $task"
+if [ -f "$out/settings" ] && [ "$(cat "$out/settings")" != "$settings" ]; then
+    echo "proof_rounds.sh: $out is of '$(cat "$out/settings")', not of '$settings'" >&2; exit 2
+fi
+echo "$settings" > "$out/settings"
+begin=$SECONDS failed=0
+left() { if [ "$limit" -gt 0 ]; then echo $((limit - (SECONDS - begin))); else echo 1000000; fi; }
+# step NAME RESULT command...: runs moascope for at most the time left (or $for seconds) unless RESULT is there; its words are in log/NAME.*
+step() {
+    local name=$1 result=$2 code start time; shift 2
+    [ -e "$result" ] && return 0
+    if [ $print = 1 ]; then echo "$name: moascope $*"; return 0; fi
+    time=$(left)
+    [ "$time" -gt 1 ] || { echo "proof_rounds.sh: the limit of $limit s is reached before $name; the same call goes on"; exit 0; }
+    [ "${for:-0}" -eq 0 ] || [ "$for" -gt "$time" ] || time=$for
+    start=$(date +%s%3N)
+    timeout -s INT -k 5 "$time" "$moascope" "$@" < /dev/null > "$out/log/$name.txt" 2> "$out/log/$name.err"
+    code=$?
+    time=$(($(date +%s%3N) - start))
+    printf '{"step": "%s", "seconds": %d.%02d}\n' "$name" $((time / 1000)) $((time % 1000 / 10)) >> "$out/times.jsonl"
+    echo "== $name: exit code $code, $time ms; $((SECONDS - begin)) s in all"
+    grep -v '^$' "$out/log/$name.txt" | tail -n 14
+    case $code in
+    0) return 0 ;;
+    124 | 130) return 1 ;; # its own limit; a later stage may do with what is there
+    *) tail -n 3 "$out/log/$name.err"; failed=1; return 1 ;;
+    esac
+}
+best() { echo "$out/plans/$1/best.json"; }
+has() { [ $print = 1 ] || [ -e "$(best "$1")" ]; }
+
+# evaluate NAME TASK LENGTHS ITEMS PLAN...; those that are there
+evaluate() {
+    local name=$1 what=$2 at=$3 items=$4 plans=() docs=() given=() p; shift 4
+    [ -n "$at" ] || return 0
+    for p in "$@"; do
+        case $known$what$p in "1${task}full" | "1${task}uniform:0.5") [ "$name" = $task-finer ] || continue ;; esac
+        case $p in full | uniform:*) ;; *) has "$p" || continue; p=$(best "$p") ;; esac
+        given+=("$p"); plans+=(--plan "$p")
+    done
+    [ ${#given[@]} -gt 0 ] || return 0
+    case $what in ppl) docs=(--docs "$corpus/heldout") ;; esac
+    [ -e "$out/eval/$name.json" ] || [ $print = 1 ] || printf '%s\n' "$what" "$at" "$items" "${given[@]}" > "$out/eval/$name.args"
+    step "eval-$name" "$out/eval/$name.json" eval "$model" --task "$what" --lengths "$at" --items "$items" --seed 2 "${plans[@]}" \
+        ${docs[@]+"${docs[@]}"} --device "$device" --json "$out/eval/$name.json"
+}
+calibrate() { # KIND
+    local from=(--synthetic "$1")
+    case $1 in
+    mix) from=(--synthetic "$task" --docs "$corpus/calibration" --ask summary) ;;
+    summary | spread) from=(--docs "$corpus/calibration" --ask "$1") ;;
+    esac
+    [ "$1" = "$task" ] || from+=(-n 48)
+    step "calibrate-$1" "$out/cal/$1.jsonl" calibrate "$model" "${from[@]}" --lengths $cal --items $n_item --only-right --seed 1 \
+        --device "$device" -o "$out/cal/$1.jsonl"
+}
+text() {
+    [ -e "$out/cal/text.jsonl" ] || [ $print = 1 ] || python3 "$source/scripts/text_items.py" "$model" "$corpus/calibration" --lengths $cal \
+        --items $((n_profile + n_judge)) --moascope "$moascope" -o "$out/cal/text.jsonl" || { failed=1; return 1; }
+}
+# refine PER DENSITY ROUNDS
+refine() {
+    local v=both-rounds-$1-$2 first=() time=$cap
+    [ "$1-$2" = group-0.5 ] || time=$((cap / 2)) # it has its first round
+    [ "$v" = both-rounds-group-0.5 ] || { has both-rounds-group-0.5 && first=(--first "$out/plans/both-rounds-group-0.5"); }
+    for=$time step "refine-$1-$2" "$out/plans/$v/refine.json" refine "$model" --data "$out/cal/$task.jsonl" --text "$out/cal/text.jsonl" \
+        --text-weight "$weight" --lengths $cal --extend $extend${far:+,$far} --density "$2" --per "$1" --items "$n_profile" --judge "$n_judge" \
+        --step 0.2 --rounds "$3" ${first[@]+"${first[@]}"} --device "$device" -o "$out/plans/$v"
+    # its first round by itself: what influence on the margin finds at once
+    [ ! -e "$out/plans/$v/plan_01_c.json" ] || [ -e "$(best "both-margin-$1-$2")" ] || {
+        mkdir -p "$out/plans/both-margin-$1-$2" && cp "$out/plans/$v/plan_01_c.json" "$(best "both-margin-$1-$2")"; }
+    has $v
+}
+profile() { # KIND margin|cross-entropy
+    step "profile-$1-$2" "$out/influence/$1-$2.npz" profile "$model" --data "$out/cal/$1.jsonl" --lengths $cal --items "$n_profile" --loss "$2" \
+        --device "$device" -o "$out/influence/$1-$2.npz"
+}
+# search KIND MEASURE PER DENSITY: the plan of the least mean loss; on CPU cores, several at a time
+search() {
+    local loss=cross-entropy m=$2 dir=$out/plans/$1-$2-$3-$4
+    case $2 in margin) loss=margin m=joint ;; margin.*) loss=margin m=${2#margin.} ;; esac
+    [ ! -e "$dir/best.json" ] || return 0
+    if [ $print = 1 ]; then echo "search $1-$2-$3-$4"; return 0; fi
+    [ -e "$out/influence/$1-$loss.npz" ] || return 1
+    "$moascope" search "$out/influence/$1-$loss.npz" --measure $m --per "$3" --density "$4" --extend $extend${far:+,$far} --stretch --intervals 1 \
+        --force --threads 2 -o "$dir" > "$out/log/search-$1-$2-$3-$4.txt" 2>&1 &&
+        python3 - "$dir" <<'P' && return 0
+import json, os, shutil, sys
+d = sys.argv[1]
+p = min(json.load(open(d + "/pareto.json"))["plans"], key=lambda p: p["mean_loss"])
+shutil.copy(os.path.join(d, p["file"]), d + "/best.json")
+P
+    echo "search $1-$2-$3-$4 failed:"; tail -n 2 "$out/log/search-$1-$2-$3-$4.txt"
+    return 1
+}
+searches() { # VARIANT...: all at once
+    local v pids=() p
+    for v in "$@"; do
+        IFS=- read -r kind measure per density <<< "$v"
+        search "$kind" "$measure" "$per" "$density" &
+        pids+=($!)
+    done
+    for p in ${pids[@]+"${pids[@]}"}; do wait "$p" || failed=1; done
+}
+kinds() {
+    local k list=() ready=()
+    for k in $kinds; do
+        if [ "$k" = text ]; then # running text alone, by cross-entropy
+            text && profile text cross-entropy && ready+=(text-joint-group-0.5)
+        else
+            calibrate "$k" && profile "$k" margin && ready+=("$k-margin-group-0.5")
+        fi
+    done
+    searches ${ready[@]+"${ready[@]}"}
+    for k in ${ready[@]+"${ready[@]}"} "$task-margin-group-0.5"; do list+=("$k"); done
+    evaluate $task-kinds $task $few $n_few "${list[@]}"
+    evaluate ppl-kinds ppl $ppl $((n_ppl / 2 + 1)) full "${list[@]}"
+}
+run() {
+    local d p m list
+    case $1 in
+    items) calibrate $task && text ;;
+    half) refine group 0.5 "$n_round" && evaluate $task-half $task $lengths $n_main both-rounds-group-0.5 full uniform:0.5 ;;
+    text) evaluate ppl-half ppl $ppl $n_ppl full both-rounds-group-0.5 uniform:0.5 both-margin-group-0.5 ;;
+    far) evaluate $task-far $task "$far" $n_main both-rounds-group-0.5 full uniform:0.5 ;;
+    quarter) refine group 0.25 $(((n_round + 1) / 2)) &&
+        evaluate $task-quarter $task "$(echo $lengths | cut -d, -f 1-4)" $n_main both-rounds-group-0.25 &&
+        evaluate $task-quarter-others $task $few $n_few both-margin-group-0.25 uniform:0.25 ;;
+    heads) refine head 0.5 $(((n_round + 1) / 2)) && evaluate $task-heads $task $few $n_main both-rounds-head-0.5 both-margin-head-0.5 ;;
+    most) refine group 0.75 2 && evaluate $task-most $task $few $n_few both-rounds-group-0.75 both-margin-group-0.75 uniform:0.75 ;;
+    finer) evaluate $task-finer $task "$finer" $n_main full both-rounds-group-0.5 both-rounds-group-0.25 ;;
+    measures)
+        list=("$task"-{margin,margin.abs,margin.signed,joint,abs,signed}-group-0.5)
+        profile $task margin && profile $task cross-entropy && searches "${list[@]}"
+        evaluate $task-measures $task $few $n_few "${list[@]}" ;;
+    grid)
+        list=()
+        for m in margin margin.abs margin.signed; do for p in group head; do for d in 0.5 0.25 0.75; do list+=("$task-$m-$p-$d"); done; done; done
+        profile $task margin && searches "${list[@]}"
+        evaluate $task-grid $task $lengths $n_few "${list[@]}" uniform:0.25 uniform:0.5 uniform:0.75 full ;;
+    kinds) kinds ;;
+    texts)
+        list=()
+        for p in "$out"/plans/*/best.json; do [ -e "$p" ] && list+=("$(basename "$(dirname "$p")")"); done
+        evaluate ppl-all ppl $ppl $((n_ppl / 2 + 1)) full uniform:0.25 uniform:0.5 uniform:0.75 ${list[@]+"${list[@]}"} ;;
+    esac
+}
+for stage in $stages; do run "$stage"; done
+[ $failed = 0 ] && echo "proof_rounds.sh: $stages: ended after $((SECONDS - begin)) s; scripts/proof_table.py $out makes the table"
+exit $failed

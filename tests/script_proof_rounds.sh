@@ -1,0 +1,66 @@
+#!/bin/bash
+# scripts/proof_rounds.sh: its list of work, refusals, and what proof_table.py makes of a folder: the rounds that a real refinement (of a tiny
+# model) told of, a perplexity beside full attention over twice as many windows, answers beside those of more questions. All counted again
+# here. The stages themselves take a real model and minutes.
+. "$(dirname "$0")/batch_lib.sh" "$1"
+tiny=$source/tests/data/tiny_llama.gguf
+p=$temp/proof
+rounds() { "$source/scripts/proof_rounds.sh" "$tiny" "$p" --moascope "$moascope" "$@"; }
+expect 2 rounds --stages half,nothing; says "nothing is no stage"
+expect 2 rounds --set other
+expect 3 "$source/scripts/proof_rounds.sh" "$temp/none.gguf" "$temp/o" --moascope "$moascope"; says "is not there"
+expect 0 rounds --print
+cp "$temp/out" "$temp/all"
+expect 0 rounds --print --known
+for x in "calibrate-retrieval: .* --only-right" "refine-group-0.5: .* --text-weight 20 .* --density 0.5" "refine-head-0.5: .* --first" "refine-group-0.25: .* --first" \
+    "eval-retrieval-far: .* 16384" "eval-ppl-half: .* --plan full" "search retrieval-margin.signed-head-0.75" "search spread-margin-group-0.5" "profile-text-cross-entropy"; do
+    grep -q -- "^$x" "$temp/all" && grep -q -- "^$x" "$temp/out" || complain "the list lacks $x"
+done
+grep -q "^eval-retrieval-half: .* --plan full" "$temp/all" || complain "full attention is not asked"
+grep -q "^eval-retrieval-half: .* --plan full" "$temp/out" && complain "what is known is asked again"
+expect 2 rounds --set passkey --print; says "not of"
+# a refinement with texts, its words where the script leaves them; evaluations as the program writes them
+python3 - "$temp" <<'P'
+import json, random, sys
+random.seed(3)
+with open(sys.argv[1] + "/data.jsonl", "w") as f:
+    for i in range(4):
+        words = [random.randrange(3, 200) for _ in range(40)]
+        f.write(json.dumps({"ids": [random.choice(words) for _ in range(354)] + words[:30], "supervise_from": 354, "length": 384}) + "\n")
+P
+expect 0 python3 "$source/scripts/text_items.py" "$tiny" "$source/README.md" --lengths 384 --items 4 --moascope "$moascope" -o "$temp/text.jsonl"
+head -n 1 "$temp/text.jsonl" > "$temp/one.json"; check "$temp/one.json" 'len(j["ids"]) == 384 and j["supervise_from"] == 48'
+expect 1 python3 "$source/scripts/text_items.py" "$tiny" "$source/README.md" --lengths 384 --share 1 --moascope "$moascope" -o "$temp/none"; says "--share 1"
+expect 0 "$moascope" refine "$tiny" --data "$temp/data.jsonl" --text "$temp/text.jsonl" --lengths 384 --density 0.5 --rounds 3 --device cpu -o "$p/plans/both-rounds-group-0.5"
+cp "$temp/err" "$p/log/refine-group-0.5.err"
+plan=$p/plans/both-rounds-group-0.5/best.json
+evaluate() { # NAME TASK ITEMS PLAN...
+    local name=$1 task=$2 items=$3 plans=() docs=(); shift 3
+    printf '%s\n' $task 256 $items "$@" > "$p/eval/$name.args"
+    for x in "$@"; do plans+=(--plan "$x"); done
+    [ $task = retrieval ] || docs=(--docs "$source/README.md")
+    expect 0 "$moascope" eval "$tiny" --task $task --lengths 256 --items $items "${plans[@]}" ${docs[@]+"${docs[@]}"} --device cpu --json "$p/eval/$name.json"
+}
+evaluate ppl-a ppl 8 full uniform:0.5
+evaluate ppl-b ppl 4 "$plan"
+expect 0 python3 -B "$source/scripts/proof_table.py" "$p" --data "$temp/data2.jsonl" --md "$temp/t.md"
+python3 - "$p" "$temp" <<'P' || complain "the table: $(cat "$temp/t.md")"
+import json, math, sys
+p, temp = sys.argv[1:]
+text = open(temp + "/t.md").read()
+full = {i["source"]: i["loss"] for i in json.load(open(p + "/eval/ppl-a.json"))["plans"][0]["lengths"][0]["items"]}
+d = json.load(open(p + "/eval/ppl-b.json"))
+mine = d.get("plans", [d])[0]["lengths"][0]["items"]
+assert len(full) == 8 and len(mine) == 4
+d = [i["loss"] - full[i["source"]] for i in mine]  # the same windows, by name
+want = "| `both-rounds-group-0.5` | %+.2f ± " % (100 * math.expm1(sum(d) / 4))
+assert want in text and " n=4" in text, (want, text)
+t = json.load(open(p + "/plans/both-rounds-group-0.5/refine.json"))
+r = next(r for r in map(json.loads, open(temp + "/data2.jsonl")) if r["kind"] == "refine")["rounds"]
+assert len(r) == len(t["plans"]) and all(abs(a["change"] - (b["loss"] - t["full_attention"])) < 1e-4 for a, b in zip(r, t["plans"])), (r, t)
+assert all(a["round"] == "%d%s" % (b["round"], b["file"][-6]) and abs(a["weight"] - b["text_weight"]) < 1e-3 for a, b in zip(r, t["plans"]))
+best = min(r, key=lambda x: x["change"])
+assert "| `both-rounds-group-0.5` |" in text.split("Rounds, on the items")[1] and "%+.3f, %+.4f" % (best["answers"], best["texts"]) in text
+P
+[ $failed = 0 ] && echo "proof_rounds: ok"
+exit $failed
