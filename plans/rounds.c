@@ -66,14 +66,13 @@ moa_status moa_rounds_losses(const moa_losses *from, double by, const int32_t *e
 
 moa_status moa_rounds_find(const moa_losses *losses, const moa_search_config *config, moa_found *out, moa_err *err) {
     moa_search_result r = {0};
-    int32_t pick = 0;
-    moa_status s = moa_search_run(losses, config, &r, err);
+    moa_search_config one = *config;
+    one.mean_only = true;
+    moa_status s = moa_search_run(losses, &one, &r, err);
     if (s == MOA_OK && r.n_found == 0) s = moa_fail(err, MOA_E_FAILED, "no plan was found");
-    for (int32_t i = 1; s == MOA_OK && i < r.n_found; i++)
-        if (r.found[i].mean < r.found[pick].mean) pick = i;
     if (s == MOA_OK) {
-        *out = r.found[pick];
-        r.found[pick].plan = NULL; /* moved */
+        *out = r.found[0];
+        r.found[0].plan = NULL; /* moved */
     }
     moa_search_result_free(&r);
     return s;

@@ -309,10 +309,11 @@ moa_status moa_search_run(const moa_losses *losses, const moa_search_config *con
     moa_problem problem = {0};
     work w = {.config = config, .problem = &problem};
     moa_status s = MOA_OK;
-    int32_t n_more, n = losses->n_length + 1;
+    int32_t n_more, n = config->mean_only ? 1 : losses->n_length + 1; /* the mean is the first */
     *out = (moa_search_result){0};
     if (pthread_mutex_init(&w.lock, NULL) != 0) return moa_fail(err, MOA_E_MEMORY, "no memory for a lock");
     const int32_t n_level = levels_of(config, losses->n_length, &n_more);
+    if (config->mean_only) n_more = 0;
     MOA_TRY(moa_problem_open(&problem, losses, config, err));
     if (config->lp_path) MOA_TRY(write_lp(&problem, config->lp_path, err));
     w.cells = calloc(CELL_MAX, sizeof *w.cells);

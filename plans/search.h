@@ -48,6 +48,7 @@ typedef struct moa_search_config {
     const uint8_t *locked;  /* (n_layer, n_head) 1: stays; NULL: none */
     const moa_plan *around; /* stays near this plan: the shares of N that heads keep change by at most */
     double step;            /* in the mean over heads and bounded lengths; NULL: anywhere */
+    bool mean_only;         /* one solve, of the mean of the lengths, in place of a front */
     int32_t n_interval;     /* levels a length; 0: 4 */
     int32_t n_plan_max;     /* front thinned to so many; 0: all */
     uint64_t seed;
