@@ -19,7 +19,7 @@
  *
  *   version   idea                                          H100
  *   v1        panels by cuBLAS, float32 (tf32 on request)   not timed yet */
-#include "cuda/bwd.cuh"
+#include "cuda/attn_full.cuh"
 
 enum { BLOCK = MOA_PAGE_TOK, THREADS = 256, WARPS = THREADS / 32, ROWS_MAX = 512 };
 static const size_t PANEL_BYTES = (size_t)512 << 20;
@@ -352,6 +352,9 @@ moa_status moa_cuda_attn_full(moa_backend *b, const moa_args_attn_full *a, moa_e
     panel p;
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->in.n_tok <= 0) return MOA_OK;
+#ifdef MOA_CUDA_HOPPER
+    if (moa_cuda_full_wgmma_takes(c, &a->in)) return moa_cuda_full_wgmma(c, a, err);
+#endif
     MOA_RETURN(prepare(c, a->in, p, nullptr, err));
     for (int32_t first = 0; first < a->in.n_tok; first += p.rows) {
         aim(p, first);
@@ -365,9 +368,13 @@ moa_status moa_cuda_attn_full(moa_backend *b, const moa_args_attn_full *a, moa_e
 
 moa_status moa_cuda_attn_bwd(moa_backend *b, const moa_args_attn_bwd *a, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
+    [[maybe_unused]] const moa_cuda_half kept = c->half;
     panel p;
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->in.n_tok <= 0) return MOA_OK;
+#ifdef MOA_CUDA_HOPPER
+    if (moa_cuda_full_wgmma_takes(c, &a->in)) return moa_cuda_full_wgmma_bwd(c, a, &kept, err);
+#endif
     MOA_RETURN(prepare(c, a->in, p, nullptr, err));
     const size_t kv_bytes = sizeof(float) * (size_t)a->in.n_tok * (size_t)a->in.n_head_kv * (size_t)a->in.d_head;
     MOA_CU(c, cudaMemsetAsync(a->dk, 0, kv_bytes, c->stream));
@@ -391,6 +398,9 @@ moa_status moa_cuda_attn_influence(moa_backend *b, const moa_args_attn_influence
     row_sums t;
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->in.n_tok <= 0) return MOA_OK;
+#ifdef MOA_CUDA_HOPPER
+    if (moa_cuda_full_wgmma_takes(c, &a->in)) return moa_cuda_full_wgmma_influence(c, a, err);
+#endif
     MOA_RETURN(prepare(c, a->in, p, &t, err));
     for (int32_t first = 0; first < a->in.n_tok; first += p.rows) {
         aim(p, first);

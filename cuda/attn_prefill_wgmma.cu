@@ -31,7 +31,7 @@
  */
 #include <limits.h>
 
-#include "cuda/attn_prefill.cuh"
+#include "cuda/attn_full.cuh"
 #include "cuda/wgmma.cuh"
 
 static constexpr float BIAS = 10.0f,
@@ -481,4 +481,12 @@ moa_status moa_cuda_prefill_wgmma(moa_cuda *c, const moa_args_attn_prefill *a, m
                                     reinterpret_cast<void **>(&j.lse2), err));
     MOA_CU(c, plan_of(c, a).run(c, j));
     return j.lse2 ? moa_cuda_prefill_mma_probe(c, a, j.lse2, err) : MOA_OK;
+}
+
+moa_status moa_cuda_prefill_wgmma_lse(moa_cuda *c, const moa_args_attn_prefill *a, float *lse2, moa_err *err) {
+    wgmma_job j;
+    MOA_RETURN(job_of(c, a, &j, err));
+    j.lse2 = lse2;
+    MOA_CU(c, plan_of(c, a).run(c, j));
+    return MOA_OK;
 }

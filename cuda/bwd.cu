@@ -1,8 +1,8 @@
 /* bwd.cu -- gradients of the operations that work row by row, for the influence profile.
  *
  *   matmul_t        W is decoded to float32, at most TILE_BYTES of it at a time, and multiplied by cuBLAS: dx = dy W. Tiles are
- *                   rows of W, so their products add up, in order. $MOASCOPE_CUDA_GEMM=f32 (default) or, with anything
- *                   faster, tf32
+ *                   rows of W, so their products add up, in order. $MOASCOPE_CUDA_GEMM=f32, or tf32 with tf32 and bf16; f16, the
+ *                   default, is matmul_gemm.cu's
  *   rmsnorm_bwd     one block a row, sums in float32 over 256 threads
  *   silu_mul_bwd    an element a thread
  *   cross_entropy   one block a row: maximum, sum, gradient: three passes over the row
@@ -21,6 +21,7 @@ moa_status moa_cuda_matmul_t(moa_backend *b, const moa_args_matmul_t *a, moa_err
     const moa_dev_weight *w = a->w;
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_tok <= 0) return MOA_OK;
+    if (c->gemm == MOA_GEMM_F16) return moa_cuda_matmul_t_gemm(c, a, err);
     const size_t row = sizeof(float) * (size_t)w->n_in, fit = TILE_BYTES / row;
     const int32_t most = fit < 1 ? 1 : fit < (size_t)w->n_out ? (int32_t)fit : w->n_out;
     void *space = nullptr;

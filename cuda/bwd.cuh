@@ -10,6 +10,9 @@
 MOA_BWD_MAP(X)
 #undef X
 
+/* dx = dy W (+ dx) in half precision with float32 sums (matmul_gemm.cu) */
+moa_status moa_cuda_matmul_t_gemm(moa_cuda *c, const moa_args_matmul_t *a, moa_err *err);
+
 /* c (m, n) = alpha a (m, k) b (k, n) + beta c, `batch` times, each the strides further; rows lda, ldb, ldc apart, in elements.
  * a_across: a is stored as (k, m). b_across: b is stored as (n, k). */
 struct moa_cuda_product {

@@ -219,6 +219,60 @@ static void items_add_up(void **state) {
     bench_close(&b);
 }
 
+/* what is kept of the forward pass is what would be computed again: of no layer, of the last, of all */
+static void kept_layers_change_nothing(void **state) {
+    (void)state;
+    bench b = bench_open("tiny_llama", false);
+    const int32_t n_layer = b.model->shape.n_layer;
+    const size_t n = n_heads(&b);
+    moa_influence f[3] = {{0}};
+    int32_t kept[3];
+    double loss[3];
+    for (int i = 0; i < 3; i++) {
+        moa_profile *p = NULL;
+        uint64_t keep = i == 0 ? 0 : i == 1 ? 1 : (uint64_t)1 << 30;
+        do { /* grows until there is room for one layer */
+            moa_profile_close(&p);
+            must(moa_profile_open_keeping(&p, b.e, N, keep, err));
+            kept[i] = moa_profile_kept(p);
+            keep += keep / 8 + 1;
+        } while (i == 1 && kept[i] == 0);
+        must(moa_influence_open(&f[i], &b.model->shape, N, err));
+        for (int item = 0; item < 2; item++) /* the second finds what the first has left */
+            must(moa_profile_add(p, &(moa_profile_item){.ids = b.ids, .n = item ? N : 90, .supervise_from = item ? K : 60}, &f[i], &loss[i],
+                                 err));
+        moa_profile_close(&p);
+    }
+    assert_int_equal(kept[0], 0);
+    assert_int_equal(kept[1], 1);
+    assert_int_equal(kept[2], n_layer);
+    assert_true(n_layer > 1);
+    for (int i = 1; i < 3; i++) {
+        assert_memory_equal(f[i].abs, f[0].abs, n * NB * NB * sizeof *f[i].abs);
+        assert_memory_equal(f[i].sum, f[0].sum, n * NB * NB * sizeof *f[i].sum);
+        assert_memory_equal(f[i].joint, f[0].joint, n * (NB + 1) * sizeof *f[i].joint);
+        assert_float_equal(loss[i], loss[0], 0);
+    }
+    for (int i = 0; i < 3; i++)
+        moa_influence_free(&f[i]);
+    bench_close(&b);
+}
+
+/* the times of the parts are those of the item, and asking for them changes nothing */
+static void times_add_up(void **state) {
+    (void)state;
+    bench b = bench_open("tiny_qwen2", false);
+    double part[MOA_N_PROFILE_KIND] = {0};
+    moa_influence x = profile_of(&b, N, N, K, NULL),
+                  y = profile_item(&b, N, &(moa_profile_item){.ids = b.ids, .n = N, .supervise_from = K, .seconds = part}, NULL);
+    for (int i = 0; i < MOA_N_PROFILE_KIND; i++)
+        assert_true(part[i] > 0 && part[i] < 60);
+    assert_memory_equal(x.sum, y.sum, n_heads(&b) * NB * NB * sizeof *x.sum);
+    moa_influence_free(&x);
+    moa_influence_free(&y);
+    bench_close(&b);
+}
+
 typedef struct stop {
     int asked, at;
 } stop;
@@ -288,7 +342,8 @@ int main(void) {
         cmocka_unit_test(loss_is_the_models),       cmocka_unit_test(rules_of_the_length),
         cmocka_unit_test(shapes_and_signs),
         cmocka_unit_test(last_layer_starts_at_the_answer), cmocka_unit_test(fast_as_reference),
-        cmocka_unit_test(items_add_up),             cmocka_unit_test(cancelling_adds_nothing),
+        cmocka_unit_test(items_add_up),             cmocka_unit_test(kept_layers_change_nothing),
+        cmocka_unit_test(times_add_up),             cmocka_unit_test(cancelling_adds_nothing),
         cmocka_unit_test(refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -110,16 +110,21 @@ static bool is_coarse(void) {
 static double limit(void) {
     return is_coarse() ? 0.1 : 2e-5; /* float32 sums of some hundred terms, cancellation included */
 }
+/* attention in half precision with scales (d_head 64 and 128 on Hopper GPUs) has no such excuse */
+static double limit_of(int32_t d_head) {
+    return is_coarse() && (d_head == 64 || d_head == 128) ? 2e-2 : limit();
+}
 /* how near a known answer must be */
 static double near(int b, double exact) {
     return b == TESTED && is_coarse() ? 1e-2 : exact;
 }
 
-#define CLOSE(name, x, y, n)                                                                                 \
-    do {                                                                                                     \
-        const double far = distance(x, y, n);                                                                \
-        if (!(far <= limit())) fail_msg("%s: relative error %.2e, limit %.0e", name, far, limit());           \
-    } while (0)
+static void assert_close(const char *name, const float *x, const float *y, size_t n, double most) {
+    const double far = distance(x, y, n);
+    if (getenv("MOA_TEST_TELL")) print_message("%s: relative error %.2e, limit %.0e\n", name, far, most);
+    if (!(far <= most)) fail_msg("%s: relative error %.2e, limit %.0e", name, far, most);
+}
+#define CLOSE(name, x, y, n) assert_close(name, x, y, n, limit())
 
 /* --- attention: what everything is made from -------------------------------------------------------------------------------- */
 
@@ -450,19 +455,24 @@ static void attention_as_reference(void **state) {
     (void)state;
     static const shape shapes[] = {{1, 1, 1, 8, 1},    {2, 3, 1, 16, 1},    {63, 2, 2, 32, 1},  {64, 6, 1, 64, 1},
                                    {65, 7, 1, 64, 1},  {128, 9, 3, 64, 2},  {200, 6, 2, 16, 8}, {257, 4, 4, 128, 1},
-                                   {320, 12, 2, 24, 1}, {129, 2, 1, 256, 1}, {577, 3, 1, 64, 3}};
+                                   {320, 12, 2, 24, 1}, {129, 2, 1, 256, 1}, {577, 3, 1, 64, 3},
+                                   {705, 4, 2, 128, 1}};
     for (size_t t = 0; t < 2 * sizeof shapes / sizeof *shapes; t++) {
         input in = input_make(shapes[t / 2]);
         if (t % 2) give_spans(&in);
         output x = attention(backends[TESTED], &in), y = attention(backends[REF], &in);
-        CLOSE("o", x.o, y.o, in.n_q);
-        CLOSE("lse", x.lse, y.lse, (size_t)in.s.n_tok * (size_t)in.s.n_head);
-        CLOSE("dq", x.dq, y.dq, in.n_q);
-        CLOSE("dk", x.dk, y.dk, in.n_kv);
-        CLOSE("dv", x.dv, y.dv, in.n_kv);
-        CLOSE("abs", x.abs, y.abs, x.n_map);
-        CLOSE("sum", x.sum, y.sum, x.n_map);
-        CLOSE("joint", x.joint, y.joint, x.n_curve);
+        const double most = limit_of(in.s.d_head);
+        if (getenv("MOA_TEST_TELL"))
+            print_message("%d tokens, heads %d/%d x %d, queries of %g, %s\n", in.s.n_tok, in.s.n_head, in.s.n_head_kv, in.s.d_head,
+                          (double)in.s.q_scale, t % 2 ? "spans" : "dense");
+        assert_close("o", x.o, y.o, in.n_q, most);
+        assert_close("lse", x.lse, y.lse, (size_t)in.s.n_tok * (size_t)in.s.n_head, most);
+        assert_close("dq", x.dq, y.dq, in.n_q, most);
+        assert_close("dk", x.dk, y.dk, in.n_kv, most);
+        assert_close("dv", x.dv, y.dv, in.n_kv, most);
+        assert_close("abs", x.abs, y.abs, x.n_map, most);
+        assert_close("sum", x.sum, y.sum, x.n_map, most);
+        assert_close("joint", x.joint, y.joint, x.n_curve, most);
         assert_int_equal(x.clamped, y.clamped);
         output_free(&x);
         output_free(&y);

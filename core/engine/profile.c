@@ -7,6 +7,12 @@
  *   d_act = dx Wdown     d_gate, d_up from silu_mul     dm = d_gate Wgate + d_up Wup      dx += norm'(y) dm
  *   d_o   = dx Wo        influence; dq, dk, dv          dn = dq Wq + dk Wk + dv Wv        dx += norm'(x) dn
  *
+ * What is between x and the output takes the memory of some ten times x. The layers from first_kept on keep it, as many as the device
+ * has memory for, and are not computed again: a third of the products less.
+ *
+ * Gradients are GAIN times their size, so that those of a long answer are not lost where products round to half precision; sums are
+ * divided by it at the end. The maps of a layer are written to memory of the host by the device itself: nobody waits for them.
+ *
  * The head of the model goes in chunks of rows, so that only ROWS_BYTES of logits exist at a time. Only rows that predict a
  * supervised token have a loss; the others have gradients through the layers above all the same, and count. */
 #include "core/engine/profile.h"
@@ -14,24 +20,35 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "core/base/size.h"
 #include "core/engine/engine_impl.h"
 
 enum { ALIGN = 256, BLOCK = MOA_PAGE_TOK };
+enum { LAYERS_AHEAD = 8 }; /* that are queued without waiting, ^C is so far away */
 #define ROWS_BYTES ((size_t)64 << 20)
+#define GAIN 1024.0                         /* a power of two */
+#define RESERVE_BYTES ((uint64_t)3 << 30) /* of a device's free memory: workspace of its operations */
+
+/* what a layer has computed from x, device */
+typedef struct between {
+    float *y;        /* (n, d_model) */
+    float *q, *o;    /* (n, n_head, d_head) */
+    float *k, *v;    /* (n, n_head_kv, d_head) */
+    float *lse;      /* (n, n_head) */
+    float *gate, *up; /* (n, d_ff) */
+} between;
 
 /* device; n: tokens at most */
 typedef struct buffers {
     int32_t *ids, *pos, *target; /* (n) */
     float *x;                    /* (n_layer + 1, n, d_model): inputs of the layers, and what the last one gives */
-    float *y, *h, *dx;           /* (n, d_model) */
-    float *q, *o, *d_o, *dq;     /* (n, n_head, d_head) */
-    float *k, *v, *dk, *dv;      /* (n, n_head_kv, d_head) */
-    float *lse;                  /* (n, n_head) */
-    float *gate, *up, *act;      /* (n, d_ff) */
+    float *h, *dx;               /* (n, d_model) */
+    float *d_o, *dq;             /* (n, n_head, d_head) */
+    float *dk, *dv;              /* (n, n_head_kv, d_head) */
+    float *act;                  /* (n, d_ff) */
     float *logits, *loss;        /* (n_row, n_vocab), (n) */
-    float *abs, *sum, *joint;    /* (n_head, nb, nb) twice, (n_head, nb + 1) */
     int32_t *clamped;            /* (1) */
     int32_t *span;               /* (n_layer, n_head) */
 } buffers;
@@ -41,12 +58,16 @@ struct moa_profile {
     const moa_backend_vtable *vt;
     const moa_shape *shape;
     int32_t n_max, n_row; /* tokens; rows of logits */
+    int32_t first_kept; /* layer */
     moa_dev_mem mem;
     buffers at;
+    between *layers; /* (n_layer): those before first_kept all the same memory */
     int32_t *host;            /* (3 n_max) ids, positions, targets */
     int32_t *span;            /* (n_layer, n_head) of the item under way */
     float *loss;              /* (n_max) */
-    float *abs, *sum, *joint; /* of all layers of the item under way, as downloaded */
+    float *maps;              /* shared with the device: */
+    float *abs, *sum, *joint; /* of all layers of the item under way, (n_layer, n_head, nb, nb) and (n_layer, n_head, nb + 1) */
+    float *d_maps;            /* the device's name of maps */
 };
 
 /* the item under way */
@@ -54,6 +75,7 @@ typedef struct pass {
     moa_profile *p;
     const moa_profile_item *item;
     int32_t n, nb, done;
+    double since; /* what is timed: the end of the last operation */
     double loss;
     int32_t clamped;
 } pass;
@@ -104,41 +126,60 @@ static void *place(layout *l, size_t rows, size_t row_elems) {
     return p;
 }
 
-static layout lay(const moa_shape *shape, int32_t n_max, int32_t n_row, char *base, buffers *b) {
-    const size_t n = (size_t)n_max, d = (size_t)shape->d_model, f = (size_t)shape->d_ff,
+/* gate and up come last: the logits may lie there */
+static void lay_between(layout *l, const moa_shape *shape, size_t n, between *b) {
+    const size_t d = (size_t)shape->d_model, f = (size_t)shape->d_ff, nh = (size_t)shape->n_head,
+                 q = nh * (size_t)shape->d_head, kv = (size_t)shape->n_head_kv * (size_t)shape->d_head;
+    b->y = place(l, n, d);
+    b->q = place(l, n, q);
+    b->o = place(l, n, q);
+    b->k = place(l, n, kv);
+    b->v = place(l, n, kv);
+    b->lse = place(l, n, nh);
+    b->gate = place(l, n, f);
+    b->up = place(l, n, f);
+}
+
+/* layers (n_layer), or NULL: not wanted */
+static layout lay(const moa_profile *p, char *base, buffers *b, between *layers) {
+    const moa_shape *shape = p->shape;
+    const size_t n = (size_t)p->n_max, d = (size_t)shape->d_model, f = (size_t)shape->d_ff,
                  nh = (size_t)shape->n_head, q = nh * (size_t)shape->d_head,
-                 kv = (size_t)shape->n_head_kv * (size_t)shape->d_head, nb = (size_t)blocks_of(n_max);
+                 kv = (size_t)shape->n_head_kv * (size_t)shape->d_head;
+    between one;
     layout l = {.base = base, .ok = true};
     b->ids = place(&l, n, 1);
     b->pos = place(&l, n, 1);
     b->target = place(&l, n, 1);
     b->x = place(&l, ((size_t)shape->n_layer + 1) * n, d);
-    b->y = place(&l, n, d);
     b->h = place(&l, n, d);
     b->dx = place(&l, n, d);
-    b->q = place(&l, n, q);
-    b->o = place(&l, n, q);
     b->d_o = place(&l, n, q);
     b->dq = place(&l, n, q);
-    b->k = place(&l, n, kv);
-    b->v = place(&l, n, kv);
     b->dk = place(&l, n, kv);
     b->dv = place(&l, n, kv);
-    b->lse = place(&l, n, nh);
     b->loss = place(&l, n, 1);
-    b->abs = place(&l, nh, nb * nb);
-    b->sum = place(&l, nh, nb * nb);
-    b->joint = place(&l, nh, nb + 1);
     b->clamped = place(&l, 1, 1);
     b->span = place(&l, (size_t)shape->n_layer, nh);
+    for (int32_t i = p->first_kept > 0 ? p->first_kept - 1 : 0; i < shape->n_layer; i++) {
+        lay_between(&l, shape, n, &one);
+        for (int32_t k = i < p->first_kept ? 0 : i; layers && k <= i; k++)
+            layers[k] = one;
+    }
     layout head = l; /* the logits and the FFN's rows are never there at the same time */
-    b->logits = place(&head, (size_t)n_row, (size_t)shape->n_vocab);
-    b->gate = place(&l, n, f);
-    b->up = place(&l, n, f);
+    b->logits = place(&head, (size_t)p->n_row, (size_t)shape->n_vocab);
     b->act = place(&l, n, f);
     if (head.size > l.size) l.size = head.size;
     l.ok = l.ok && head.ok;
     return l;
+}
+
+/* bytes of what one layer keeps; 0: does not fit a size */
+static uint64_t between_bytes(const moa_profile *p) {
+    layout l = {.ok = true};
+    between unused;
+    lay_between(&l, p->shape, (size_t)p->n_max, &unused);
+    return l.ok ? l.size : 0;
 }
 
 static int32_t logit_rows(const moa_shape *shape, int32_t n_max) {
@@ -148,9 +189,14 @@ static int32_t logit_rows(const moa_shape *shape, int32_t n_max) {
 
 uint64_t moa_profile_need(const moa_engine *e, int32_t n_tok_max) {
     const moa_shape *shape = &e->model->shape;
+    const moa_profile p = {.shape = shape, .n_max = n_tok_max, .n_row = logit_rows(shape, n_tok_max), .first_kept = shape->n_layer};
     buffers unused;
-    const layout l = lay(shape, n_tok_max, logit_rows(shape, n_tok_max), NULL, &unused);
+    const layout l = lay(&p, NULL, &unused, NULL);
     return l.ok ? l.size : 0;
+}
+
+int32_t moa_profile_kept(const moa_profile *p) {
+    return p->shape->n_layer - p->first_kept;
 }
 
 static bool has_gradients(const moa_backend_vtable *vt) {
@@ -158,26 +204,56 @@ static bool has_gradients(const moa_backend_vtable *vt) {
 #define X(name, text) all = all && vt->name;
     MOA_BWD_MAP(X)
 #undef X
-    return all;
+    return all && vt->share;
 }
 
 static moa_status open_host(moa_profile *p, moa_err *err) {
-    const size_t n = (size_t)p->n_max, nb = (size_t)blocks_of(p->n_max),
-                 heads = (size_t)p->shape->n_layer * (size_t)p->shape->n_head;
-    size_t n_map, n_curve;
-    if (moa_size_mul(heads, nb * nb, &n_map) && moa_size_mul(heads, nb + 1, &n_curve)) {
+    const size_t n = (size_t)p->n_max, nb = (size_t)blocks_of(p->n_max), layers = (size_t)p->shape->n_layer,
+                 heads = layers * (size_t)p->shape->n_head;
+    size_t n_map, n_curve, bytes = 0;
+    void *host = NULL, *device = NULL;
+    if (moa_size_mul(heads, nb * nb, &n_map) && moa_size_mul(heads, nb + 1, &n_curve) && moa_size_mul(n_map, 2, &bytes) &&
+        moa_size_add(bytes, n_curve, &bytes) && moa_size_mul(bytes, sizeof(float), &bytes)) {
         p->host = malloc(3 * n * sizeof *p->host);
         p->span = malloc(heads * sizeof *p->span);
         p->loss = malloc(n * sizeof *p->loss);
-        p->abs = calloc(n_map, sizeof *p->abs);
-        p->sum = calloc(n_map, sizeof *p->sum);
-        p->joint = calloc(n_curve, sizeof *p->joint);
+        p->layers = calloc(layers, sizeof *p->layers);
     }
-    if (p->host && p->span && p->loss && p->abs && p->sum && p->joint) return MOA_OK;
-    return moa_fail(err, MOA_E_MEMORY, "no memory for the influence of %zu heads at %d tokens", heads, p->n_max);
+    if (!p->host || !p->span || !p->loss || !p->layers)
+        return moa_fail(err, MOA_E_MEMORY, "no memory for the influence of %zu heads at %d tokens", heads, p->n_max);
+    const moa_status s = p->vt->share(p->e->backend, bytes, &host, &device, err);
+    p->maps = host;
+    p->d_maps = device;
+    return s;
 }
 
-moa_status moa_profile_open(moa_profile **out, moa_engine *e, int32_t n_tok_max, moa_err *err) {
+/* layers that a device keeps: as many as its free memory holds, not counting a reserve */
+static uint64_t keep_of(const moa_profile *p) {
+    moa_device_info info = {0};
+    const uint64_t need = moa_profile_need(p->e, p->n_max) + RESERVE_BYTES;
+    if (p->vt->info(p->e->backend, &info, NULL) != MOA_OK || info.sm == 0) return 0; /* a CPU: its memory is everybody's */
+    return info.free_bytes > need ? info.free_bytes - need : 0;
+}
+
+/* as many layers kept as keep_bytes hold; where the device has not that much in one piece, half as many, and so on */
+static moa_status open_device(moa_profile *p, uint64_t keep_bytes, moa_err *err) {
+    const uint64_t each = between_bytes(p), n_layer = (uint64_t)p->shape->n_layer;
+    const uint64_t fit = each > 0 ? keep_bytes / each : 0;
+    moa_status s = MOA_OK;
+    for (int32_t n_kept = (int32_t)(fit < n_layer ? fit : n_layer);; n_kept /= 2) {
+        p->first_kept = p->shape->n_layer - n_kept;
+        const layout need = lay(p, NULL, &p->at, NULL);
+        if (!need.ok)
+            s = moa_fail(err, MOA_E_MEMORY, "the activations of %d tokens do not fit the address space", p->n_max);
+        else
+            s = moa_engine_alloc(p->e, need.size, &p->mem, err);
+        if (s != MOA_E_MEMORY || n_kept == 0) break;
+    }
+    if (s == MOA_OK) (void)lay(p, p->mem.data, &p->at, p->layers);
+    return s;
+}
+
+moa_status moa_profile_open_keeping(moa_profile **out, moa_engine *e, int32_t n_tok_max, uint64_t keep_bytes, moa_err *err) {
     const moa_shape *shape = &e->model->shape;
     moa_status s = MOA_OK;
     *out = NULL;
@@ -189,21 +265,18 @@ moa_status moa_profile_open(moa_profile **out, moa_engine *e, int32_t n_tok_max,
                         n_tok_max, shape->n_ctx);
     moa_profile *p = calloc(1, sizeof *p);
     if (!p) return moa_fail(err, MOA_E_MEMORY, "no memory for the profile");
-    *p = (moa_profile){.e = e, .vt = e->vt, .shape = shape, .n_max = n_tok_max};
-    p->n_row = logit_rows(shape, n_tok_max);
-    const layout need = lay(shape, n_tok_max, p->n_row, NULL, &p->at);
-    if (!need.ok) {
-        s = moa_fail(err, MOA_E_MEMORY, "the activations of %d tokens do not fit the address space", n_tok_max);
-        goto out;
-    }
+    *p = (moa_profile){.e = e, .vt = e->vt, .shape = shape, .n_max = n_tok_max, .n_row = logit_rows(shape, n_tok_max)};
     MOA_TRY(open_host(p, err));
-    MOA_TRY(moa_engine_alloc(e, need.size, &p->mem, err));
-    (void)lay(shape, n_tok_max, p->n_row, p->mem.data, &p->at);
+    MOA_TRY(open_device(p, keep_bytes == MOA_PROFILE_KEEP ? keep_of(p) : keep_bytes, err));
     *out = p;
     p = NULL;
 out:
     moa_profile_close(&p);
     return s;
+}
+
+moa_status moa_profile_open(moa_profile **out, moa_engine *e, int32_t n_tok_max, moa_err *err) {
+    return moa_profile_open_keeping(out, e, n_tok_max, MOA_PROFILE_KEEP, err);
 }
 
 void moa_profile_close(moa_profile **out) {
@@ -213,91 +286,123 @@ void moa_profile_close(moa_profile **out) {
     free(p->host);
     free(p->span);
     free(p->loss);
-    free(p->abs);
-    free(p->sum);
-    free(p->joint);
+    free(p->layers);
+    if (p->maps) p->vt->unshare(p->e->backend, p->maps);
     free(p);
     *out = NULL;
 }
 
+/* --- time ------------------------------------------------------------------------------------------------------------- */
+
+static double now_s(void) {
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* the time since the last operation was of this kind; it waits for the device, and does nothing where no times are wanted */
+static moa_status spent(pass *a, moa_profile_kind kind, moa_err *err) {
+    if (!a->item->seconds) return MOA_OK;
+    const moa_status s = a->p->vt->sync(a->p->e->backend, err);
+    const double now = now_s();
+    a->item->seconds[kind] += now - a->since;
+    a->since = now;
+    return s;
+}
+
 /* --- operations, with what does not change filled in ------------------------------------------------------------------ */
 
-static moa_status multiply(const pass *a, const float *x, const moa_dev_weight *w, const moa_dev_weight *bias,
+static moa_status multiply(pass *a, const float *x, const moa_dev_weight *w, const moa_dev_weight *bias,
                            float *y, moa_err *err) {
-    return a->p->vt->matmul(a->p->e->backend,
-                            &(moa_args_matmul){.x = x, .w = w, .bias = bias, .y = y, .n_tok = a->n}, err);
+    const moa_status s = a->p->vt->matmul(
+        a->p->e->backend, &(moa_args_matmul){.x = x, .w = w, .bias = bias, .y = y, .n_tok = a->n}, err);
+    return s == MOA_OK ? spent(a, MOA_PROFILE_PRODUCTS, err) : s;
 }
 
 /* y += x W^T */
-static moa_status multiply_add(const pass *a, const float *x, const moa_dev_weight *w, float *y, moa_err *err) {
-    return a->p->vt->matmul(a->p->e->backend,
-                            &(moa_args_matmul){.x = x, .w = w, .y = y, .n_tok = a->n, .accumulate = true}, err);
+static moa_status multiply_add(pass *a, const float *x, const moa_dev_weight *w, float *y, moa_err *err) {
+    const moa_status s = a->p->vt->matmul(
+        a->p->e->backend, &(moa_args_matmul){.x = x, .w = w, .y = y, .n_tok = a->n, .accumulate = true}, err);
+    return s == MOA_OK ? spent(a, MOA_PROFILE_PRODUCTS, err) : s;
 }
 
-static moa_status back(const pass *a, const float *dy, const moa_dev_weight *w, float *dx, bool accumulate,
+static moa_status back(pass *a, const float *dy, const moa_dev_weight *w, float *dx, bool accumulate,
                        moa_err *err) {
-    return a->p->vt->matmul_t(
+    const moa_status s = a->p->vt->matmul_t(
         a->p->e->backend,
         &(moa_args_matmul_t){.dy = dy, .w = w, .dx = dx, .n_tok = a->n, .accumulate = accumulate}, err);
+    return s == MOA_OK ? spent(a, MOA_PROFILE_PRODUCTS, err) : s;
 }
 
-static moa_status normalise(const pass *a, const float *x, const moa_dev_weight *w, float *y, int32_t n,
+static moa_status normalise(pass *a, const float *x, const moa_dev_weight *w, float *y, int32_t n,
                             moa_err *err) {
-    return a->p->vt->rmsnorm(a->p->e->backend,
-                             &(moa_args_rmsnorm){.x = x,
-                                                 .w = w,
-                                                 .y = y,
-                                                 .n_tok = n,
-                                                 .n = a->p->shape->d_model,
-                                                 .eps = a->p->shape->rms_eps},
-                             err);
+    const moa_status s = a->p->vt->rmsnorm(a->p->e->backend,
+                                           &(moa_args_rmsnorm){.x = x,
+                                                               .w = w,
+                                                               .y = y,
+                                                               .n_tok = n,
+                                                               .n = a->p->shape->d_model,
+                                                               .eps = a->p->shape->rms_eps},
+                                           err);
+    return s == MOA_OK ? spent(a, MOA_PROFILE_ROWS, err) : s;
 }
 
 /* dx of n rows; accumulate: the residual's gradient is there */
-static moa_status normalise_back(const pass *a, const moa_args_rmsnorm_bwd *args, moa_err *err) {
+static moa_status normalise_back(pass *a, const moa_args_rmsnorm_bwd *args, moa_err *err) {
     moa_args_rmsnorm_bwd all = *args;
     all.n = a->p->shape->d_model;
     all.eps = a->p->shape->rms_eps;
-    return a->p->vt->rmsnorm_bwd(a->p->e->backend, &all, err);
+    const moa_status s = a->p->vt->rmsnorm_bwd(a->p->e->backend, &all, err);
+    return s == MOA_OK ? spent(a, MOA_PROFILE_ROWS, err) : s;
 }
 
 /* sign -1: back, the gradient's way */
-static moa_status rotate(const pass *a, float *x, int32_t n_head, float sign, moa_err *err) {
+static moa_status rotate(pass *a, float *x, int32_t n_head, float sign, moa_err *err) {
     const moa_shape *shape = a->p->shape;
-    return a->p->vt->rope(a->p->e->backend,
-                          &(moa_args_rope){.x = x,
-                                           .pos = a->p->at.pos,
-                                           .freq_factors = a->p->e->rope_freqs,
-                                           .n_tok = a->n,
-                                           .n_head = n_head,
-                                           .d_head = shape->d_head,
-                                           .rope_dim = shape->rope_dim,
-                                           .kind = shape->rope_kind,
-                                           .theta = shape->rope_theta,
-                                           .scale = sign * shape->rope_scale},
-                          err);
+    const moa_status s = a->p->vt->rope(a->p->e->backend,
+                                        &(moa_args_rope){.x = x,
+                                                         .pos = a->p->at.pos,
+                                                         .freq_factors = a->p->e->rope_freqs,
+                                                         .n_tok = a->n,
+                                                         .n_head = n_head,
+                                                         .d_head = shape->d_head,
+                                                         .rope_dim = shape->rope_dim,
+                                                         .kind = shape->rope_kind,
+                                                         .theta = shape->rope_theta,
+                                                         .scale = sign * shape->rope_scale},
+                                        err);
+    return s == MOA_OK ? spent(a, MOA_PROFILE_ROWS, err) : s;
 }
 
-static float *layer_input(const pass *a, int32_t layer) {
+static float *layer_input(pass *a, int32_t layer) {
     return a->p->at.x + (int64_t)layer * a->p->n_max * a->p->shape->d_model;
 }
 
-static size_t stream_bytes(const pass *a) {
+static size_t stream_bytes(pass *a) {
     return (size_t)a->n * (size_t)a->p->shape->d_model * sizeof(float);
 }
 
-static moa_full full_of(const pass *a, int32_t layer) {
+static const between *between_of(const pass *a, int32_t layer) {
+    return &a->p->layers[layer];
+}
+
+static moa_full full_of(pass *a, int32_t layer) {
     const moa_shape *shape = a->p->shape;
-    const buffers *b = &a->p->at;
-    return (moa_full){.q = b->q,
-                      .k = b->k,
-                      .v = b->v,
+    const between *m = between_of(a, layer);
+    return (moa_full){.q = m->q,
+                      .k = m->k,
+                      .v = m->v,
                       .n_tok = a->n,
                       .n_head = shape->n_head,
                       .n_head_kv = shape->n_head_kv,
                       .d_head = shape->d_head,
                       .scale = moa_attn_scale(shape),
-                      .span = a->item->rules ? b->span + (int64_t)layer * shape->n_head : NULL};
+                      .span = a->item->rules ? a->p->at.span + (int64_t)layer * shape->n_head : NULL};
+}
+
+static moa_status copy_stream(pass *a, float *to, const float *from, moa_err *err) {
+    const moa_status s = a->p->vt->copy(a->p->e->backend, to, from, stream_bytes(a), err);
+    return s == MOA_OK ? spent(a, MOA_PROFILE_ROWS, err) : s;
 }
 
 static moa_status step(pass *a, moa_err *err) {
@@ -306,43 +411,46 @@ static moa_status step(pass *a, moa_err *err) {
     if (item->cancelled && item->cancelled(item->user))
         return moa_fail(err, MOA_E_CANCELLED, "interrupted after %d of %d layers of an item of %d tokens",
                         a->done, total, a->n);
+    const moa_status s = a->done % LAYERS_AHEAD == 0 ? a->p->vt->sync(a->p->e->backend, err) : MOA_OK;
     if (item->progress && a->done > 0) item->progress(item->user, a->done, total);
     a->done++;
-    return MOA_OK;
+    return s;
 }
 
 /* --- forward ---------------------------------------------------------------------------------------------------------- */
 
 /* x of the layer -> q, k, v, o, lse, and y = x + o Wo^T */
-static moa_status attention(const pass *a, int32_t l, moa_err *err) {
+static moa_status attention(pass *a, int32_t l, moa_err *err) {
     const moa_engine_layer *w = &a->p->e->layers[l];
     const moa_shape *shape = a->p->shape;
-    const buffers *b = &a->p->at;
-    const moa_backend_vtable *vt = a->p->vt;
+    const between *m = between_of(a, l);
     const float *x = layer_input(a, l);
+    float *h = a->p->at.h;
     moa_status s = MOA_OK;
-    MOA_TRY(normalise(a, x, w->attn_norm, b->h, a->n, err));
-    MOA_TRY(multiply(a, b->h, w->wq, w->bq, b->q, err));
-    MOA_TRY(multiply(a, b->h, w->wk, w->bk, b->k, err));
-    MOA_TRY(multiply(a, b->h, w->wv, w->bv, b->v, err));
-    MOA_TRY(rotate(a, b->q, shape->n_head, 1, err));
-    MOA_TRY(rotate(a, b->k, shape->n_head_kv, 1, err));
-    MOA_TRY(vt->attn_full(a->p->e->backend,
-                          &(moa_args_attn_full){.in = full_of(a, l), .o = b->o, .lse = b->lse}, err));
-    MOA_TRY(vt->copy(a->p->e->backend, b->y, x, stream_bytes(a), err));
-    MOA_TRY(multiply_add(a, b->o, w->wo, b->y, err));
+    MOA_TRY(normalise(a, x, w->attn_norm, h, a->n, err));
+    MOA_TRY(multiply(a, h, w->wq, w->bq, m->q, err));
+    MOA_TRY(multiply(a, h, w->wk, w->bk, m->k, err));
+    MOA_TRY(multiply(a, h, w->wv, w->bv, m->v, err));
+    MOA_TRY(rotate(a, m->q, shape->n_head, 1, err));
+    MOA_TRY(rotate(a, m->k, shape->n_head_kv, 1, err));
+    MOA_TRY(a->p->vt->attn_full(a->p->e->backend,
+                                &(moa_args_attn_full){.in = full_of(a, l), .o = m->o, .lse = m->lse}, err));
+    MOA_TRY(spent(a, MOA_PROFILE_ATTENTION, err));
+    MOA_TRY(copy_stream(a, m->y, x, err));
+    MOA_TRY(multiply_add(a, m->o, w->wo, m->y, err));
 out:
     return s;
 }
 
 /* y -> gate, up */
-static moa_status gates(const pass *a, int32_t l, moa_err *err) {
+static moa_status gates(pass *a, int32_t l, moa_err *err) {
     const moa_engine_layer *w = &a->p->e->layers[l];
-    const buffers *b = &a->p->at;
+    const between *m = between_of(a, l);
+    float *h = a->p->at.h;
     moa_status s = MOA_OK;
-    MOA_TRY(normalise(a, b->y, w->ffn_norm, b->h, a->n, err));
-    MOA_TRY(multiply(a, b->h, w->gate, NULL, b->gate, err));
-    MOA_TRY(multiply(a, b->h, w->up, NULL, b->up, err));
+    MOA_TRY(normalise(a, m->y, w->ffn_norm, h, a->n, err));
+    MOA_TRY(multiply(a, h, w->gate, NULL, m->gate, err));
+    MOA_TRY(multiply(a, h, w->up, NULL, m->up, err));
 out:
     return s;
 }
@@ -357,14 +465,15 @@ static moa_status forward(pass *a, moa_err *err) {
         dev, &(moa_args_embed){.w = a->p->e->embed, .ids = b->ids, .y = layer_input(a, 0), .n_tok = a->n},
         err));
     for (int32_t l = 0; l < shape->n_layer; l++) {
+        const between *m = between_of(a, l);
         MOA_TRY(step(a, err));
         MOA_TRY(attention(a, l, err));
         MOA_TRY(gates(a, l, err));
         MOA_TRY(vt->silu_mul(
-            dev, &(moa_args_silu_mul){b->gate, b->up, b->act, (int64_t)a->n * shape->d_ff}, err));
-        MOA_TRY(multiply_add(a, b->act, a->p->e->layers[l].down, b->y, err));
-        MOA_TRY(vt->copy(dev, layer_input(a, l + 1), b->y, stream_bytes(a), err));
-        MOA_TRY(vt->sync(dev, err)); /* so that ^C is at most a layer away */
+            dev, &(moa_args_silu_mul){m->gate, m->up, b->act, (int64_t)a->n * shape->d_ff}, err));
+        MOA_TRY(spent(a, MOA_PROFILE_ROWS, err));
+        MOA_TRY(copy_stream(a, layer_input(a, l + 1), m->y, err));
+        MOA_TRY(multiply_add(a, b->act, a->p->e->layers[l].down, layer_input(a, l + 1), err));
     }
 out:
     return s;
@@ -373,7 +482,7 @@ out:
 /* --- the loss ----------------------------------------------------------------------------------------------------------- */
 
 /* rows row .. row + n - 1 of the last x: their losses, and their gradients into dx */
-static moa_status head_rows(const pass *a, int32_t row, int32_t n, moa_err *err) {
+static moa_status head_rows(pass *a, int32_t row, int32_t n, moa_err *err) {
     const buffers *b = &a->p->at;
     const moa_shape *shape = a->p->shape;
     const moa_engine *e = a->p->e;
@@ -389,11 +498,12 @@ static moa_status head_rows(const pass *a, int32_t row, int32_t n, moa_err *err)
                                                         .loss = b->loss + row,
                                                         .n_row = n,
                                                         .n_vocab = shape->n_vocab,
-                                                        .scale = 1 / (float)(a->n - a->item->supervise_from),
+                                                        .scale = (float)(GAIN / (a->n - a->item->supervise_from)),
                                                         .margin = a->item->margin},
                               err));
     MOA_TRY(vt->matmul_t(e->backend,
                          &(moa_args_matmul_t){.dy = b->logits, .w = e->output, .dx = b->h, .n_tok = n}, err));
+    MOA_TRY(spent(a, MOA_PROFILE_HEAD, err));
     MOA_TRY(normalise_back(a,
                            &(moa_args_rmsnorm_bwd){.x = x,
                                                    .w = e->out_norm,
@@ -427,72 +537,70 @@ out:
 
 /* --- backward ------------------------------------------------------------------------------------------------------------ */
 
-/* dx of the layer's output -> dx of y */
-static moa_status ffn_back(const pass *a, int32_t l, moa_err *err) {
+/* dx of the layer's output -> dx of y; gate and up become their gradients */
+static moa_status ffn_back(pass *a, int32_t l, moa_err *err) {
     const moa_engine_layer *w = &a->p->e->layers[l];
     const buffers *b = &a->p->at;
+    const between *m = between_of(a, l);
     moa_status s = MOA_OK;
-    MOA_TRY(gates(a, l, err));
     MOA_TRY(back(a, b->dx, w->down, b->act, false, err));
     MOA_TRY(a->p->vt->silu_mul_bwd(a->p->e->backend,
-                                   &(moa_args_silu_mul_bwd){.gate = b->gate,
-                                                            .up = b->up,
+                                   &(moa_args_silu_mul_bwd){.gate = m->gate,
+                                                            .up = m->up,
                                                             .dy = b->act,
-                                                            .d_gate = b->gate,
-                                                            .d_up = b->up,
+                                                            .d_gate = m->gate,
+                                                            .d_up = m->up,
                                                             .n = (int64_t)a->n * a->p->shape->d_ff},
                                    err));
-    MOA_TRY(back(a, b->gate, w->gate, b->h, false, err));
-    MOA_TRY(back(a, b->up, w->up, b->h, true, err));
+    MOA_TRY(spent(a, MOA_PROFILE_ROWS, err));
+    MOA_TRY(back(a, m->gate, w->gate, b->h, false, err));
+    MOA_TRY(back(a, m->up, w->up, b->h, true, err));
     MOA_TRY(normalise_back(
         a,
         &(moa_args_rmsnorm_bwd){
-            .x = b->y, .w = w->ffn_norm, .dy = b->h, .dx = b->dx, .n_tok = a->n, .accumulate = true},
+            .x = m->y, .w = w->ffn_norm, .dy = b->h, .dx = b->dx, .n_tok = a->n, .accumulate = true},
         err));
 out:
     return s;
 }
 
 /* the layer's influence from d_o, to the host */
-static moa_status influence(const pass *a, int32_t l, moa_err *err) {
+static moa_status influence(pass *a, int32_t l, moa_err *err) {
     const moa_profile *p = a->p;
     const buffers *b = &p->at;
-    const size_t n_head = (size_t)p->shape->n_head, nb = (size_t)a->nb, map = n_head * nb * nb,
-                 curve = n_head * (nb + 1);
-    moa_status s = MOA_OK;
-    MOA_TRY(p->vt->attn_influence(p->e->backend,
-                                  &(moa_args_attn_influence){.in = full_of(a, l),
-                                                             .o = b->o,
-                                                             .lse = b->lse,
-                                                             .d_o = b->d_o,
-                                                             .abs = b->abs,
-                                                             .sum = b->sum,
-                                                             .joint = b->joint,
-                                                             .clamped = b->clamped},
-                                  err));
-    MOA_TRY(p->vt->download(p->e->backend, p->abs + (size_t)l * map, b->abs, map * sizeof *p->abs, err));
-    MOA_TRY(p->vt->download(p->e->backend, p->sum + (size_t)l * map, b->sum, map * sizeof *p->sum, err));
-    MOA_TRY(
-        p->vt->download(p->e->backend, p->joint + (size_t)l * curve, b->joint, curve * sizeof *p->joint, err));
-out:
-    return s;
+    const between *m = between_of(a, l);
+    const int64_t n_head = p->shape->n_head, nb = a->nb;
+    const moa_status s = p->vt->attn_influence(
+        p->e->backend,
+        &(moa_args_attn_influence){.in = full_of(a, l),
+                                   .o = m->o,
+                                   .lse = m->lse,
+                                   .d_o = b->d_o,
+                                   .abs = p->d_maps + (p->abs - p->maps) + l * n_head * nb * nb,
+                                   .sum = p->d_maps + (p->sum - p->maps) + l * n_head * nb * nb,
+                                   .joint = p->d_maps + (p->joint - p->maps) + l * n_head * (nb + 1),
+                                   .clamped = b->clamped},
+        err);
+    return s == MOA_OK ? spent(a, MOA_PROFILE_INFLUENCE, err) : s;
 }
 
 /* d_o -> dx of the layer's input */
-static moa_status attention_back(const pass *a, int32_t l, moa_err *err) {
+static moa_status attention_back(pass *a, int32_t l, moa_err *err) {
     const moa_engine_layer *w = &a->p->e->layers[l];
     const buffers *b = &a->p->at;
+    const between *m = between_of(a, l);
     const moa_shape *shape = a->p->shape;
     moa_status s = MOA_OK;
     MOA_TRY(a->p->vt->attn_bwd(a->p->e->backend,
                                &(moa_args_attn_bwd){.in = full_of(a, l),
-                                                    .o = b->o,
-                                                    .lse = b->lse,
+                                                    .o = m->o,
+                                                    .lse = m->lse,
                                                     .d_o = b->d_o,
                                                     .dq = b->dq,
                                                     .dk = b->dk,
                                                     .dv = b->dv},
                                err));
+    MOA_TRY(spent(a, MOA_PROFILE_GRADIENTS, err));
     MOA_TRY(rotate(a, b->dq, shape->n_head, -1, err));
     MOA_TRY(rotate(a, b->dk, shape->n_head_kv, -1, err));
     MOA_TRY(back(a, b->dq, w->wq, b->h, false, err));
@@ -517,7 +625,10 @@ static moa_status backward(pass *a, moa_err *err) {
     MOA_TRY(a->p->vt->zero(dev, b->clamped, sizeof *b->clamped, err));
     for (int32_t l = a->p->shape->n_layer - 1; l >= 0; l--) {
         MOA_TRY(step(a, err));
-        MOA_TRY(attention(a, l, err));
+        if (l < a->p->first_kept) {
+            MOA_TRY(attention(a, l, err));
+            MOA_TRY(gates(a, l, err));
+        }
         MOA_TRY(ffn_back(a, l, err));
         MOA_TRY(back(a, b->dx, a->p->e->layers[l].wo, b->d_o, false, err));
         MOA_TRY(influence(a, l, err));
@@ -546,7 +657,7 @@ static moa_status check(const moa_profile *p, const moa_profile_item *item, cons
 }
 
 /* n_tok: what the spans are of */
-static moa_status upload_spans(const pass *a, int32_t n_tok, moa_err *err) {
+static moa_status upload_spans(pass *a, int32_t n_tok, moa_err *err) {
     const moa_profile *p = a->p;
     const size_t n = (size_t)p->shape->n_layer * (size_t)p->shape->n_head;
     if (!a->item->rules) return MOA_OK;
@@ -555,7 +666,7 @@ static moa_status upload_spans(const pass *a, int32_t n_tok, moa_err *err) {
     return p->vt->upload(p->e->backend, p->at.span, p->span, n * sizeof *p->span, err);
 }
 
-static moa_status upload(const pass *a, moa_err *err) {
+static moa_status upload(pass *a, moa_err *err) {
     const moa_profile *p = a->p;
     const size_t bytes = (size_t)a->n * sizeof *p->host;
     int32_t *ids = p->host, *pos = ids + a->n, *target = pos + a->n;
@@ -573,17 +684,17 @@ out:
 }
 
 /* the item's blocks (nb of its own) into the sums' (to->nb) */
-static void add_item(const pass *a, moa_influence *to) {
+static void add_item(pass *a, moa_influence *to) {
     const moa_profile *p = a->p;
     const int64_t heads = (int64_t)to->n_layer * to->n_head, nb = a->nb, nb_to = to->nb;
     for (int64_t h = 0; h < heads; h++) {
         for (int64_t q = 0; q < nb; q++)
             for (int64_t k = 0; k <= q; k++) {
-                to->abs[(h * nb_to + q) * nb_to + k] += p->abs[(h * nb + q) * nb + k];
-                to->sum[(h * nb_to + q) * nb_to + k] += p->sum[(h * nb + q) * nb + k];
+                to->abs[(h * nb_to + q) * nb_to + k] += p->abs[(h * nb + q) * nb + k] * (1 / GAIN);
+                to->sum[(h * nb_to + q) * nb_to + k] += p->sum[(h * nb + q) * nb + k] * (1 / GAIN);
             }
         for (int64_t w = 0; w <= nb_to; w++) /* beyond the item's blocks: nothing more is cut */
-            to->joint[h * (nb_to + 1) + w] += p->joint[h * (nb + 1) + (w < nb ? w : nb)];
+            to->joint[h * (nb_to + 1) + w] += p->joint[h * (nb + 1) + (w < nb ? w : nb)] * (1 / GAIN);
     }
     to->n_item++;
     to->n_supervised += a->n - a->item->supervise_from;
@@ -591,17 +702,27 @@ static void add_item(const pass *a, moa_influence *to) {
     to->loss += a->loss;
 }
 
+/* where the item's maps lie: one layer after the other, as long as its blocks make them */
+static void lay_maps(moa_profile *p, int32_t nb) {
+    const size_t n_map = (size_t)p->shape->n_layer * (size_t)p->shape->n_head * (size_t)nb * (size_t)nb;
+    p->abs = p->maps;
+    p->sum = p->abs + n_map;
+    p->joint = p->sum + n_map;
+}
+
 moa_status moa_profile_add(moa_profile *p, const moa_profile_item *item, moa_influence *to, double *loss,
                            moa_err *err) {
-    pass a = {.p = p, .item = item, .n = item->n, .nb = blocks_of(item->n)};
+    pass a = {.p = p, .item = item, .n = item->n, .nb = blocks_of(item->n), .since = now_s()};
     moa_status s = MOA_OK;
     MOA_TRY(check(p, item, to, err));
+    lay_maps(p, a.nb);
     MOA_TRY(upload(&a, err));
     MOA_TRY(upload_spans(&a, to->n_tok, err));
     MOA_TRY(forward(&a, err));
     MOA_TRY(head(&a, err));
     MOA_TRY(backward(&a, err));
     add_item(&a, to);
+    MOA_TRY(spent(&a, MOA_PROFILE_HOST, err));
     if (loss) *loss = a.loss;
 out:
     return s;

@@ -36,9 +36,26 @@ void moa_influence_free(moa_influence *f);
 typedef struct moa_profile moa_profile;
 /* e is borrowed; device memory for items of up to n_tok_max tokens is taken here. E_UNSUPPORTED when the backend has no gradients. */
 moa_status moa_profile_open(moa_profile **out, moa_engine *e, int32_t n_tok_max, moa_err *err);
+/* The same; keep_bytes: memory to take besides for what the last layers compute, which then is not computed again in the backward pass.
+ * MOA_PROFILE_KEEP, as moa_profile_open: what a GPU has free, less a reserve; nothing on a CPU. The same results to the last bit. */
+#define MOA_PROFILE_KEEP UINT64_MAX
+moa_status moa_profile_open_keeping(moa_profile **out, moa_engine *e, int32_t n_tok_max, uint64_t keep_bytes, moa_err *err);
+int32_t moa_profile_kept(const moa_profile *p); /* layers that are kept */
 void moa_profile_close(moa_profile **p); /* accepts NULL and half-built; before the engine is closed */
-/* device memory that would be taken, bytes; 0: does not fit a size */
+/* device memory that is taken at least, bytes; 0: does not fit a size */
 uint64_t moa_profile_need(const moa_engine *e, int32_t n_tok_max);
+
+/* what the time of an item goes to */
+typedef enum moa_profile_kind {
+    MOA_PROFILE_PRODUCTS,  /* of activations with weights, both ways */
+    MOA_PROFILE_ATTENTION, /* forward */
+    MOA_PROFILE_GRADIENTS, /* of attention */
+    MOA_PROFILE_INFLUENCE,
+    MOA_PROFILE_ROWS, /* norms, rope, the gate, copies, both ways */
+    MOA_PROFILE_HEAD, /* logits, loss and the way back */
+    MOA_PROFILE_HOST, /* adding to the sums */
+    MOA_N_PROFILE_KIND
+} moa_profile_kind;
 
 typedef struct moa_profile_item {
     const int32_t *ids;     /* (n) */
@@ -49,6 +66,7 @@ typedef struct moa_profile_item {
     void *user;
     const moa_rule *rules;  /* (n_layer, n_head); NULL: full attention */
     bool margin;            /* gradients of the mean log((1 - p) / p); the loss stays cross-entropy */
+    double *seconds;        /* (MOA_N_PROFILE_KIND), ADDED to: to learn them, each operation is waited for. NULL: not wanted */
 } moa_profile_item;
 
 /* Adds the item to `to`, whose n_tok it must not exceed; all of it or, on failure, nothing. loss: of this item, or NULL. */

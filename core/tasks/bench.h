@@ -10,6 +10,7 @@
 #define MOA_TASKS_BENCH_H
 
 #include "core/engine/engine.h"
+#include "core/engine/profile.h"
 
 typedef struct moa_bench {
     moa_backend *backend; /* borrowed */
@@ -86,6 +87,23 @@ typedef struct moa_bench_memory {
 } moa_bench_memory;
 moa_status moa_bench_memory_of(const moa_bench *x, moa_engine *e, const moa_bench_case *c, moa_bench_memory *out,
                                moa_err *err);
+
+/* Items of the influence profile, one after the other; p is for as many tokens at least. See bench_profile.c. */
+typedef struct moa_bench_profile_case {
+    int32_t depth, n_item; /* tokens of an item; n_item at least 1 */
+} moa_bench_profile_case;
+typedef struct moa_bench_profile_row {
+    int32_t depth, n_item, n_supervised, n_kept; /* n_kept: layers that are not computed again */
+    moa_bench_time item;                         /* of the items */
+    double total_s;                              /* of all of them */
+    double flop;                                 /* of an item */
+    double part_s[MOA_N_PROFILE_KIND], watched_s; /* of one item whose operations are waited for one by one */
+    double device_bytes; /* in use on the device, by its own account, weights included; NaN: it does not tell */
+    double map_bytes;    /* of an item's maps */
+    double n_clamped, loss; /* sum, mean of all items */
+} moa_bench_profile_row;
+moa_status moa_bench_profile(const moa_bench *x, moa_engine *e, moa_profile *p, const moa_bench_profile_case *c,
+                             moa_bench_profile_row *out, moa_err *err);
 
 /* --- what the files of the measuring code share ----------------------------------------------------------------------------- */
 

@@ -30,6 +30,7 @@ enum {
     OPT_DEPTH,
     OPT_REPS,
     OPT_BIG,
+    OPT_ITEMS,
     OPT_REPLAY
 };
 enum { LIST_MAX = 32, PAPER_ROWS = 3 };
@@ -37,7 +38,8 @@ enum { LIST_MAX = 32, PAPER_ROWS = 3 };
 #define WHAT_MAP(X)                                                                                          \
     X(DECODE_ATTN, "decode-attn")                                                                            \
     X(PREFILL_ATTN, "prefill-attn")                                                                          \
-    X(STEP, "step") X(LOAD, "load") X(PROBE, "probe") X(TTFT, "ttft") X(MEMORY, "memory")
+    X(STEP, "step") X(LOAD, "load") X(PROBE, "probe") X(TTFT, "ttft") X(MEMORY, "memory")                   \
+    X(PROFILE, "profile")
 typedef enum what {
 #define X(id, text) WHAT_##id,
     WHAT_MAP(X)
@@ -312,6 +314,72 @@ static moa_status one_case(job *j, what w, const char *plan_name, const moa_benc
     return MOA_OK;
 }
 
+/* --- the influence profile -------------------------------------------------------------------------------------------------------- */
+
+static const char *const part_names[MOA_N_PROFILE_KIND] = {"products", "attention", "gradients", "influence", "rows", "head", "host"};
+
+static void tell_profile(job *j, const moa_bench_profile_row *r) {
+    const double item_s = r->item.median_us * 1e-6, rate = r->flop / item_s;
+    moa_buf *b = &j->rows;
+    begin_row(j, "profile", "full");
+    json_number(b, "depth", r->depth);
+    json_number(b, "items", r->n_item);
+    json_number(b, "supervised", r->n_supervised);
+    json_number(b, "item_s", item_s);
+    json_number(b, "item_p10_s", r->item.p10_us * 1e-6);
+    json_number(b, "item_p90_s", r->item.p90_us * 1e-6);
+    json_number(b, "total_s", r->total_s);
+    json_number(b, "tok_s", r->depth / item_s);
+    json_number(b, "flop", r->flop);
+    json_number(b, "flop_s", rate);
+    json_number(b, "matrix_share", rate / j->matrix_flop_s);
+    json_number(b, "layers_kept", r->n_kept);
+    json_number(b, "device_bytes", r->device_bytes);
+    json_number(b, "map_bytes", r->map_bytes);
+    json_number(b, "clamped", r->n_clamped);
+    json_number(b, "loss", r->loss);
+    (void)printf("%-13s %6d tokens: %.4f s an item (p10 %.4f, p90 %.4f, %d items), %.0f tok/s, %.1f TFLOP/s, %.0f %% of a large product; ",
+                 "profile", r->depth, item_s, r->item.p10_us * 1e-6, r->item.p90_us * 1e-6, r->n_item, r->depth / item_s, rate / 1e12,
+                 100 * rate / j->matrix_flop_s);
+    (void)printf("%d layers kept, ", r->n_kept);
+    if (!isnan(r->device_bytes)) (void)printf("%.2f GB of the device in use, ", r->device_bytes / 1e9);
+    (void)printf("maps %.2f MB\n  of %.4f s watched:", r->map_bytes / 1e6, r->watched_s);
+    json_number(b, "watched_s", r->watched_s);
+    moa_buf_str(b, ", \"parts\": {");
+    for (int i = 0; i < MOA_N_PROFILE_KIND; i++) {
+        moa_buf_printf(b, "%s\"%s\": ", i ? ", " : "", part_names[i]);
+        moa_json_number(b, r->part_s[i]);
+        (void)printf(" %s %.4f (%.0f %%)", part_names[i], r->part_s[i], 100 * r->part_s[i] / r->watched_s);
+    }
+    moa_buf_str(b, "}}");
+    (void)printf("\n");
+    (void)fflush(stdout);
+}
+
+/* one profile for the longest items, as `profile` has it */
+static moa_status profile_rows(job *j, moa_err *err) {
+    int32_t depth[LIST_MAX], longest = 0;
+    const int n = moa_args_ints(j->args, OPT_DEPTH, depth, LIST_MAX);
+    moa_profile *p = NULL;
+    moa_status s = MOA_OK;
+    if (n > LIST_MAX) return moa_fail(err, MOA_E_USAGE, "at most %d depths", LIST_MAX);
+    for (int i = 0; i < n; i++)
+        longest = depth[i] > longest ? depth[i] : longest;
+    MOA_TRY(open_engine(j, err));
+    if (j->matrix_flop_s <= 0) MOA_TRY(moa_bench_matrix(&j->x, &j->matrix_flop_s, err));
+    (void)printf("a large product: %.1f TFLOP/s\n", j->matrix_flop_s / 1e12);
+    MOA_TRY(moa_profile_open(&p, j->engine, longest, err));
+    for (int i = 0; i < n; i++) {
+        const moa_bench_profile_case c = {.depth = depth[i], .n_item = (int32_t)moa_args_int(j->args, OPT_ITEMS)};
+        moa_bench_profile_row r;
+        MOA_TRY(moa_bench_profile(&j->x, j->engine, p, &c, &r, err));
+        tell_profile(j, &r);
+    }
+out:
+    moa_profile_close(&p);
+    return s;
+}
+
 static moa_status load_rows(job *j, moa_err *err) {
     double *seconds = malloc(2 * (size_t)j->x.reps * sizeof *seconds);
     moa_status s = MOA_OK;
@@ -435,7 +503,7 @@ static moa_status wanted(const moa_args *args, bool on[N_WHAT], moa_err *err) {
             if (strlen(what_names[w]) == n && memcmp(what_names[w], at, n) == 0) found = w;
         if (found < 0)
             return moa_fail(err, MOA_E_USAGE,
-                            "--what %.*s: known are decode-attn, prefill-attn, step, load, probe, ttft and memory", (int)n,
+                            "--what %.*s: known are decode-attn, prefill-attn, step, load, probe, ttft, memory and profile", (int)n,
                             at);
         on[found] = true;
         at += n + (at[n] == ',');
@@ -492,7 +560,7 @@ static moa_status measure(job *j, moa_err *err) {
     if (moa_args_text(j->args, OPT_REPLAY)) return replay(j, err);
     if (on[WHAT_LOAD]) MOA_TRY(load_rows(j, err));
     for (int w = 0; w < N_WHAT; w++)
-        if (on[w] && w != WHAT_LOAD) MOA_TRY(rows_of(j, (what)w, err));
+        if (on[w] && w != WHAT_LOAD) MOA_TRY(w == WHAT_PROFILE ? profile_rows(j, err) : rows_of(j, (what)w, err));
 out:
     return s;
 }
@@ -523,7 +591,7 @@ static const moa_option own[] = {
      "qwen2.5-0.5b"},
     {"--type", MOA_OPTION_TEXT, "q4_0|q4_1|q4_k|q8_0|bf16|f16", "q4_0", 0, 0, false, "their type"},
     {"--what", MOA_OPTION_TEXT, "WHAT,WHAT,...", "decode-attn,step", 0, 0, false,
-     "decode-attn, prefill-attn, step, load, probe, ttft, memory"},
+     "decode-attn, prefill-attn, step, load, probe, ttft, memory, profile"},
     {"--plan", MOA_OPTION_LIST, "PLAN...", NULL, 0, 0, false,
      "FILE, full, uniform:D, sink, or groups:B,B,...: parts of the KV heads with alpha 0 and each its beta; "
      "default full"},
@@ -532,6 +600,7 @@ static const moa_option own[] = {
     {"--reps", MOA_OPTION_INT, "N", "0", 0, 10000, false, "samples a row; 0: 10, or 3 in a replay"},
     {"--big", MOA_OPTION_INT, "MIB", "0", 0, 1048576, false,
      "of the ceiling's buffers and what is rotated past the caches; 0: 1024 on a GPU, 256 on a CPU"},
+    {"--items", MOA_OPTION_INT, "N", "3", 1, 4096, false, "of each depth, in profile"},
     {"--replay", MOA_OPTION_TEXT, "paper", NULL, 0, 0, false, "the paper's decode table"},
     {0}};
 
@@ -550,6 +619,8 @@ const moa_batch moa_batch_bench = {
         "step of all sequences\n"
         "(step, replay), of loading (load), of a whole prompt to its first token (ttft). memory: what the keys and values of a run take of "
         "the\n"
-        "device beside what the formula says. What stands there before a step is random: nothing is prefilled.",
+        "device beside what the formula says. profile: items of the influence profile, of each depth, random tokens, and what their time "
+        "goes to.\n"
+        "What stands there before a step is random: nothing is prefilled.",
     .run = run,
 };

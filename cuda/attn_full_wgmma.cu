@@ -1,0 +1,844 @@
+/* attn_full_wgmma.cu -- attention of a whole sequence, its gradients and the influence of its keys, for Hopper GPUs alone: nothing of
+ * n_tok x n_tok is ever in memory, not even a panel.
+ *
+ *   prepare     q, k, v, d_o become halves in tiles of 64 tokens, as a KV cache's pages; delta = o . d_o of each row
+ *   forward     attn_prefill_wgmma.cu over those pages, with its log-sum-exp
+ *   queries     a warpgroup keeps 64 queries (Q, dO) and walks the keys        S = Q K^T, G = dO V^T, A = e^(S - lse)
+ *                 gradients   dS = A (G - delta)                               dQ += dS K
+ *                 influence   E, |E| of the tile; mass and gain A G of each row; the windows outward from the diagonal
+ *   keys        a warpgroup keeps 64 keys (K, V) and walks the queries         S^T = K Q^T, G^T = V dO^T
+ *                                                                              dV += A^T dO, dK += dS^T Q
+ *
+ *   order of the keys       the last block | 0 (the sink) | the one before the last | ... | 1      so that each step is the next window;
+ *                           the warpgroup whose rows end a block earlier leaves the first step out
+ *   block of the GPU        two warpgroups that compute, 64 rows each, and one thread that loads: tiles of 64 x d_head by tensor map
+ *
+ * What is multiplied last is already a left operand in registers: S and G come out in the layout in which dS and A go in. Nothing
+ * passes through shared memory but the tiles.
+ *
+ * Precision. Sums are float32. q and d_o are rounded to halves under one power of two for all of them, the one that brings the longest
+ * row to 2^10 and 2^6: what is 2^-20 of the largest keeps 11 bits. K and V are rounded as a cache of halves has them. A goes into dV
+ * times 2^14, dS times the power of two that keeps it below 2^15 by the Cauchy-Schwarz bound |G| <= |d_o| |v|. delta is made of the
+ * rounded d_o, so that it cancels against G. An entry above 1/2 (at most one a row) is left out of E and comes back in the form that
+ * does not cancel, from the row's other keys; windows are changes against the sum over all keys of the same products.
+ * Everything in a fixed order: the same bits every time.
+ *
+ *   version   idea                                          H100
+ *   v1        panels by cuBLAS, float32 or tf32             attn_full.cu
+ *   v2        this                                          docs/measurements/2026-11-24-h100-profile.md */
+#include <limits.h>
+
+#include "cuda/attn_full.cuh"
+#include "cuda/wgmma.cuh"
+
+enum { BLOCK = MOA_PAGE_TOK, PAIR = 2 }; /* PAIR: tiles of a page: K and V, or Q and dO */
+enum { MAX_Q, MAX_DO, MAX_V, N_MAX };
+static constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
+static constexpr float NOTHING = 1e30f; /* lse of a row that is not there: makes every A 0 */
+static constexpr int Q_POWER = 10, DO_POWER = 6, A_POWER = 14, DS_POWER = 14;
+static constexpr int NEVER = -1; /* a tile outside the tensor: zero */
+
+/* --- what the operations prepare, in the workspace --------------------------------------------------------- */
+
+struct operands {
+    moa_full in;
+    int nb, group;
+    __half *kv; /* (n_head_kv, nb, 2, 64, d_head): K and V of 64 tokens, zero beyond the last */
+    __half *qg; /* (n_head, nb, 2, 64, d_head): Q scale log2(e) and dO */
+    float2 *row;   /* (n_head, nb * 64): log2 of the sum of 2^score, delta in units of the rounded dO */
+    uint32_t *max; /* (N_MAX): bits of the longest row's norm */
+    int32_t *table, *span; /* (n_head_kv, nb), (n_head): the forward pass's */
+    float *lse2;           /* (n_tok, n_head) */
+    float *dk, *dv;        /* (n_tok, n_head, d_head): of each query head where several share keys */
+    float2 *e;             /* (n_head, nb, nb, 4): E and |E| of a tile by warp */
+    float *curve;          /* (n_head, nb, nb + 1, 4): of each window, sums over a warp's 16 rows */
+    float *whole;          /* (n_head, nb, 4): the same of all keys */
+    float2 *peak;          /* (n_head, nb * 64): E of the row's entry above 1/2, and the bits of its block of keys, -1: none */
+};
+
+static char *take(char *base, size_t *used, size_t bytes) {
+    char *at = base ? base + *used : nullptr;
+    *used += (bytes + 1023) & ~(size_t)1023;
+    return at;
+}
+template <typename T> static void take_of(T *&to, char *base, size_t *used, size_t n) {
+    to = reinterpret_cast<T *>(take(base, used, n * sizeof(T)));
+}
+
+enum purpose { FORWARD, BACKWARD };
+
+/* the backward pass and the influence lay out the same, so that one finds what the other has made */
+static size_t lay(operands &o, purpose what, char *base) {
+    const size_t heads = (size_t)o.in.n_head, kv = (size_t)o.in.n_head_kv, nb = (size_t)o.nb, d = (size_t)o.in.d_head;
+    const size_t page = 2 * BLOCK * d, n_q = (size_t)o.in.n_tok * heads;
+    size_t used = 0;
+    take_of(o.max, base, &used, N_MAX);
+    take_of(o.kv, base, &used, kv * nb * page);
+    if (what == FORWARD) {
+        take_of(o.table, base, &used, kv * nb);
+        take_of(o.span, base, &used, heads);
+        take_of(o.lse2, base, &used, n_q);
+        return used;
+    }
+    take_of(o.qg, base, &used, heads * nb * page);
+    take_of(o.row, base, &used, heads * nb * BLOCK);
+    take_of(o.peak, base, &used, heads * nb * BLOCK);
+    take_of(o.whole, base, &used, heads * nb * 4);
+    size_t gradients = used, influence = used; /* never there at the same time */
+    take_of(o.dk, base, &gradients, o.group > 1 ? n_q * d : 0);
+    take_of(o.dv, base, &gradients, o.group > 1 ? n_q * d : 0);
+    take_of(o.e, base, &influence, heads * nb * nb * 4);
+    take_of(o.curve, base, &influence, heads * nb * (nb + 1) * 4);
+    return gradients > influence ? gradients : influence;
+}
+
+static moa_status open_operands(moa_cuda *c, const moa_full &in, purpose what, operands &o, moa_err *err) {
+    void *base = nullptr;
+    o = operands();
+    o.in = in;
+    o.nb = (in.n_tok - 1) / BLOCK + 1;
+    o.group = in.n_head / in.n_head_kv;
+    MOA_RETURN(moa_cuda_scratch(c, lay(o, what, nullptr), &base, err));
+    (void)lay(o, what, static_cast<char *>(base));
+    return MOA_OK;
+}
+
+/* --- preparing --------------------------------------------------------------------------------------------- */
+
+/* the power of two that brings a norm (its bits) into [2^to, 2^(to + 1)); 1 of 0, infinity and NaN */
+__device__ static inline float power_to(uint32_t bits, int to) {
+    if (bits == 0 || bits >= 0x7f800000u) return 1.0f;
+    const int e = max(-120, min(to + 127 - (int)(bits >> 23), 120));
+    return __int_as_float((e + 127) << 23);
+}
+__device__ static inline uint2 round4(float4 x, float f) {
+    return make_uint2(pack_halves(x.x * f, x.y * f), pack_halves(x.z * f, x.w * f));
+}
+
+/* the longest row of (n_row, d): LANES lanes a row, a float4 each */
+template <int LANES>
+__global__ static void __launch_bounds__(256) norms_v2(const float *__restrict__ x, int64_t n_row, uint32_t *max_bits) {
+    __shared__ float s[8];
+    const int lane = threadIdx.x % 32, sub = threadIdx.x % LANES;
+    const int64_t step = (int64_t)gridDim.x * (256 / LANES);
+    float top = 0;
+    /* all lanes of a warp go round as often: the last rows are read twice rather than not */
+    for (int64_t at = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES; at - threadIdx.x / LANES < n_row; at += step) {
+        const int64_t row = at < n_row ? at : n_row - 1;
+        const float4 v = *reinterpret_cast<const float4 *>(x + row * LANES * 4 + sub * 4);
+        const float square = group_sum<LANES>(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w);
+        top = square > top || isnan(square) ? square : top;
+    }
+    top = group_max<32>(top);
+    if (lane == 0) s[threadIdx.x / 32] = top;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (int w = 1; w < 8; w++)
+        top = fmaxf(top, s[w]);
+    atomicMax(max_bits, __float_as_uint(sqrtf(top)));
+}
+
+/* k and v to pages; a thread 4 elements. grid: (elements of a page, nb, n_head_kv) */
+__global__ static void __launch_bounds__(256) pages_v2(operands o) {
+    const int d = o.in.d_head, e = ((int)blockIdx.x * 256 + (int)threadIdx.x) * 4, tile = BLOCK * d;
+    if (e >= 2 * tile) return;
+    const int is_v = e / tile, r = e % tile / d, column = e % d, tok = (int)blockIdx.y * BLOCK + r;
+    const float *from = (is_v ? o.in.v : o.in.k) + ((int64_t)tok * o.in.n_head_kv + blockIdx.z) * d + column;
+    const float4 x = tok < o.in.n_tok ? *reinterpret_cast<const float4 *>(from) : make_float4(0, 0, 0, 0);
+    __half *to = o.kv + ((int64_t)blockIdx.z * o.nb + blockIdx.y) * 2 * tile + e;
+    *reinterpret_cast<uint2 *>(to) = round4(x, 1.0f);
+}
+
+/* q and d_o to pages, and what a row has of its own. LANES lanes a row; grid: (rows of nb * 64, n_head) */
+template <int LANES>
+__global__ static void __launch_bounds__(256) rows_v2(operands o, const float *__restrict__ out, const float *__restrict__ lse,
+                                                      const float *__restrict__ d_o) {
+    constexpr int D = LANES * 4;
+    const int i = (int)blockIdx.x * (256 / LANES) + (int)threadIdx.x / LANES, h = blockIdx.y, sub = threadIdx.x % LANES;
+    const bool inside = i < o.in.n_tok;
+    const int64_t row = (int64_t)i * o.in.n_head + h, at = row * D + sub * 4;
+    const float up_q = power_to(o.max[MAX_Q], Q_POWER), up_d = power_to(o.max[MAX_DO], DO_POWER);
+    float4 q = make_float4(0, 0, 0, 0), g = q, y = q;
+    if (inside) {
+        q = *reinterpret_cast<const float4 *>(o.in.q + at);
+        g = *reinterpret_cast<const float4 *>(d_o + at);
+        y = *reinterpret_cast<const float4 *>(out + at);
+    }
+    const float s = o.in.scale * LOG2E;
+    q.x *= s, q.y *= s, q.z *= s, q.w *= s;
+    const uint2 qh = round4(q, up_q), gh = round4(g, up_d);
+    const float2 a = unpack_halves(gh.x), b = unpack_halves(gh.y);
+    const float delta = group_sum<LANES>(a.x * y.x + a.y * y.y + b.x * y.z + b.y * y.w);
+    __half *to = o.qg + (((int64_t)h * o.nb + i / BLOCK) * 2 * BLOCK + i % BLOCK) * D + sub * 4;
+    *reinterpret_cast<uint2 *>(to) = qh;
+    *reinterpret_cast<uint2 *>(to + BLOCK * D) = gh;
+    if (sub == 0)
+        o.row[(int64_t)h * o.nb * BLOCK + i] = inside ? make_float2(lse[row] * LOG2E, delta) : make_float2(NOTHING, 0);
+}
+
+__global__ static void forward_tables_v2(operands o) {
+    const int at = (int)blockIdx.x * 256 + (int)threadIdx.x;
+    if (at < o.in.n_head_kv * o.nb) o.table[at] = at;
+    if (at < o.in.n_head) o.span[at] = INT_MAX / 4;
+}
+__global__ static void natural_v2(const float *__restrict__ lse2, float *__restrict__ lse, int64_t n) {
+    const int64_t at = (int64_t)blockIdx.x * 256 + threadIdx.x;
+    if (at < n) lse[at] = lse2[at] * LN2;
+}
+
+static moa_status make_pages(moa_cuda *c, const operands &o, moa_err *err) {
+    const dim3 grid((unsigned)moa_ceil_div(2 * BLOCK * o.in.d_head, 1024), (unsigned)o.nb, (unsigned)o.in.n_head_kv);
+    pages_v2<<<grid, 256, 0, c->stream>>>(o);
+    MOA_LAUNCHED(c, "keys and values of a sequence to pages");
+    return MOA_OK;
+}
+
+static moa_status longest(moa_cuda *c, const operands &o, const float *x, int64_t n_row, int which, moa_err *err) {
+    const unsigned blocks = (unsigned)(c->n_sm * 8);
+    if (o.in.d_head == 64)
+        norms_v2<16><<<blocks, 256, 0, c->stream>>>(x, n_row, o.max + which);
+    else
+        norms_v2<32><<<blocks, 256, 0, c->stream>>>(x, n_row, o.max + which);
+    MOA_LAUNCHED(c, "the longest row");
+    return MOA_OK;
+}
+
+struct forward_made {
+    const float *o, *lse, *d_o;
+};
+static moa_status prepare(moa_cuda *c, const operands &o, const forward_made &f, moa_err *err) {
+    const int64_t n_q = (int64_t)o.in.n_tok * o.in.n_head, n_kv = (int64_t)o.in.n_tok * o.in.n_head_kv;
+    MOA_CU(c, cudaMemsetAsync(o.max, 0, N_MAX * sizeof *o.max, c->stream));
+    MOA_RETURN(longest(c, o, o.in.q, n_q, MAX_Q, err));
+    MOA_RETURN(longest(c, o, f.d_o, n_q, MAX_DO, err));
+    MOA_RETURN(longest(c, o, o.in.v, n_kv, MAX_V, err));
+    MOA_RETURN(make_pages(c, o, err));
+    const int lanes = o.in.d_head / 4;
+    const dim3 grid((unsigned)(o.nb * BLOCK * lanes / 256), (unsigned)o.in.n_head);
+    if (lanes == 16)
+        rows_v2<16><<<grid, 256, 0, c->stream>>>(o, f.o, f.lse, f.d_o);
+    else
+        rows_v2<32><<<grid, 256, 0, c->stream>>>(o, f.o, f.lse, f.d_o);
+    MOA_LAUNCHED(c, "queries and gradients of a sequence to pages");
+    return MOA_OK;
+}
+
+/* --- the kernels' common part ------------------------------------------------------------------------------ */
+
+struct full_job {
+    CUtensorMap kv, qg; /* (pages * 2, 64, d_head) */
+    operands o;
+    float *dq, *dk, *dv; /* (n_tok, n_head, d_head), or NULL */
+    bool map;            /* queries: the influence is wanted */
+    int32_t *clamped;
+};
+
+/* D: head size. Shared memory: the rows that stay (two tiles a warpgroup), then the stages (two tiles each), then their rows' numbers. */
+template <int D_> struct full_tile {
+    static constexpr int D = D_, WG = 2, STAGES = D == 64 ? 4 : 3;
+    static constexpr int BM = BLOCK * WG, THREADS = 128 * (WG + 1), PANELS = D / WG_TILE_COLUMNS;
+    static constexpr int PANEL = BLOCK * WG_TILE_ROW, TILE = PANELS * PANEL, STAGE = PAIR * TILE;
+    static constexpr int STAGES_AT = WG * PAIR * TILE, ROWS_AT = STAGES_AT + STAGES * STAGE, ROWS = BLOCK * (int)sizeof(float2);
+    static constexpr size_t bytes() { return ROWS_AT + STAGES * ROWS + 1024; } /* to begin at a multiple of 1024 */
+    static constexpr int FEW = 24, MANY = 240; /* of 168 as launched */
+};
+
+template <class T> struct letters {
+    uint64_t full[T::STAGES], unused[T::STAGES], stays;
+};
+
+/* a GPU block's work. KEYS: rows are keys */
+struct full_work {
+    int head, head_kv, tile; /* tile: of 128 rows */
+    int last;                /* queries: the last block of keys that one of the two warpgroups sees */
+    int n_step;
+};
+template <class T, bool KEYS> __device__ static inline full_work work_of(const operands &o) {
+    full_work w;
+    const int n_tile = (o.nb + T::WG - 1) / T::WG, rank = (int)blockIdx.x / o.in.n_head;
+    w.head = (int)blockIdx.x % o.in.n_head;
+    w.head_kv = w.head / o.group;
+    w.tile = KEYS ? rank : n_tile - 1 - rank; /* the longest first */
+    w.last = min(w.tile * T::WG + T::WG, o.nb) - 1;
+    w.n_step = KEYS ? o.nb - w.tile * T::WG : w.last + 1;
+    return w;
+}
+/* the block that a step walks */
+template <class T, bool KEYS> __device__ static inline int block_of(const full_work &w, int step) {
+    if (KEYS) return w.tile * T::WG + step;
+    return step == 0 ? w.last : step == 1 ? 0 : w.last - step + 1;
+}
+
+__device__ static inline void copy_bytes(uint32_t to, const void *from, int bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from),
+                 "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+/* the two tiles of a page */
+template <class T>
+__device__ static inline void load_page(const CUtensorMap *map, int page, uint32_t to, uint32_t barrier) {
+#pragma unroll
+    for (int k = 0; k < PAIR; k++)
+#pragma unroll
+        for (int panel = 0; panel < T::PANELS; panel++)
+            copy_box(to + k * T::TILE + panel * T::PANEL, map, panel * WG_TILE_COLUMNS, 0, page < 0 ? NEVER : PAIR * page + k, barrier);
+}
+
+/* one thread */
+template <class T, bool KEYS>
+__device__ static inline void load_all(const full_job &j, const full_work &w, letters<T> *box, uint32_t base) {
+    const CUtensorMap *stays = KEYS ? &j.kv : &j.qg, *walks = KEYS ? &j.qg : &j.kv;
+    const int head_stays = KEYS ? w.head_kv : w.head, head_walks = KEYS ? w.head : w.head_kv, nb = j.o.nb;
+    const uint32_t here = shared_address(&box->stays);
+    barrier_expect(here, T::WG * PAIR * T::TILE);
+    for (int wg = 0; wg < T::WG; wg++) {
+        const int block = w.tile * T::WG + wg;
+        load_page<T>(stays, block < nb ? head_stays * nb + block : NEVER, base + wg * PAIR * T::TILE, here);
+    }
+    for (int step = 0; step < w.n_step; step++) {
+        const int stage = step % T::STAGES, round = step / T::STAGES, block = block_of<T, KEYS>(w, step);
+        const uint32_t full = shared_address(&box->full[stage]);
+        if (round > 0) barrier_wait(shared_address(&box->unused[stage]), (round - 1) & 1);
+        barrier_expect(full, T::STAGE + (KEYS ? T::ROWS : 0));
+        load_page<T>(walks, head_walks * nb + block, base + T::STAGES_AT + stage * T::STAGE, full);
+        if (KEYS)
+            copy_bytes(base + T::ROWS_AT + stage * T::ROWS, j.o.row + ((int64_t)w.head * nb + block) * BLOCK, T::ROWS, full);
+    }
+}
+
+/* c (64 x 64) = a b^T, or += with `add`; a (64 x 16) and b (64 x 16) in shared memory */
+__device__ static inline void product_64(float (&c)[32], uint64_t a, uint64_t b, int add) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
+                 "%30,%31}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]),
+                   "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]),
+                   "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
+                   "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
+                 : "l"(a), "l"(b), "r"(add));
+}
+
+/* issues X1 Y1^T and X2 Y2^T, tiles of 64 rows */
+template <class T> __device__ static inline void issue_pairs(float (&s)[32], float (&g)[32], uint64_t x, uint64_t y) {
+    wgmma_hold(s);
+    wgmma_hold(g);
+    wgmma_fence();
+#pragma unroll
+    for (int kk = 0; kk < T::D / 16; kk++) {
+        const int at = kk / 4 * T::PANEL + kk % 4 * 32;
+        product_64(s, wgmma_ahead(x, at), wgmma_ahead(y, at), kk > 0);
+    }
+#pragma unroll
+    for (int kk = 0; kk < T::D / 16; kk++) {
+        const int at = T::TILE + kk / 4 * T::PANEL + kk % 4 * 32;
+        product_64(g, wgmma_ahead(x, at), wgmma_ahead(y, at), kk > 0);
+    }
+    wgmma_commit();
+}
+/* issues sum += a Y: a in registers (64 x 64), Y a tile; the caller commits */
+template <class T> __device__ static inline void issue_sum(float (&sum)[T::D / 2], uint32_t (&a)[16], uint64_t y) {
+    wgmma_hold(sum);
+    wgmma_hold(a);
+    wgmma_fence();
+#pragma unroll
+    for (int kk = 0; kk < BLOCK / 16; kk++)
+        wgmma_registers(sum, a + kk * 4, wgmma_ahead(y, kk * 2 * WG_TILE_GROUP), 1);
+}
+__device__ static inline void pack(const float (&x)[32], uint32_t (&to)[16]) {
+#pragma unroll
+    for (int i = 0; i < 16; i++)
+        to[i] = pack_halves(x[2 * i], x[2 * i + 1]);
+}
+
+/* what takes sums back to their units */
+struct units {
+    float score, grad, ds; /* scores from Q K^T; gradients from those of the rounded dO; what dS is multiplied with */
+};
+__device__ static inline units units_of(const operands &o) {
+    units u;
+    u.score = 1.0f / power_to(o.max[MAX_Q], Q_POWER);
+    u.grad = 1.0f / power_to(o.max[MAX_DO], DO_POWER);
+    /* |G - delta| <= 2 |d_o| |v| < 2 2^(DO_POWER + 1) |v| */
+    u.ds = power_to(o.max[MAX_V], DS_POWER - DO_POWER - 3);
+    return u;
+}
+
+/* 64 rows of a sum to (n_tok, n_head, D) */
+template <class T>
+__device__ static inline void write_rows(float *to, const operands &o, int head, int row0, const float (&sum)[T::D / 2], float factor) {
+    const int column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int row = row0 + h * 8;
+        if (row >= o.in.n_tok) continue;
+        float *at = to + ((int64_t)row * o.in.n_head + head) * T::D + column;
+#pragma unroll
+        for (int c = 0; c < T::D / 8; c++)
+            *reinterpret_cast<float2 *>(at + c * 8) = make_float2(sum[4 * c + 2 * h] * factor, sum[4 * c + 2 * h + 1] * factor);
+    }
+}
+
+/* opens the barriers, starts the loading thread; the warpgroup of this thread, -1: it does not compute */
+template <class T, bool KEYS>
+__device__ static inline int start(const full_job &j, const full_work &w, letters<T> *box, uint32_t base) {
+    const int wg = (int)threadIdx.x / 128 - 1;
+    if (threadIdx.x == 0) {
+        barrier_open(shared_address(&box->stays), 1);
+        for (int i = 0; i < T::STAGES; i++) {
+            barrier_open(shared_address(&box->full[i]), 1);
+            barrier_open(shared_address(&box->unused[i]), T::WG * 4);
+        }
+        barriers_opened();
+    }
+    __syncthreads();
+    return wg;
+}
+
+/* a warpgroup beyond the last block: it only gives the stages back */
+template <class T> __device__ static inline void look_on(const full_work &w, letters<T> *box) {
+    for (int step = 0; step < w.n_step; step++) {
+        barrier_wait(shared_address(&box->full[step % T::STAGES]), step / T::STAGES & 1);
+        if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&box->unused[step % T::STAGES]));
+    }
+}
+
+/* --- queries stay ------------------------------------------------------------------------------------------ */
+
+/* what the rows g and g + 8 of a warp's 16 have of their own */
+struct influence_rows {
+    float lse2[2], delta[2];
+    float mass[2], gain[2];           /* of the window so far; the same in the four threads of a row */
+    float rest_mass[2], rest_gain[2]; /* of this thread's keys without the peak */
+    float peak[2], peak_gain[2];      /* the entry above 1/2 among this thread's keys, 0: none, and its G */
+    int peak_block[2];
+    bool bad[2];
+};
+
+/* A and G of a tile: to its E, and to the rows' sums; DIAGONAL: keys beyond the query are not seen */
+template <bool DIAGONAL>
+__device__ static inline void influence_tile(const full_job &j, const units &u, influence_rows &x, float (&s)[32], const float (&g)[32],
+                                             int row, int block, int64_t tile, float *curve) {
+    const int column = threadIdx.x % 4 * 2, lane = threadIdx.x % 32;
+    float e = 0, abs_e = 0, change = 0;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float mass = 0, gain = 0, peak = 0, peak_gain = 0;
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const float v = g[4 * n + 2 * h + k];
+                float a = exp2_fast(s[4 * n + 2 * h + k] * u.score - x.lse2[h]);
+                if (DIAGONAL) a = n * 8 + column + k > row + h * 8 ? 0.0f : a;
+                s[4 * n + 2 * h + k] = a;
+                if (a > 0.5f) peak = a, peak_gain = v, a = 0;
+                const float q = __fdividef(a, 1.0f - a) * (x.delta[h] - v);
+                mass += a, gain += a * v, e += q, abs_e += fabsf(q);
+            }
+        x.rest_mass[h] += mass, x.rest_gain[h] += gain;
+        if (peak > 0) x.peak[h] = peak, x.peak_gain[h] = peak_gain, x.peak_block[h] = block;
+        x.mass[h] += group_sum<4>(mass + peak);
+        x.gain[h] += group_sum<4>(gain + peak * peak_gain);
+        change += x.gain[h] / fmaxf(x.mass[h], (float)MOA_INFLUENCE_TINY);
+        /* a window: all but what block 0 alone or all blocks give */
+        x.bad[h] = x.bad[h] || (curve && x.mass[h] < (float)MOA_INFLUENCE_TINY);
+    }
+    e = warp_sum(e), abs_e = warp_sum(abs_e);
+#pragma unroll
+    for (int l = 4; l < 32; l *= 2)
+        change += __shfl_xor_sync(0xffffffffu, change, l);
+    if (lane != 0) return;
+    j.o.e[tile * 4 + threadIdx.x % 128 / 32] = make_float2(e, abs_e);
+    if (curve) curve[threadIdx.x % 128 / 32] = change;
+}
+
+/* after the last key: the peaks in the form that does not cancel, all keys' sum, what had to be clamped */
+__device__ static inline void influence_end(const full_job &j, influence_rows &x, int head, int block, int row) {
+    const int lane = threadIdx.x % 32, nb = j.o.nb;
+    float whole = 0;
+    int n_bad = 0;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int i = block * BLOCK + row + h * 8;
+        const float mass = group_sum<4>(x.rest_mass[h]), gain = group_sum<4>(x.rest_gain[h]);
+        const bool any = group_max<4>(x.peak[h]) > 0, here = x.peak[h] > 0, ok = i == 0 || !any || mass >= (float)MOA_INFLUENCE_TINY;
+        float2 *to = j.o.peak + ((int64_t)head * nb + block) * BLOCK + row + h * 8;
+        if (here) {
+            const float q = i == 0 ? -x.peak_gain[h] : ok ? gain / mass - x.peak_gain[h] : 0.0f;
+            *to = make_float2(x.peak[h] * q, __int_as_float(x.peak_block[h]));
+        }
+        if (!any && lane % 4 == 0) *to = make_float2(0, __int_as_float(-1));
+        whole += x.gain[h] / fmaxf(x.mass[h], (float)MOA_INFLUENCE_TINY);
+        const bool bad = lane % 4 == 0 && i < j.o.in.n_tok && (!ok || x.bad[h]);
+        n_bad += __popc(__ballot_sync(0xffffffffu, bad));
+    }
+#pragma unroll
+    for (int l = 4; l < 32; l *= 2)
+        whole += __shfl_xor_sync(0xffffffffu, whole, l);
+    if (lane != 0) return;
+    j.o.whole[((int64_t)head * nb + block) * 4 + threadIdx.x % 128 / 32] = whole;
+    if (n_bad > 0) atomicAdd(j.clamped, n_bad);
+}
+
+/* A to dS, in the place of G */
+template <bool DIAGONAL, bool MAP>
+__device__ static inline void gradient_tile(const units &u, const influence_rows &x, const float (&s)[32], float (&g)[32], int row) {
+    const int column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int at = 4 * n + 2 * h + k;
+                float a = MAP ? s[at] : exp2_fast(s[at] * u.score - x.lse2[h]);
+                if (!MAP && DIAGONAL) a = n * 8 + column + k > row + h * 8 ? 0.0f : a;
+                g[at] = a * u.ds * (g[at] - x.delta[h]);
+            }
+}
+
+/* One warpgroup's 64 queries. MAP: influence; DQ: the gradient */
+template <class T, bool MAP, bool DQ>
+__device__ static inline void walk_keys(const full_job &j, const full_work &w, letters<T> *box, uint32_t base, int wg) {
+    const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4, nb = j.o.nb;
+    const int mine = w.tile * T::WG + wg, first = mine < w.last;
+    const units u = units_of(j.o);
+    const uint64_t stay = wgmma_operand(base + wg * PAIR * T::TILE, 0), stage0 = wgmma_operand(base + T::STAGES_AT, 0),
+                   across0 = wgmma_operand(base + T::STAGES_AT, T::PANEL);
+    float s[32], g[32], sum[DQ ? T::D / 2 : 1] = {};
+    uint32_t ds[16] = {};
+    influence_rows x = {};
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const float2 own = j.o.row[((int64_t)w.head * nb + mine) * BLOCK + row + h * 8];
+        x.lse2[h] = own.x, x.delta[h] = own.y;
+    }
+    barrier_wait(shared_address(&box->stays), 0);
+    if (first == 1 && lane == 0) barrier_arrive(shared_address(&box->unused[0]));
+    int before = first; /* the stage whose last product comes next: the first time of nothing, which adds nothing */
+#pragma unroll 1
+    for (int step = first; step < w.n_step; step++) {
+        const int stage = step % T::STAGES, block = block_of<T, false>(w, step);
+        barrier_wait(shared_address(&box->full[stage]), step / T::STAGES & 1);
+        issue_pairs<T>(s, g, stay, wgmma_ahead(stage0, stage * T::STAGE));
+        if constexpr (DQ) {
+            issue_sum<T>(sum, ds, wgmma_ahead(across0, before * T::STAGE));
+            wgmma_commit();
+            wgmma_wait<1>();
+        } else
+            wgmma_wait<0>();
+        wgmma_hold(s);
+        wgmma_hold(g);
+        if (!DQ && lane == 0) barrier_arrive(shared_address(&box->unused[stage]));
+        if constexpr (MAP) {
+            const int64_t tile = ((int64_t)w.head * nb + mine) * nb + block;
+            /* the newest blocks that are in with the sink; as many as `mine` cut nothing */
+            const int newest = block > 0 ? (step > 0 ? mine - block + 1 : 0) : 1 - first;
+            float *curve = newest > 0 && newest < mine ? j.o.curve + (((int64_t)w.head * nb + mine) * (nb + 1) + newest) * 4 : nullptr;
+            if (block == mine)
+                influence_tile<true>(j, u, x, s, g, row, block, tile, curve);
+            else
+                influence_tile<false>(j, u, x, s, g, row, block, tile, curve);
+        }
+        if constexpr (DQ) {
+            if (block == mine)
+                gradient_tile<true, MAP>(u, x, s, g, row);
+            else
+                gradient_tile<false, MAP>(u, x, s, g, row);
+            wgmma_wait<0>();
+            wgmma_hold(sum);
+            wgmma_hold(ds);
+            if (step > first && lane == 0) barrier_arrive(shared_address(&box->unused[before]));
+            pack(g, ds);
+            before = stage;
+        }
+    }
+    if constexpr (DQ) {
+        issue_sum<T>(sum, ds, wgmma_ahead(across0, before * T::STAGE));
+        wgmma_commit();
+        wgmma_wait<0>();
+        wgmma_hold(sum);
+        write_rows<T>(j.dq, j.o, w.head, mine * BLOCK + row, sum, u.grad * j.o.in.scale / u.ds);
+    }
+    if constexpr (MAP) influence_end(j, x, w.head, mine, row);
+}
+
+template <class T, bool MAP, bool DQ>
+__global__ static void __launch_bounds__(T::THREADS, 1) queries_v2(const __grid_constant__ full_job j) {
+    extern __shared__ unsigned char raw[];
+    __shared__ letters<T> box;
+    const uint32_t base = shared_address(raw) + (1024 - shared_address(raw) % 1024) % 1024;
+    const full_work w = work_of<T, false>(j.o);
+    const int wg = start<T, false>(j, w, &box, base);
+    if (wg < 0) {
+        registers_fewer<T::FEW>();
+        if (threadIdx.x == 0) load_all<T, false>(j, w, &box, base);
+    } else {
+        registers_more<T::MANY>();
+        if (w.tile * T::WG + wg < j.o.nb)
+            walk_keys<T, MAP, DQ>(j, w, &box, base, wg);
+        else
+            look_on<T>(w, &box);
+    }
+}
+
+/* --- keys stay --------------------------------------------------------------------------------------------- */
+
+/* S^T and G^T become A^T 2^A_POWER and dS^T; own: (lse2, delta) of the tile's queries */
+template <bool DIAGONAL>
+__device__ static inline void transposed_tile(const units &u, float (&s)[32], float (&g)[32], const unsigned char *own, int row) {
+    const int column = threadIdx.x % 4 * 2;
+    const float ds = u.ds * (1.0f / (float)(1 << A_POWER));
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        const float4 q = *reinterpret_cast<const float4 *>(own + (n * 8 + column) * sizeof(float2));
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int at = 4 * n + 2 * h + k;
+                float a = exp2_fast(s[at] * u.score - ((k ? q.z : q.x) - (float)A_POWER));
+                if (DIAGONAL) a = n * 8 + column + k < row + h * 8 ? 0.0f : a;
+                s[at] = a;
+                g[at] = a * ds * (g[at] - (k ? q.w : q.y));
+            }
+    }
+}
+
+/* One warpgroup's 64 keys */
+template <class T>
+__device__ static inline void walk_queries(const full_job &j, const full_work &w, letters<T> *box, const unsigned char *shared,
+                                           uint32_t base, int wg) {
+    const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const int mine = w.tile * T::WG + wg;
+    const units u = units_of(j.o);
+    const uint64_t stay = wgmma_operand(base + wg * PAIR * T::TILE, 0), stage0 = wgmma_operand(base + T::STAGES_AT, 0),
+                   across0 = wgmma_operand(base + T::STAGES_AT, T::PANEL);
+    float s[32], g[32], dk[T::D / 2] = {}, dv[T::D / 2] = {};
+    uint32_t a[16], ds[16];
+    barrier_wait(shared_address(&box->stays), 0);
+    for (int step = 0; step < wg; step++) /* earlier queries see none of these keys */
+        if (lane == 0) barrier_arrive(shared_address(&box->unused[step]));
+#pragma unroll 1
+    for (int step = wg; step < w.n_step; step++) {
+        const int stage = step % T::STAGES, block = block_of<T, true>(w, step);
+        barrier_wait(shared_address(&box->full[stage]), step / T::STAGES & 1);
+        issue_pairs<T>(s, g, stay, wgmma_ahead(stage0, stage * T::STAGE));
+        wgmma_wait<0>();
+        wgmma_hold(s);
+        wgmma_hold(g);
+        const unsigned char *own = shared + T::ROWS_AT + stage * T::ROWS;
+        if (block == mine)
+            transposed_tile<true>(u, s, g, own, row);
+        else
+            transposed_tile<false>(u, s, g, own, row);
+        pack(s, a);
+        pack(g, ds);
+        const uint64_t y = wgmma_ahead(across0, stage * T::STAGE);
+        issue_sum<T>(dv, a, wgmma_ahead(y, T::TILE));
+        issue_sum<T>(dk, ds, y);
+        wgmma_commit();
+        wgmma_wait<0>();
+        wgmma_hold(dk);
+        wgmma_hold(dv);
+        if (lane == 0) barrier_arrive(shared_address(&box->unused[stage]));
+    }
+    write_rows<T>(j.dk, j.o, w.head, mine * BLOCK + row, dk, u.grad * u.score * LN2 / u.ds);
+    write_rows<T>(j.dv, j.o, w.head, mine * BLOCK + row, dv, u.grad / (float)(1 << A_POWER));
+}
+
+template <class T> __global__ static void __launch_bounds__(T::THREADS, 1) keys_v2(const __grid_constant__ full_job j) {
+    extern __shared__ unsigned char raw[];
+    __shared__ letters<T> box;
+    const uint32_t skip = (1024 - shared_address(raw) % 1024) % 1024, base = shared_address(raw) + skip;
+    const full_work w = work_of<T, true>(j.o);
+    const int wg = start<T, true>(j, w, &box, base);
+    if (wg < 0) {
+        registers_fewer<T::FEW>();
+        if (threadIdx.x == 0) load_all<T, true>(j, w, &box, base);
+    } else {
+        registers_more<T::MANY>();
+        if (w.tile * T::WG + wg < j.o.nb)
+            walk_queries<T>(j, w, &box, raw + skip, base, wg);
+        else
+            look_on<T>(w, &box);
+    }
+}
+
+/* dk and dv (n_tok, n_head_kv, d) of those of the query heads, in order. A thread 4 elements */
+__global__ static void __launch_bounds__(256) groups_v2(operands o, float *__restrict__ dk, float *__restrict__ dv) {
+    const int64_t at = (int64_t)blockIdx.x * 256 + threadIdx.x, n = (int64_t)o.in.n_tok * o.in.n_head_kv * o.in.d_head / 4;
+    if (at >= n) return;
+    const int per = o.in.d_head / 4;
+    const int64_t row = at / per; /* (n_tok, n_head_kv): the heads of a group are neighbours */
+    const float4 *from = reinterpret_cast<const float4 *>(blockIdx.y ? o.dv : o.dk) + row * o.group * per + at % per;
+    float4 sum = from[0];
+    for (int u = 1; u < o.group; u++) {
+        const float4 x = from[u * per];
+        sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+    }
+    reinterpret_cast<float4 *>(blockIdx.y ? dv : dk)[at] = sum;
+}
+
+/* --- the influence's last steps ---------------------------------------------------------------------------- */
+
+/* a row of the map: the warps' sums, and the peaks. grid: (nb, n_head) */
+__global__ static void __launch_bounds__(BLOCK) maps_v2(operands o, float *__restrict__ abs_out, float *__restrict__ sum_out) {
+    __shared__ float2 peak[BLOCK];
+    const int qb = blockIdx.x, nb = o.nb;
+    const int64_t row = (int64_t)blockIdx.y * nb + qb;
+    const float grad = units_of(o).grad;
+    peak[threadIdx.x] = o.peak[row * BLOCK + threadIdx.x];
+    __syncthreads();
+    for (int b = threadIdx.x; b < nb; b += BLOCK) {
+        float e = 0, abs_e = 0;
+        if (b <= qb) {
+            const float4 *four = reinterpret_cast<const float4 *>(o.e + (row * nb + b) * 4);
+            const float4 x = four[0], y = four[1];
+            e = x.x + x.z + (y.x + y.z), abs_e = x.y + x.w + (y.y + y.w);
+            for (int r = 0; r < BLOCK; r++)
+                if (__float_as_int(peak[r].y) == b) e += peak[r].x, abs_e += fabsf(peak[r].x);
+        }
+        sum_out[row * nb + b] = e * grad;
+        abs_out[row * nb + b] = abs_e * grad;
+    }
+}
+
+/* joint (n_head, nb + 1). Of block qb of queries, the windows 1 .. qb - 1 cut something. grid: n_head */
+__global__ static void curves_v2(operands o, float *__restrict__ joint) {
+    const int h = blockIdx.x, nb = o.nb;
+    const float grad = units_of(o).grad;
+    for (int w = threadIdx.x; w <= nb; w += blockDim.x) {
+        double sum = 0;
+        for (int qb = w + 1; w > 0 && qb < nb; qb++) {
+            const int64_t row = (int64_t)h * nb + qb;
+            const float4 x = *reinterpret_cast<const float4 *>(o.curve + (row * (nb + 1) + w) * 4),
+                         y = *reinterpret_cast<const float4 *>(o.whole + row * 4);
+            sum += (double)(x.x - y.x) + (double)(x.y - y.y) + ((double)(x.z - y.z) + (double)(x.w - y.w));
+        }
+        joint[(int64_t)h * (nb + 1) + w] = (float)(sum * grad);
+    }
+}
+
+/* --- host side --------------------------------------------------------------------------------------------- */
+
+/* (pages * 2, 64, d_head) whose boxes are tiles of 64 x 64 */
+static moa_status map_pages(moa_cuda *c, const operands &o, __half *pages, int n_page, CUtensorMap *out, moa_err *err) {
+    void *entry = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    MOA_CU(c, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
+    if (found != cudaDriverEntryPointSuccess || !entry)
+        return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): the driver has no cuTensorMapEncodeTiled", c->device, c->name);
+    const cuuint64_t row = 2 * (cuuint64_t)o.in.d_head,
+                     size[3] = {(cuuint64_t)o.in.d_head, BLOCK, PAIR * (cuuint64_t)n_page}, stride[2] = {row, BLOCK * row};
+    const cuuint32_t box[3] = {WG_TILE_COLUMNS, BLOCK, 1}, step[3] = {1, 1, 1};
+    const CUresult e = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
+        out, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, pages, size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (e == CUDA_SUCCESS) return MOA_OK;
+    return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): no tensor map of %d pages: CUDA driver error %d", c->device, c->name, n_page,
+                    (int)e);
+}
+
+static moa_status job_of(moa_cuda *c, const operands &o, full_job *j, moa_err *err) {
+    *j = {};
+    j->o = o;
+    MOA_RETURN(map_pages(c, o, o.kv, o.in.n_head_kv * o.nb, &j->kv, err));
+    return map_pages(c, o, o.qg, o.in.n_head * o.nb, &j->qg, err);
+}
+
+template <class T, typename K> static cudaError_t launch(moa_cuda *c, K kernel, const full_job &j) {
+    const cudaError_t e = moa_allow_shared(kernel, T::bytes());
+    if (e != cudaSuccess) return e;
+    const unsigned n_block = (unsigned)(moa_ceil_div(j.o.nb, (int)T::WG) * j.o.in.n_head);
+    kernel<<<n_block, T::THREADS, T::bytes(), c->stream>>>(j);
+    return cudaGetLastError();
+}
+
+bool moa_cuda_full_wgmma_takes(const moa_cuda *c, const moa_full *in) {
+    int major = 0, minor = 0;
+    const uintptr_t all = (uintptr_t)in->q | (uintptr_t)in->k | (uintptr_t)in->v;
+    if (c->precise || c->gemm != MOA_GEMM_F16 || in->span || all % 16 != 0 || (in->d_head != 64 && in->d_head != 128))
+        return false;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, c->device) != cudaSuccess)
+        return false;
+    return major == 9 && minor == 0;
+}
+
+moa_status moa_cuda_full_wgmma(moa_cuda *c, const moa_args_attn_full *a, moa_err *err) {
+    operands o;
+    MOA_RETURN(open_operands(c, a->in, FORWARD, o, err));
+    MOA_RETURN(make_pages(c, o, err));
+    const int n = o.in.n_head_kv * o.nb > o.in.n_head ? o.in.n_head_kv * o.nb : o.in.n_head;
+    forward_tables_v2<<<(unsigned)moa_ceil_div(n, 256), 256, 0, c->stream>>>(o);
+    MOA_LAUNCHED(c, "tables of a sequence's pages");
+    moa_args_attn_prefill p = {};
+    p.q = a->in.q, p.o = a->o;
+    p.kv.pool = o.kv, p.kv.table = o.table, p.kv.n_head_kv = a->in.n_head_kv, p.kv.d_head = a->in.d_head;
+    p.kv.max_pages = o.nb, p.kv.type = MOA_KV_F16;
+    p.span = o.span;
+    p.n_tok = a->in.n_tok, p.n_head = a->in.n_head, p.scale = a->in.scale;
+    MOA_RETURN(moa_cuda_prefill_wgmma_lse(c, &p, o.lse2, err));
+    const int64_t n_row = (int64_t)a->in.n_tok * a->in.n_head;
+    natural_v2<<<(unsigned)moa_ceil_div<int64_t>(n_row, 256), 256, 0, c->stream>>>(o.lse2, a->lse, n_row);
+    MOA_LAUNCHED(c, "log-sum-exp");
+    return MOA_OK;
+}
+
+/* what the workspace holds after an influence: the operands of this attention and this gradient */
+static moa_cuda_half mark(const moa_full &in, const forward_made &f) {
+    const void *all[] = {in.k, in.v, f.o, f.lse};
+    uint64_t hash = 14695981039346656037u;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        hash = (hash ^ (uint64_t)(uintptr_t)all[i]) * 1099511628211u;
+    return {in.q, f.d_o, in.n_tok, -1 - (int32_t)(hash >> 34)}; /* no product has such an n_in */
+}
+
+template <int D> static moa_status backward(moa_cuda *c, const full_job &j, const moa_args_attn_bwd *a, moa_err *err) {
+    typedef full_tile<D> tile;
+    MOA_CU(c, (launch<tile>(c, queries_v2<tile, false, true>, j)));
+    MOA_CU(c, (launch<tile>(c, keys_v2<tile>, j)));
+    if (j.o.group == 1) return MOA_OK;
+    const int64_t n = (int64_t)a->in.n_tok * a->in.n_head_kv * (D / 4);
+    groups_v2<<<dim3((unsigned)moa_ceil_div<int64_t>(n, 256), 2), 256, 0, c->stream>>>(j.o, a->dk, a->dv);
+    MOA_LAUNCHED(c, "gradients of the keys of a group");
+    return MOA_OK;
+}
+
+moa_status moa_cuda_full_wgmma_bwd(moa_cuda *c, const moa_args_attn_bwd *a, const moa_cuda_half *kept, moa_err *err) {
+    const forward_made f = {a->o, a->lse, a->d_o};
+    const moa_cuda_half want = mark(a->in, f);
+    operands o;
+    full_job j;
+    const void *was = c->scratch;
+    MOA_RETURN(open_operands(c, a->in, BACKWARD, o, err));
+    const bool there = kept->x == want.x && kept->space == want.space && kept->n_tok == want.n_tok && kept->n_in == want.n_in;
+    if (!there || was != c->scratch) MOA_RETURN(prepare(c, o, f, err));
+    MOA_RETURN(job_of(c, o, &j, err));
+    j.dq = a->dq;
+    j.dk = o.group > 1 ? o.dk : a->dk;
+    j.dv = o.group > 1 ? o.dv : a->dv;
+    return a->in.d_head == 64 ? backward<64>(c, j, a, err) : backward<128>(c, j, a, err);
+}
+
+moa_status moa_cuda_full_wgmma_influence(moa_cuda *c, const moa_args_attn_influence *a, moa_err *err) {
+    const forward_made f = {a->o, a->lse, a->d_o};
+    operands o;
+    full_job j;
+    MOA_RETURN(open_operands(c, a->in, BACKWARD, o, err));
+    MOA_RETURN(prepare(c, o, f, err));
+    MOA_RETURN(job_of(c, o, &j, err));
+    j.clamped = a->clamped;
+    if (a->in.d_head == 64)
+        MOA_CU(c, (launch<full_tile<64>>(c, queries_v2<full_tile<64>, true, false>, j)));
+    else
+        MOA_CU(c, (launch<full_tile<128>>(c, queries_v2<full_tile<128>, true, false>, j)));
+    maps_v2<<<dim3((unsigned)o.nb, (unsigned)a->in.n_head), BLOCK, 0, c->stream>>>(o, a->abs, a->sum);
+    MOA_LAUNCHED(c, "influence by blocks");
+    curves_v2<<<(unsigned)a->in.n_head, 256, 0, c->stream>>>(o, a->joint);
+    MOA_LAUNCHED(c, "influence by windows");
+    c->half = mark(a->in, f);
+    return MOA_OK;
+}
