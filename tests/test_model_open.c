@@ -158,6 +158,41 @@ static void test_header_only(void **state) {
     moa_model_close(&m);
 }
 
+/* Weights that stay in the file are the same bytes, in any pieces; brought to memory, too. */
+static void test_lazy(void **state) {
+    (void)state;
+    static const char *const files[] = {DATA "tiny_llama.gguf", DATA "tiny_qwen2.gguf", MOA_SOURCE_DIR "/tests/fuzz/corpus/gguf/ok_llama"};
+    for (size_t f = 0; f < sizeof files / sizeof *files; f++) {
+        moa_model *all = must_open(files[f], false), *lazy = NULL;
+        moa_err err = {0};
+        if (moa_model_open_lazy(&lazy, files[f], &err) != MOA_OK) fail_msg("%s", err.text);
+        assert_true(lazy->tied == all->tied && lazy->weight_bytes == all->weight_bytes && !lazy->layers[0].wq.data);
+        assert_string_equal(lazy->fingerprint, all->fingerprint);
+        for (int round = 0; round < 2; round++) {
+            const moa_weight *from[] = {&lazy->embed, &lazy->output, &lazy->out_norm, &lazy->rope_freqs, &lazy->layers[0].down, &lazy->layers[0].bq},
+                             *to[] = {&all->embed, &all->output, &all->out_norm, &all->rope_freqs, &all->layers[0].down, &all->layers[0].bq};
+            for (size_t i = 0; i < sizeof to / sizeof *to; i++) {
+                const moa_weight *w = from[i];
+                char *bytes = malloc(w->bytes + 1);
+                assert_non_null(bytes);
+                assert_true(w->bytes == to[i]->bytes && w->n_out == to[i]->n_out && w->type == to[i]->type);
+                assert_true(w->bytes == 0 || (round == 0) == (w->read != NULL));
+                assert_true(w->bytes == 0 || (round == 0) == (w->data == NULL));
+                for (size_t at = 0; round == 0 && at < w->bytes; at += 1000)
+                    assert_int_equal(w->read(w, at, w->bytes - at < 1000 ? w->bytes - at : 1000, bytes + at, &err), MOA_OK);
+                if (round == 0 && w->bytes > 0) assert_int_equal(w->read(w, 1, w->bytes, bytes, &err), MOA_E_INVALID);
+                if (round == 1 && w->bytes > 0) memcpy(bytes, w->data, w->bytes);
+                if (w->bytes > 0) assert_memory_equal(bytes, to[i]->data, w->bytes);
+                free(bytes);
+            }
+            assert_int_equal(moa_model_read(lazy, NULL, NULL, &err), MOA_OK); /* the second time there is nothing to do */
+        }
+        assert_int_equal((uintptr_t)lazy->layers[0].up.data % 64, 0);
+        moa_model_close(&all);
+        moa_model_close(&lazy);
+    }
+}
+
 /* --- loading is watched -------------------------------------------------------------------------------------------------------- */
 
 typedef struct watcher {
@@ -184,6 +219,11 @@ static void test_progress_and_cancel(void **state) {
     assert_int_equal(moa_model_open(&m, DATA "tiny_llama.gguf", false, watch, &some, &err), MOA_E_CANCELLED);
     assert_null(m);
     assert_int_equal(some.n_calls, 3);
+    some = (watcher){.stop_at = 3};
+    assert_int_equal(moa_model_open_lazy(&m, DATA "tiny_llama.gguf", &err), MOA_OK);
+    assert_int_equal(moa_model_read(m, watch, &some, &err), MOA_E_CANCELLED);
+    assert_int_equal(some.n_calls, 3);
+    moa_model_close(&m);
 }
 
 /* --- files that are none, or change under us --------------------------------------------------------------------------------------- */
@@ -389,7 +429,7 @@ int main(void) {
         cmocka_unit_test(test_tiny_qwen2),
         cmocka_unit_test(test_rope_scaling_and_factors),
         cmocka_unit_test(test_every_type_loads),
-        cmocka_unit_test(test_header_only),
+        cmocka_unit_test(test_header_only), cmocka_unit_test(test_lazy),
         cmocka_unit_test(test_progress_and_cancel),
         cmocka_unit_test(test_not_files),
         cmocka_unit_test(test_file_cut_while_open),

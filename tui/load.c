@@ -69,7 +69,7 @@ static moa_status open_all(moa_loaded *l, const moa_args *args, const char *name
     MOA_TRY(check_options(args, err));
     (void)moa_kv_type_find(moa_load_kv_type(args), &config.kv_type); /* checked */
     MOA_TRY(moa_model_find(name, l->path, sizeof l->path, err));
-    MOA_TRY(moa_model_open(&l->model, l->path, false, on_progress, (void *)(uintptr_t)args, err));
+    MOA_TRY(moa_model_open_lazy(&l->model, l->path, err));
     MOA_TRY(moa_plan_open(&l->plan, text_or(args, MOA_OPT_PLAN, "full"), l->model->shape.n_layer,
                           l->model->shape.n_head, err));
     MOA_TRY(moa_backend_open(&backend, text_or(args, MOA_OPT_DEVICE, "auto"), &device, l->why, sizeof l->why,
@@ -78,6 +78,7 @@ static moa_status open_all(moa_loaded *l, const moa_args *args, const char *name
     (void)snprintf(l->device, sizeof l->device, "%.*s", cuda ? (int)strcspn(l->why, " ") : 31,
                    cuda ? l->why : backend->vt->name);
     moa_remark(args, "%s", l->why);
+    if (!cuda) MOA_TRY(moa_model_read(l->model, on_progress, (void *)(uintptr_t)args, err));
     MOA_TRY(
         moa_engine_open(&l->engine, l->model, backend, &config, on_progress, (void *)(uintptr_t)args, err));
 out:

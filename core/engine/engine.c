@@ -185,12 +185,12 @@ typedef struct loader {
     moa_progress_fn progress;
     void *user;
     uint64_t done, total;
-    void *made; /* room for the tensor under way of a model whose weights are made, not read */
+    void *made; /* room for the tensor under way of a model whose weights are not in memory */
     size_t made_bytes;
 } loader;
 
-/* the weight with data, made in ld->made */
-static moa_status make(loader *ld, const moa_weight *w, moa_weight *out, moa_err *err) {
+/* the weight with data in ld->made: made there, or read from the file */
+static moa_status bring(loader *ld, const moa_weight *w, moa_weight *out, moa_err *err) {
     const moa_model *m = ld->e->model;
     if (w->bytes > ld->made_bytes) {
         free(ld->made);
@@ -200,22 +200,24 @@ static moa_status make(loader *ld, const moa_weight *w, moa_weight *out, moa_err
             return moa_fail(err, MOA_E_MEMORY, "no memory for the %zu bytes of weight %s", w->bytes, w->name);
         ld->made_bytes = w->bytes;
     }
-    m->make(m, w, ld->made);
     *out = *w;
     out->data = ld->made;
+    out->read = NULL;
+    if (!m->make) return w->read(w, 0, w->bytes, ld->made, err);
+    m->make(m, w, ld->made);
     return MOA_OK;
 }
 
 static moa_status load(loader *ld, const moa_weight *w, moa_dev_weight **out, moa_err *err) {
     moa_engine *e = ld->e;
     if (!w->data && w->bytes == 0) return MOA_OK; /* the model has none */
-    moa_weight made;
-    const bool read = !e->model->make;
-    if (read && !w->data)
+    moa_weight brought;
+    const bool there = w->data != NULL;
+    if (!there && !w->read && !e->model->make)
         return moa_fail(err, MOA_E_INVALID, "%s: only the header was read, there are no weights to load",
                         w->name);
-    moa_status s = read ? MOA_OK : make(ld, w, &made, err);
-    if (s == MOA_OK) s = e->vt->weight_load(e->backend, read ? w : &made, read, out, err);
+    moa_status s = there ? MOA_OK : bring(ld, w, &brought, err);
+    if (s == MOA_OK) s = e->vt->weight_load(e->backend, there ? w : &brought, there, out, err);
     if (s != MOA_OK) return s;
     e->weight_bytes += w->bytes;
     ld->done += w->bytes;

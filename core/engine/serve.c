@@ -338,14 +338,14 @@ static void unload(moa_serve_state *sv) {
     moa_model_close(&sv->model);
 }
 
-/* reading the file is the first half, bringing the weights to the device the second */
+/* a CPU: reading the file is the first half, what the engine makes of the weights the second. A GPU's engine reads them itself. */
 static bool load_progress(void *user, uint64_t done, uint64_t total) {
     moa_serve_state *sv = user;
     const double now = moa_serve_now();
     if (now - sv->phase_told >= 0.05 || done == total) {
         sv->phase_told = now;
         moa_wire_msg m = {.type = MOA_WIRE_PROGRESS,
-                          .u.progress = {.done = done / 2 + (sv->load_stage ? total / 2 : 0),
+                          .u.progress = {.done = sv->load_whole ? done : done / 2 + (sv->load_stage ? total / 2 : 0),
                                          .total = total,
                                          .seconds = now - sv->phase_start}};
         moa_serve_send(sv, sv->job, &m);
@@ -378,12 +378,14 @@ static moa_status load_model(moa_serve_state *sv, const moa_msg_load *r, moa_err
     const moa_engine_config config = {.kv_type = kv_type, .capture_limit_bytes = r->capture_limit_bytes};
     MOA_TRY(moa_model_find(name, path, sizeof path, err));
     sv->load_stage = 0;
-    MOA_TRY(moa_model_open(&sv->model, path, false, load_progress, sv, err));
+    MOA_TRY(moa_model_open_lazy(&sv->model, path, err));
     MOA_TRY(moa_backend_open(&backend, device[0] ? device : "auto", &backend_config, sv->device_why,
                              sizeof sv->device_why, err));
     (void)snprintf(sv->device, sizeof sv->device, "%.*s",
                    strncmp(sv->device_why, "cuda:", 5) == 0 ? (int)strcspn(sv->device_why, " ") : 31,
                    strncmp(sv->device_why, "cuda:", 5) == 0 ? sv->device_why : backend->vt->name);
+    sv->load_whole = strcmp(backend->vt->name, "cuda") == 0;
+    if (!sv->load_whole) MOA_TRY(moa_model_read(sv->model, load_progress, sv, err));
     sv->load_stage = 1;
     MOA_TRY(moa_engine_open(&sv->engine, sv->model, backend, &config, load_progress, sv, err));
     MOA_TRY(moa_seq_open(&sv->seq, sv->engine, err));

@@ -50,6 +50,7 @@ typedef struct moa_serve_state {
     char device[32], device_why[256];
     double phase_start, phase_told;
     int load_stage;
+    bool load_whole; /* in one stage */
 
     /* the conversation: all its ids; the sequence holds a beginning of them, or is stale and must be filled anew */
     moa_ids talk;

@@ -5,11 +5,12 @@
  *   metadata -> nothing left     a key of the family that is not known is refused: it may change the
  * mathematics tensors  -> weights          each in its place with its shape and type; a tensor without a
  * place is refused data     -> one allocation   64-byte aligned weights in file order, read in pieces so that
- * it can be cancelled
+ * it can be cancelled; or nothing: the engine of a GPU reads them where they are
  *
  * The weights' memory is asked for only after the header's sizes were found to lie inside the file. */
 #include "core/model/model.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
@@ -55,7 +56,7 @@ typedef struct opening {
     moa_model *m;
     const moa_gguf *g;
     const moa_arch *arch;
-    bool header_only;
+    bool header_only, lazy; /* lazy: the weights stay where they are, in m->file */
     struct {
         bool placed;             /* some weight is this tensor */
         size_t data_at, name_at; /* in the store */
@@ -439,11 +440,16 @@ static bool make_room(size_t *total, size_t bytes, size_t align, size_t *at) {
     return moa_size_pad(*total, align, at) && moa_size_add(*at, bytes, total);
 }
 
-/* The store: the weights (none with header_only), then the tensors' names. */
+static bool with_data(const opening *o) {
+    return !o->header_only && !o->lazy;
+}
+
+/* The store: the weights (none with header_only or lazy), then the tensors' names. */
 static moa_status lay_out(opening *o) {
     const size_t n = moa_gguf_n_tensors(o->g);
     bool fits = true;
-    for (size_t i = 0; i < n && !o->header_only; i++)
+    o->store_bytes = 0;
+    for (size_t i = 0; i < n && with_data(o); i++)
         fits = fits && make_room(&o->store_bytes, moa_gguf_tensor_at(o->g, i).bytes, WEIGHT_ALIGN,
                                  &o->tensors[i].data_at);
     for (size_t i = 0; i < n; i++)
@@ -476,6 +482,7 @@ static moa_status make_store(opening *o) {
     if (pages > 0 && page > 0 && bytes / (size_t)page >= (size_t)pages)
         return moa_fail(o->err, MOA_E_MEMORY, "the weights need %zu MiB, this machine has %zu MiB of memory",
                         bytes >> 20, ((size_t)pages * (size_t)page) >> 20);
+    free(o->m->store); /* of names alone */
     o->m->store = aligned_alloc(align, bytes);
     if (!o->m->store)
         return moa_fail(o->err, MOA_E_MEMORY, "no memory for the weights: %zu MiB", bytes >> 20);
@@ -489,13 +496,20 @@ static moa_status make_store(opening *o) {
     return MOA_OK;
 }
 
-/* points a weight at its part of the store */
+static moa_status read_weight(const moa_weight *w, size_t at, size_t n, void *out, moa_err *err) {
+    return moa_gguf_read(w->file, w->tensor, at, n, out, err);
+}
+
+/* points a weight at its part of the store, or at its tensor */
 static moa_status point(opening *o, const moa_arch_tensor *row, const char *name, moa_weight *w) {
     (void)row;
     const size_t i = moa_gguf_find_tensor(o->g, name);
     if (i == SIZE_MAX) return MOA_OK; /* optional */
     w->name = (const char *)o->m->store + o->tensors[i].name_at;
-    w->data = o->header_only ? NULL : (const char *)o->m->store + o->tensors[i].data_at;
+    w->data = with_data(o) ? (const char *)o->m->store + o->tensors[i].data_at : NULL;
+    w->read = o->lazy ? read_weight : NULL;
+    w->file = o->lazy ? o->g : NULL;
+    w->tensor = i;
     return MOA_OK;
 }
 
@@ -513,14 +527,32 @@ static moa_status read_weights(opening *o) {
 /* the frequencies are divided by these */
 static moa_status check_rope_freqs(const opening *o) {
     const moa_weight *w = &o->m->rope_freqs;
-    for (int32_t i = 0; w->data && i < w->n_in; i++) {
-        float f;
-        memcpy(&f, (const char *)w->data + sizeof f * (size_t)i, sizeof f);
-        if (!isfinite(f) || f <= 0)
-            return moa_fail(o->err, MOA_E_INVALID, "tensor %s: element %d is %g, expected a positive number",
-                            w->name, i, (double)f);
-    }
-    return MOA_OK;
+    float f[MAX_D_HEAD];
+    moa_status s = MOA_OK;
+    if (!w->data && !w->read) return MOA_OK;
+    assert(w->bytes == sizeof *f * (size_t)w->n_in && w->n_in <= MAX_D_HEAD); /* of read_rope and check_shape */
+    if (w->data)
+        memcpy(f, w->data, w->bytes);
+    else
+        s = w->read(w, 0, w->bytes, f, o->err);
+    for (int32_t i = 0; i < w->n_in && s == MOA_OK; i++)
+        if (!isfinite(f[i]) || f[i] <= 0)
+            s = moa_fail(o->err, MOA_E_INVALID, "tensor %s: element %d is %g, expected a positive number", w->name, i, (double)f[i]);
+    return s;
+}
+
+/* the weights' places, and their data unless it stays in the file */
+static moa_status bring_weights(opening *o) {
+    moa_status s;
+    MOA_TRY(lay_out(o));
+    MOA_TRY(make_store(o));
+    MOA_TRY(each_weight(o, point));
+    if (o->m->tied) o->m->output = o->m->embed;
+    if (o->header_only) goto out;
+    if (!o->lazy) MOA_TRY(read_weights(o));
+    MOA_TRY(check_rope_freqs(o));
+out:
+    return s;
 }
 
 static moa_status open_weights(opening *o) {
@@ -532,14 +564,8 @@ static moa_status open_weights(opening *o) {
     MOA_TRY(each_weight(o, place));
     MOA_TRY(check_all_placed(o));
     MOA_TRY(sum_up(o));
-    MOA_TRY(lay_out(o));
-    MOA_TRY(make_store(o));
-    MOA_TRY(each_weight(o, point));
-    o->m->tied = o->m->output.name == NULL;
-    if (o->m->tied) o->m->output = o->m->embed;
-    if (o->header_only) goto out;
-    MOA_TRY(read_weights(o));
-    MOA_TRY(check_rope_freqs(o));
+    o->m->tied = o->m->output.bytes == 0;
+    MOA_TRY(bring_weights(o));
 out:
     return s;
 }
@@ -719,6 +745,34 @@ moa_status moa_model_open(moa_model **out, const char *path, bool header_only, m
     return s;
 }
 
+moa_status moa_model_open_lazy(moa_model **out, const char *path, moa_err *err) {
+    moa_gguf *g = NULL;
+    *out = NULL;
+    moa_status s = moa_gguf_open(&g, path, err);
+    if (s != MOA_OK) return s;
+    opening o = {.g = g, .lazy = true, .err = err};
+    s = open_model(&o, out, path);
+    if (s == MOA_OK)
+        (*out)->file = g;
+    else
+        moa_gguf_close(&g);
+    return s;
+}
+
+moa_status moa_model_read(moa_model *m, moa_progress_fn progress, void *user, moa_err *err) {
+    opening o = {.m = m, .g = m->file, .progress = progress, .user = user, .err = err};
+    moa_status s = MOA_OK;
+    if (!m->file) return MOA_OK;
+    o.tensors = calloc(moa_gguf_n_tensors(o.g) + 1, sizeof *o.tensors);
+    if (!o.tensors) return moa_fail(err, MOA_E_MEMORY, "no memory for the tables of %d layers", m->shape.n_layer);
+    MOA_TRY(choose_arch(&o));
+    MOA_TRY(bring_weights(&o));
+    moa_gguf_close(&m->file);
+out:
+    free(o.tensors);
+    return s;
+}
+
 moa_status moa_model_open_memory(moa_model **out, const void *bytes, size_t n, bool header_only,
                                  moa_err *err) {
     moa_gguf *g = NULL;
@@ -735,6 +789,7 @@ void moa_model_close(moa_model **model) {
     if (!model || !*model) return;
     moa_model *m = *model;
     moa_tokenizer_close(&m->tokenizer);
+    moa_gguf_close(&m->file);
     free(m->path);
     free(m->name);
     free(m->arch);

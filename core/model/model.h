@@ -38,13 +38,18 @@ typedef struct moa_shape {
 } moa_shape;
 
 /* A matrix or vector as stored: n_out rows of n_in elements, rows packed one after the other. Vectors are always F32.
- * data is borrowed from the model, 64-byte aligned; NULL means the model has no such tensor (a bias, say): name is NULL too. */
+ * data is borrowed from the model, 64-byte aligned. NULL: the bytes are still in the file and read() fetches them, or the model has
+ * no such tensor (a bias, say): name is NULL too. */
 typedef struct moa_weight {
     const char *name; /* "blk.3.attn_q.weight" */
     moa_dtype type;
     int32_t n_out, n_in; /* a vector: n_out = 1 */
     const void *data;
     size_t bytes;
+    /* n of its bytes, from `at` on, to out; any thread may call it as long as the model is open. NULL: they are at data */
+    moa_status (*read)(const struct moa_weight *w, size_t at, size_t n, void *out, moa_err *err);
+    const struct moa_gguf *file; /* of read(): where, */
+    size_t tensor;               /* and the how many-th there */
 } moa_weight;
 
 typedef struct moa_layer {
@@ -75,6 +80,7 @@ typedef struct moa_model {
     char *chat_template;   /* Jinja text of the file or NULL; owned; untrusted */
     moa_tokenizer *tokenizer; /* owned */
     void *store;           /* owned: the memory the weights lie in */
+    struct moa_gguf *file; /* owned: the open file of weights that are still in it, or NULL */
     /* weights that are made when they are loaded instead of read (their data is NULL): writes w->bytes to out. NULL: a file's */
     void (*make)(const struct moa_model *m, const moa_weight *w, void *out);
     uint64_t make_seed;
@@ -87,7 +93,13 @@ typedef bool (*moa_progress_fn)(void *user, uint64_t done, uint64_t total);
  * header_only: everything but the weights' data (weights have name, type, shape; data NULL, bytes set). */
 moa_status moa_model_open(moa_model **out, const char *path, bool header_only, moa_progress_fn progress, void *user,
                           moa_err *err);
-/* The same from a whole file in memory (tests, fuzzing); bytes may go when it returns. */
+/* Opens a file and leaves the weights in it (data NULL, read set): for a device with memory of its own, which takes them straight from
+ * the file as an engine loads them. The file must not change until then. */
+moa_status moa_model_open_lazy(moa_model **out, const char *path, moa_err *err);
+/* Brings weights that are still in the file to memory, for devices that work on them there. Nothing to do: MOA_OK. After an error the
+ * model can only be closed. No engine may use the model yet. */
+moa_status moa_model_read(moa_model *model, moa_progress_fn progress, void *user, moa_err *err);
+/* moa_model_open from a whole file in memory (tests, fuzzing); bytes may go when it returns. */
 moa_status moa_model_open_memory(moa_model **out, const void *bytes, size_t n, bool header_only, moa_err *err);
 /* For measuring: a model of a known shape ("llama3-8b", moa_model_random_shapes() lists them) with random weights of one type
  * ("q4_0", "q4_k", "q8_0", "q4_1", "bf16", "f16"), made tensor by tensor while an engine loads them, never zero, scaled so that activations
