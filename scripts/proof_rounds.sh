@@ -6,23 +6,26 @@
 #                   [--rounds N] [--weight W] [--cap SECONDS] [--known] [--corpus DIR] [--moascope FILE] [--print]
 #
 #   items      questions answered by the dense model, right ones kept; running text beside them      cal/TASK.jsonl, cal/text.jsonl
-#   half       50 % of the KV memory, a rule a KV group, in rounds; the task at all lengths but the farthest    plans/both-rounds-group-0.5
+#   half       50 % of the KV memory, a rule a KV group, in rounds from full attention                          plans/both-rounds-group-0.5
+#   uniform    the same from uniform windows: of running text full attention has next to no slope, a plan that cuts has   both-uniform-group-0.5
+#   main       the better of the two by the judged loss (both-best-group-0.5): the task at all lengths but the farthest
 #   text       perplexity of held-out texts: full attention, uniform windows, that plan
 #   far        the task at the farthest length
-#   quarter    25 %: effective context is the longest length with nine of ten right, over the mean span: 3 needs a third or less
-#   heads      50 %, a rule a query head, the KV memory counted by the widest head of a group
-#   most       75 %
+#   quarter    25 %, from that plan: effective context is the longest length with nine of ten right, over the mean span: 3 needs a third or less
+#   heads      50 %, from that plan, a rule a query head, the KV memory counted by the widest head of a group
+#   most       75 %, from that plan
 #   finer      lengths between, for the effective context; full attention too
 #   measures   cross-entropy and margin, joint, abs and signed, at once (`profile`, `search`), 50 %, a rule a group
 #   grid       margin by the three measures at 25, 50 and 75 %, a rule a group and a rule a query head
 #   kinds      calibrated on other items: passkeys, facts, far-apart facts (spread), summaries, mixed, running text alone
 #   texts      perplexity under all plans there are
 #
-# Plans are named KIND-MEASURE-PER-DENSITY. KIND both: the task's items and texts beside them. MEASURE rounds: refined; margin: its first
-# round, influence on the margin; margin.abs, margin.signed; joint, abs, signed: influence on cross-entropy.
-# The first round's influence is measured once, at 50 %, and shared (`refine --first`). --cap ends the first refinement, half of it each
-# other one (best.json is kept as it goes), --limit everything; what is there is not made again, an evaluation or refinement goes on from its
-# .part. --known: what full attention and uniform windows of half the length answer is known of an earlier run, of the same questions.
+# Plans are named KIND-MEASURE-PER-DENSITY. KIND both: the task's items and texts beside them. MEASURE rounds, uniform: refined from full
+# attention, from uniform windows; best: the better one; margin: at once, influence at full attention on the margin, its curves over whole
+# windows; margin.abs, margin.signed: sums of single keys; joint, abs, signed: the same on cross-entropy.
+# --cap ends the refinement from full attention, from uniform windows after half as much again, each other one after half of it (best.json is
+# kept as it goes); --limit ends everything. What is there is not made again, an evaluation or refinement goes on from its .part. --known: what
+# full attention and uniform windows of half the length answer is known of an earlier run, of the same questions.
 # Seeds: calibration 1, evaluation 2; texts of calibration/ and heldout/ differ (scripts/corpus.py). proof_table.py OUT... makes the table.
 set -u
 usage() { sed -n '5,6s/^# *//p' "$0" >&2; exit 2; }
@@ -40,7 +43,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-all="items half text far quarter heads most finer measures grid kinds texts"
+all="items half uniform main text far quarter heads most finer measures grid kinds texts"
 [ -n "$stages" ] || stages=$all
 for stage in $stages; do
     case " $all " in *" $stage "*) ;; *) echo "proof_rounds.sh: $stage is no stage: $all" >&2; exit 2 ;; esac
@@ -53,12 +56,12 @@ done
 case $set in
 tiny) task=passkey cal=512 extend=640 lengths=512,640 far=768 few=512 finer='' n_item=2 n_main=2 n_few=1 ppl=512 n_ppl=1 kinds="facts text"
     : "${n_profile:=1}" "${n_judge:=1}" "${n_round:=2}" ;;
-passkey) task=passkey cal=512,1024,2048 extend=4096 lengths=512,1024,2048,4096 far='' few=1024,2048 finer=2560,3072,3584 n_item=10 n_main=40 n_few=16
+passkey) task=passkey cal=512,1024,2048 extend=4096 lengths=512,1024,2048,4096 far='' few=1024,2048 finer=2560,3072,3584 n_item=14 n_main=40 n_few=16
     ppl=2048 n_ppl=16 kinds="retrieval facts needle spread summary mix text"
-    : "${n_profile:=4}" "${n_judge:=6}" "${n_round:=4}" ;;
-retrieval) task=retrieval cal=512,1024,2048,4096 extend=8192,16384 lengths=512,1024,2048,4096,8192 far=16384 few=1024,4096
-    finer=1280,1536,1792,2560,3072,3584 n_item=11 n_main=50 n_few=25 ppl=4096 n_ppl=16 kinds="passkey facts spread summary mix text"
-    : "${n_profile:=3}" "${n_judge:=5}" "${n_round:=6}" ;;
+    : "${n_profile:=6}" "${n_judge:=8}" "${n_round:=8}" ;;
+retrieval) task=retrieval cal=512,1024,2048,4096 extend=8192,16384 lengths=512,1024,2048,4096,8192 far=16384 few=1024,4096 n_item=14 n_main=50 n_few=25
+    finer=1280,1536,1792,2560,3072,3584 ppl=4096 n_ppl=16 kinds="passkey facts spread summary mix text"
+    : "${n_profile:=5}" "${n_judge:=6}" "${n_round:=8}" ;;
 *) usage ;;
 esac
 
@@ -123,18 +126,31 @@ text() {
     [ -e "$out/cal/text.jsonl" ] || [ $print = 1 ] || python3 "$source/scripts/text_items.py" "$model" "$corpus/calibration" --lengths $cal \
         --items $((n_profile + n_judge)) --moascope "$moascope" -o "$out/cal/text.jsonl" || { failed=1; return 1; }
 }
-# refine PER DENSITY ROUNDS
+# refine NAME PER DENSITY ROUNDS SECONDS [START]: both-NAME-PER-DENSITY
 refine() {
-    local v=both-rounds-$1-$2 first=() time=$cap
-    [ "$1-$2" = group-0.5 ] || time=$((cap / 2)) # it has its first round
-    [ "$v" = both-rounds-group-0.5 ] || { has both-rounds-group-0.5 && first=(--first "$out/plans/both-rounds-group-0.5"); }
-    for=$time step "refine-$1-$2" "$out/plans/$v/refine.json" refine "$model" --data "$out/cal/$task.jsonl" --text "$out/cal/text.jsonl" \
-        --text-weight "$weight" --lengths $cal --extend $extend${far:+,$far} --density "$2" --per "$1" --items "$n_profile" --judge "$n_judge" \
-        --step 0.2 --rounds "$3" ${first[@]+"${first[@]}"} --device "$device" -o "$out/plans/$v"
-    # its first round by itself: what influence on the margin finds at once
-    [ ! -e "$out/plans/$v/plan_01_c.json" ] || [ -e "$(best "both-margin-$1-$2")" ] || {
-        mkdir -p "$out/plans/both-margin-$1-$2" && cp "$out/plans/$v/plan_01_c.json" "$(best "both-margin-$1-$2")"; }
-    has $v
+    local v=both-$1-$2-$3 start=(--step 0.2)
+    [ $# -lt 6 ] || start=(--step 0.3 --plan "$6")
+    for=$5 step "refine-$1-$2-$3" "$out/plans/$v/refine.json" refine "$model" --data "$out/cal/$task.jsonl" --text "$out/cal/text.jsonl" \
+        --text-weight "$weight" --lengths $cal --extend $extend${far:+,$far} --density "$3" --per "$2" --items "$n_profile" --judge "$n_judge" \
+        "${start[@]}" --rounds "$4" --device "$device" -o "$out/plans/$v"
+    has "$v"
+}
+# of two refinements' plans, judged by the same items
+better() { # RESULT A B
+    has "$1" && [ $print = 0 ] && return 0
+    if [ $print = 1 ]; then echo "$1: the better of $2 and $3"; return 0; fi
+    python3 - "$(best "$1")" "$(best "$2")" "$(best "$3")" <<'P' || failed=1
+import json, os, shutil, sys
+there = [p for p in sys.argv[2:] if os.path.exists(p)]
+judged = lambda p: json.load(open(p))["provenance"]["refine"]
+of = {p: judged(p)["loss"] for p in there}
+full = {judged(p)["full_attention"] for p in there}
+if len(full) > 1: sys.exit("the plans were judged by different items")
+if there:
+    os.makedirs(os.path.dirname(sys.argv[1]), exist_ok=True)
+    shutil.copy(min(there, key=of.get), sys.argv[1])
+    print("judged, against full attention's %.4f:" % min(full), {p.split("/")[-2]: round(x, 4) for p, x in of.items()})
+P
 }
 profile() { # KIND margin|cross-entropy
     step "profile-$1-$2" "$out/influence/$1-$2.npz" profile "$model" --data "$out/cal/$1.jsonl" --lengths $cal --items "$n_profile" --loss "$2" \
@@ -142,12 +158,14 @@ profile() { # KIND margin|cross-entropy
 }
 # search KIND MEASURE PER DENSITY: the plan of the least mean loss; on CPU cores, several at a time
 search() {
-    local loss=cross-entropy m=$2 dir=$out/plans/$1-$2-$3-$4
+    local loss=cross-entropy m=$2 dir=$out/plans/$1-$2-$3-$4 from
     case $2 in margin) loss=margin m=joint ;; margin.*) loss=margin m=${2#margin.} ;; esac
+    from=$out/influence/$1-$loss.npz
+    [ "$1" != both ] || from=$out/plans/both-rounds-group-0.5/round_01.npz
     [ ! -e "$dir/best.json" ] || return 0
     if [ $print = 1 ]; then echo "search $1-$2-$3-$4"; return 0; fi
-    [ -e "$out/influence/$1-$loss.npz" ] || return 1
-    "$moascope" search "$out/influence/$1-$loss.npz" --measure $m --per "$3" --density "$4" --extend $extend${far:+,$far} --stretch --intervals 1 \
+    [ -e "$from" ] || { echo "search $1-$2-$3-$4: no $from"; return 1; }
+    "$moascope" search "$from" --measure $m --per "$3" --density "$4" --extend $extend${far:+,$far} --stretch --intervals 1 \
         --force --threads 2 -o "$dir" > "$out/log/search-$1-$2-$3-$4.txt" 2>&1 &&
         python3 - "$dir" <<'P' && return 0
 import json, os, shutil, sys
@@ -185,15 +203,21 @@ run() {
     local d p m list
     case $1 in
     items) calibrate $task && text ;;
-    half) refine group 0.5 "$n_round" && evaluate $task-half $task $lengths $n_main both-rounds-group-0.5 full uniform:0.5 ;;
-    text) evaluate ppl-half ppl $ppl $n_ppl full both-rounds-group-0.5 uniform:0.5 both-margin-group-0.5 ;;
-    far) evaluate $task-far $task "$far" $n_main both-rounds-group-0.5 full uniform:0.5 ;;
-    quarter) refine group 0.25 $(((n_round + 1) / 2)) &&
+    half) refine rounds group 0.5 "$n_round" "$cap" ;;
+    uniform) refine uniform group 0.5 "$n_round" $((cap * 3 / 2)) uniform:0.5 ;;
+    main) better both-best-group-0.5 both-rounds-group-0.5 both-uniform-group-0.5
+        evaluate $task-half $task $lengths $n_main both-best-group-0.5 full uniform:0.5 ;;
+    text) searches both-margin-group-0.5
+        evaluate ppl-half ppl $ppl $n_ppl full both-best-group-0.5 uniform:0.5 both-margin-group-0.5 both-rounds-group-0.5 both-uniform-group-0.5 ;;
+    far) evaluate $task-far $task "$far" $n_main both-best-group-0.5 full uniform:0.5 ;;
+    quarter) refine rounds group 0.25 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && searches both-margin-group-0.25
         evaluate $task-quarter $task "$(echo $lengths | cut -d, -f 1-4)" $n_main both-rounds-group-0.25 &&
-        evaluate $task-quarter-others $task $few $n_few both-margin-group-0.25 uniform:0.25 ;;
-    heads) refine head 0.5 $(((n_round + 1) / 2)) && evaluate $task-heads $task $few $n_main both-rounds-head-0.5 both-margin-head-0.5 ;;
-    most) refine group 0.75 2 && evaluate $task-most $task $few $n_few both-rounds-group-0.75 both-margin-group-0.75 uniform:0.75 ;;
-    finer) evaluate $task-finer $task "$finer" $n_main full both-rounds-group-0.5 both-rounds-group-0.25 ;;
+            evaluate $task-quarter-others $task $few $n_few both-margin-group-0.25 uniform:0.25 ;;
+    heads) refine rounds head 0.5 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && searches both-margin-head-0.5
+        evaluate $task-heads $task $few $n_main both-rounds-head-0.5 both-margin-head-0.5 ;;
+    most) refine rounds group 0.75 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && searches both-margin-group-0.75
+        evaluate $task-most $task $few $n_few both-rounds-group-0.75 both-margin-group-0.75 uniform:0.75 ;;
+    finer) evaluate $task-finer $task "$finer" $n_main full both-best-group-0.5 both-rounds-group-0.25 ;;
     measures)
         list=("$task"-{margin,margin.abs,margin.signed,joint,abs,signed}-group-0.5)
         profile $task margin && profile $task cross-entropy && searches "${list[@]}"

@@ -93,7 +93,7 @@ ROUND = re.compile(r"round (\d+\w): density ([\d.]+), predicted ([-+\d.]+|-), lo
 
 def refinement(folder, name, base):
     """the rounds that a refinement told of, whole or cut off"""
-    m = re.match(r"refine-(\w+)-([\d.]+)\.err$", name)
+    m = re.match(r"refine-(\w+-\w+-[\d.]+)\.err$", name)
     if not m:
         return []
     rounds = []
@@ -105,7 +105,7 @@ def refinement(folder, name, base):
                 if c[6]:
                     r.update(answers=float(c[6]), texts=float(c[7]), weight=float(c[8]))
                 rounds.append(r)
-    return [dict(base, kind="refine", variant=f"both-rounds-{m[1]}-{m[2]}", rounds=rounds)] if rounds else []
+    return [dict(base, kind="refine", variant=f"both-{m[1]}", rounds=rounds)] if rounds else []
 
 
 def from_folder(folder):
@@ -218,11 +218,12 @@ def loss_change(r, m):
 
 
 def effective(m, task, plan):
-    """(longest length with at least 90 % right, its record) over lengths that follow each other without a miss"""
-    best = (0, None)
+    """(longest length with at least 90 % right, its record) over lengths that follow each other without a miss; not those at which the
+    shortest span there is, 128 tokens, is all that the density allows"""
+    best, least = (0, None), re.search(r"[-:]([\d.]+)$", plan)
     for n in m.lengths(task):
         r = m.get(task, plan, n)
-        if r is None:
+        if r is None or least and float(least[1]) * n <= 128:
             continue
         if 10 * r["right"].count("1") < 9 * r["n"]:
             break
@@ -313,7 +314,7 @@ def verdict(ok):
 def goals(m, out):
     """of the plans that were asked at several lengths; of those of the proof's own kinds where there are any"""
     plans = [p for p in m.plans(m.task) if re.search("-[0-9.]+$", p) and sum(m.get(m.task, p, n) is not None for n in m.lengths(m.task)) > 1]
-    named = [p for p in plans if re.match("both-rounds-", p)]
+    named = [p for p in plans if re.match("both-(best|rounds)-", p)]
     lines = [(p, goal_lines(m, p)) for p in named or plans]
     out.append("Goals:\n")
     out += [f"- `{p}`: " + "; ".join(x) for p, x in lines if x]

@@ -12,8 +12,8 @@ expect 3 "$source/scripts/proof_rounds.sh" "$temp/none.gguf" "$temp/o" --moascop
 expect 0 rounds --print
 cp "$temp/out" "$temp/all"
 expect 0 rounds --print --known
-for x in "calibrate-retrieval: .* --only-right" "refine-group-0.5: .* --text-weight 20 .* --density 0.5" "refine-head-0.5: .* --first" "refine-group-0.25: .* --first" \
-    "eval-retrieval-far: .* 16384" "eval-ppl-half: .* --plan full" "search retrieval-margin.signed-head-0.75" "search spread-margin-group-0.5" "profile-text-cross-entropy"; do
+for x in "calibrate-retrieval: .* --only-right" "refine-rounds-group-0.5: .* --text-weight 20 .* --density 0.5" "refine-rounds-head-0.5: .* --plan .*/both-best-group-0.5/best.json" "refine-rounds-group-0.25: .* --plan .*/both-best" "search both-margin-head-0.5" \
+    "refine-uniform-group-0.5: .* --plan uniform:0.5" "eval-retrieval-far: .* 16384" "eval-ppl-half: .* --plan full" "search retrieval-margin.signed-head-0.75" "search spread-margin-group-0.5" "profile-text-cross-entropy"; do
     grep -q -- "^$x" "$temp/all" && grep -q -- "^$x" "$temp/out" || complain "the list lacks $x"
 done
 grep -q "^eval-retrieval-half: .* --plan full" "$temp/all" || complain "full attention is not asked"
@@ -32,7 +32,7 @@ expect 0 python3 "$source/scripts/text_items.py" "$tiny" "$source/README.md" --l
 head -n 1 "$temp/text.jsonl" > "$temp/one.json"; check "$temp/one.json" 'len(j["ids"]) == 384 and j["supervise_from"] == 48'
 expect 1 python3 "$source/scripts/text_items.py" "$tiny" "$source/README.md" --lengths 384 --share 1 --moascope "$moascope" -o "$temp/none"; says "--share 1"
 expect 0 "$moascope" refine "$tiny" --data "$temp/data.jsonl" --text "$temp/text.jsonl" --lengths 384 --density 0.5 --rounds 3 --device cpu -o "$p/plans/both-rounds-group-0.5"
-cp "$temp/err" "$p/log/refine-group-0.5.err"
+cp "$temp/err" "$p/log/refine-rounds-group-0.5.err"
 plan=$p/plans/both-rounds-group-0.5/best.json
 evaluate() { # NAME TASK ITEMS PLAN...
     local name=$1 task=$2 items=$3 plans=() docs=(); shift 3

@@ -30,6 +30,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/base/file.h"
@@ -735,6 +736,12 @@ out:
     return s;
 }
 
+static double now_s(void) {
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 /* false in *more: nothing is left to try */
 static moa_status run_round(job *j, int32_t k, bool *more, moa_err *err) {
     const int32_t from = j->n_found, best = j->best;
@@ -742,9 +749,14 @@ static moa_status run_round(job *j, int32_t k, bool *more, moa_err *err) {
     int32_t next;
     moa_status s = MOA_OK;
     begin_round(j);
+    const double begin = now_s();
     MOA_TRY(influence(j, k, err));
+    const double measured = now_s();
     MOA_TRY(find_all(j, k, &there, err));
+    const double found = now_s();
     MOA_TRY(judge_found(j, from, &next, err));
+    moa_remark(j->args, "round %d, step %g: influence %.2f s, %d new plans found %.2f s, judged %.2f s", k, j->way.step, measured - begin,
+               j->n_found - from, found - measured, now_s() - found);
     if (next >= 0) j->at = next; /* also where it is worse: its influence goes into the mean */
     if (j->best >= 0 && j->found[j->best].kind != 's') j->text_weight = j->found[j->best].text_weight;
     j->spread = 2;
