@@ -53,26 +53,60 @@ def ratio(a, b, key):
     return a[key] / b[key] if a and b and a.get(key) and b.get(key) else None
 
 
-def peers_best(files, shape):
-    """(plan, batch, depth) -> (us, name)"""
-    best = {}
-    for name in ("torch_attention", "flashinfer_decode"):
-        for r in rows(files, "peers-%s-%s" % (shape, name)):
+def peers_of(files):
+    """(shape, plan, batch, depth) -> {peer: us}"""
+    out = {}
+    for name in ("peers-torch", "peers-flashinfer"):
+        for r in rows(files, name, "decode-attn"):
             if r.get("median_us"):
-                key = (r["plan"], r["batch"], r["depth"])
-                best[key] = min(best.get(key, (1e30, "")), (r["median_us"], r["peer"]))
-    return best
+                out.setdefault((r["shape"], r["plan"], r["batch"], r["depth"]), {})[r["peer"]] = r["median_us"]
+    return out
+
+
+def attention_rows(files):
+    """(shape, row) of ours, in the order of the files"""
+    for name in files:
+        if name.startswith("attn-"):
+            shape = files[name].get("model", "").split(":")[1:2]
+            for r in rows(files, name, "decode-attn"):
+                yield shape[0] if shape else "", r
+
+
+def wanted_ratio(kv_bytes):
+    """P1: how much faster than the best peer"""
+    return 1.05 if kv_bytes >= 250e6 else 1 if kv_bytes >= 70e6 else 1.3 if kv_bytes >= 16e6 else 1 if kv_bytes >= 10e6 else 2
+
+
+def peers_table(files):
+    """ours beside every peer, a row a problem"""
+    best = peers_of(files)
+    names = sorted({n for row in best.values() for n in row})
+    if not names:
+        return []
+    out = ["", "## Decode attention of a layer beside its peers, microseconds", "",
+           "| shape | plan | batch | depth | MB | ours | share | " + " | ".join(names) + " | best peer / ours | wanted |", "|" + "---|" * (9 + len(names))]
+    for shape, r in attention_rows(files):
+        row = best.get((shape, r["plan"], r["batch"], r["depth"]))
+        if row:
+            ratio = min(row.values()) / r["median_us"]
+            wanted = wanted_ratio(r["kv_bytes"])
+            out.append("| %s | %s | %d | %d | %.1f | %.1f | %.0f %% | %s | %s%.2f%s | %.2f |" % (
+                shape, r["plan"], r["batch"], r["depth"], r["kv_bytes"] / 1e6, r["median_us"], 100 * r["share"],
+                " | ".join("%.1f" % row[n] if n in row else "-" for n in names), "" if ratio >= wanted else "**", ratio,
+                "" if ratio >= wanted else "**", wanted))
+    return out
 
 
 def goals_of(files):
     g = Goals()
+    best = peers_of(files)
+    for shape, r in attention_rows(files):
+        row = best.get((shape, r["plan"], r["batch"], r["depth"]))
+        if row:
+            name = min(row, key=row.get)
+            g.add("P1", "%s %s, %d x %d, %.1f MB: best peer's time (%s) / ours" % (shape, r["plan"], r["batch"], r["depth"], r["kv_bytes"] / 1e6, name),
+                  row[name] / r["median_us"], wanted_ratio(r["kv_bytes"]))
     for shape in ("llama3-8b", "vicuna-7b"):
-        best = peers_best(files, shape)
-        for r in rows(files, "peers-%s-ours" % shape, "decode-attn"):
-            key = (r["plan"], r["batch"], r["depth"])
-            if key in best:
-                g.add("P1", "%s %s, %d x %d: best peer's time (%s) / ours" % (shape, r["plan"], r["batch"], r["depth"], best[key][1]),
-                      best[key][0] / r["median_us"], 1.05 if r["kv_bytes"] >= 250e6 else 1)
         for n in ("1", "8", "32"):
             rs = rows(files, "attn-%s-%s" % (shape, n), "decode-attn")
             for r in rs:
@@ -119,8 +153,9 @@ def goals_of(files):
                 x = ratio(on, off, "median_us")
                 g.add("P8", "%s %s, %d tokens: %s with statistics - 1" % (name, on["plan"], on["depth"], "step" if kind == "probe" else "prompt"),
                       x and x - 1, wanted, -1)
-    r = pick(rows(files, "small-rest", "load"))
-    g.add("P11", "SmolLM2 from a warm file, ms", r and r["median_us"] / 1e3, 60, -1)
+    for name, what, wanted in (("small-rest", "SmolLM2", 60), ("load-small", "SmolLM2", 60), ("load-8b", "4.2 GB", 500)):
+        r = pick(rows(files, name, "load"))
+        g.add("P11", "%s from a warm file, ms" % what, r and r["median_us"] / 1e3, wanted, -1)
     return g.list
 
 
@@ -134,9 +169,10 @@ def markdown(files, goals):
            "| goal | what | measured | wanted | met |", "|---|---|---|---|---|"]
     for x in goals:
         out.append("| %s | %s | %s | %s | %s |" % (x["goal"], x["what"], number(x["value"]), x["wanted"], "yes" if x["met"] else "**no**"))
+    out += peers_table(files)
     for name, f in files.items():
         rs = [r for r in f.get("rows", [])]
-        if not rs:
+        if not rs or name in ("peers-torch", "peers-flashinfer"):
             continue
         ceiling = f.get("ceiling")
         best = ceiling.get("best") if isinstance(ceiling, dict) else ceiling

@@ -64,16 +64,16 @@ static void check_tensor(const moa_model *m, const moa_weight *w, bool floats) {
 
 static void test_tensors(void **state) {
     (void)state;
-    static const char *const types[] = {"q4_0", "q4_1", "q8_0", "q4_k", "f16", "bf16"};
+    static const char *const types[] = {"q4_0", "q4_1", "q8_0", "q4_k", "q4_k_m", "f16", "bf16"};
     for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
         moa_model *m = NULL;
         moa_err err = {0};
-        const char *shape = strcmp(types[t], "q4_k") == 0 ? "qwen2.5-1.5b" : "smollm2";
+        const char *shape = strncmp(types[t], "q4_k", 4) == 0 ? "qwen2.5-1.5b" : "smollm2";
         if (moa_model_random(&m, shape, types[t], 3, &err) != MOA_OK) fail_msg("%s", err.text);
         const moa_layer *y = &m->layers[1];
-        const moa_weight *some[] = {&y->wq, &y->wk, &y->wo, &y->attn_norm, &y->bq};
-        for (size_t i = 0; i < 5; i++)
-            if (some[i]->bytes) check_tensor(m, some[i], t >= 4);
+        const moa_weight *some[] = {&y->wq, &y->wk, &y->wo, &y->attn_norm, &y->bq, &y->wv};
+        for (size_t i = 0; i < sizeof some / sizeof *some; i++)
+            if (some[i]->bytes) check_tensor(m, some[i], t >= 5);
         /* tensors differ from each other, and from those of another seed */
         unsigned char a[256], b[256], c[256];
         moa_weight part[] = {y->wk, y->wv, y->wk};
@@ -89,6 +89,25 @@ static void test_tensors(void **state) {
         assert_memory_not_equal(a, c, 256);
         moa_model_close(&m);
     }
+}
+
+/* Q4_K_M: as many tensors of each type as Qwen2.5-Coder-1.5B-Instruct-Q4_K_M.gguf has, and its number of parameters */
+static void test_mixed(void **state) {
+    (void)state;
+    moa_model *m = NULL;
+    moa_err err = {0};
+    int v = 0, down = 0, other = 0;
+    if (moa_model_random(&m, "qwen2.5-1.5b", "q4_k_m", 1, &err) != MOA_OK) fail_msg("%s", err.text);
+    for (int32_t l = 0; l < 28; l++) {
+        const moa_layer *y = &m->layers[l];
+        v += y->wv.type == MOA_Q6_K;
+        down += y->down.type == MOA_Q6_K;
+        other += y->wq.type == MOA_Q4_K && y->wk.type == MOA_Q4_K && y->wo.type == MOA_Q4_K && y->gate.type == MOA_Q4_K && y->up.type == MOA_Q4_K;
+    }
+    assert_true(v == 14 && down == 14 && other == 28);
+    assert_true(m->embed.type == MOA_Q4_K && m->output.type == MOA_Q6_K && !m->tied);
+    assert_int_equal(m->n_param, 1543714304 + 151936 * 1536);
+    moa_model_close(&m);
 }
 
 /* an engine loads it, and what comes out is finite and of a sensible size */
@@ -135,7 +154,7 @@ static void test_refusals(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sizes), cmocka_unit_test(test_tensors),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sizes), cmocka_unit_test(test_tensors), cmocka_unit_test(test_mixed),
                                        cmocka_unit_test(test_engine), cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

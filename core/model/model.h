@@ -102,7 +102,7 @@ moa_status moa_model_read(moa_model *model, moa_progress_fn progress, void *user
 /* moa_model_open from a whole file in memory (tests, fuzzing); bytes may go when it returns. */
 moa_status moa_model_open_memory(moa_model **out, const void *bytes, size_t n, bool header_only, moa_err *err);
 /* For measuring: a model of a known shape ("llama3-8b", moa_model_random_shapes() lists them) with random weights of one type
- * ("q4_0", "q4_k", "q8_0", "q4_1", "bf16", "f16"), made tensor by tensor while an engine loads them, never zero, scaled so that activations
+ * ("q4_0", "q4_k", "q4_k_m", "q8_0", "q4_1", "bf16", "f16"), made tensor by tensor while an engine loads them, never zero, scaled so that activations
  * stay of size 1. No tokenizer. E_USAGE: no such shape or type; E_UNSUPPORTED: rows that do not divide into the type's blocks. */
 moa_status moa_model_random(moa_model **out, const char *shape, const char *type, uint64_t seed, moa_err *err);
 const char *moa_model_random_shapes(void); /* "llama3-8b, vicuna-7b, ..." */

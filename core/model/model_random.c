@@ -38,8 +38,9 @@ static const random_shape shapes[] = {
 static const struct {
     const char *name;
     moa_dtype type;
-} types[] = {{"q4_0", MOA_Q4_0}, {"q4_1", MOA_Q4_1}, {"q4_k", MOA_Q4_K},
-             {"q8_0", MOA_Q8_0}, {"f16", MOA_F16},   {"bf16", MOA_BF16}};
+    bool mixed; /* as llama.cpp mixes them: an output of its own and half of the layers' v and down in Q6_K */
+} types[] = {{"q4_0", MOA_Q4_0, false}, {"q4_1", MOA_Q4_1, false}, {"q4_k", MOA_Q4_K, false}, {"q4_k_m", MOA_Q4_K, true},
+             {"q8_0", MOA_Q8_0, false}, {"f16", MOA_F16, false},   {"bf16", MOA_BF16, false}};
 enum { N_SHAPE = sizeof shapes / sizeof *shapes, N_TYPE = sizeof types / sizeof *types };
 
 const char *moa_model_random_shapes(void) {
@@ -91,6 +92,7 @@ static void put_half(unsigned char *at, double x) {
  *   q4_1   q - 7.5 (minimum -7.5 d)            sqrt(21.25)
  *   q8_0   -128..127                           sqrt(5461.5)
  *   q4_k   s q - 7.5 m, s and m in 0..63       sqrt(E s^2 E q^2 - (E s E q)^2 + 7.5^2 var m) = 258.1   (dmin = 7.5 d)
+ *   q6_k   s (q - 32), s in -128..127, q in 0..63    sqrt(5461.5 * 341.5); the scale comes last in its block
  * The first and the third have a mean of -1/2: their scale takes either sign, as it does in files, or all rows would share it. */
 static void scale_blocks(unsigned char *out, const moa_weight *w, double size) {
     const size_t block_bytes = moa_dtype_find((uint32_t)w->type)->block_bytes;
@@ -98,12 +100,17 @@ static void scale_blocks(unsigned char *out, const moa_weight *w, double size) {
     const double unit = w->type == MOA_Q4_0   ? sqrt(21.5)
                         : w->type == MOA_Q8_0 ? sqrt(5461.5)
                         : w->type == MOA_Q4_1 ? sqrt(21.25)
+                        : w->type == MOA_Q6_K ? sqrt(5461.5 * 341.5)
                                               : 258.1;
     unsigned char halves[4]; /* scale and minimum, the same in all blocks but for signs */
     put_half(halves, size / unit);
     put_half(halves + 2, 7.5 * size / unit);
     if (w->type == MOA_Q4_1) halves[3] |= 0x80; /* negative */
     for (size_t at = 0; at < w->bytes; at += block_bytes) {
+        if (w->type == MOA_Q6_K) {
+            memcpy(out + at + block_bytes - 2, halves, 2);
+            continue;
+        }
         memcpy(out + at, halves, minimum ? 4 : 2);
         if (!minimum) out[at + 1] |= (unsigned char)(out[at + 2] & 1) << 7;
     }
@@ -148,11 +155,22 @@ typedef struct building {
     moa_model *m;
     char *names; /* what is left of the store */
     moa_dtype type;
+    bool mixed;
     moa_err *err;
 } building;
 
+/* mixed: the first and last eighth of the layers, and every third between */
+static bool finer(const building *b, const char *name) {
+    const int n = b->m->shape.n_layer;
+    int layer = -1;
+    if (!b->mixed) return false;
+    if (sscanf(name, "blk.%d.", &layer) != 1) return strcmp(name, "output.weight") == 0;
+    return (strstr(name, ".attn_v.") || strstr(name, ".ffn_down.")) &&
+           (layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2);
+}
+
 static moa_status add(building *b, moa_weight *w, const char *name, int32_t n_out, int32_t n_in) {
-    const moa_dtype_info *info = moa_dtype_find((uint32_t)(n_out == 1 ? MOA_F32 : b->type));
+    const moa_dtype_info *info = moa_dtype_find((uint32_t)(n_out == 1 ? MOA_F32 : finer(b, name) ? MOA_Q6_K : b->type));
     size_t blocks, bytes;
     if ((uint32_t)n_in % info->block_len != 0)
         return moa_fail(b->err, MOA_E_UNSUPPORTED, "%s: rows of %d do not divide into %s blocks of %u", name,
@@ -204,11 +222,11 @@ static moa_status add_weights(building *b, const random_shape *r) {
     for (int32_t l = 0; l < r->n_layer; l++)
         MOA_TRY(add_layer(b, l, r->bias));
     MOA_TRY(add(b, &m->out_norm, "output_norm.weight", 1, r->d_model));
-    if (r->tied)
+    m->tied = r->tied && !b->mixed;
+    if (m->tied)
         m->output = m->embed;
     else
         MOA_TRY(add(b, &m->output, "output.weight", r->n_vocab, r->d_model));
-    m->tied = r->tied;
 out:
     return s;
 }
@@ -246,10 +264,11 @@ moa_status moa_model_random(moa_model **out, const char *shape, const char *type
     for (int i = 0; i < N_TYPE && !known; i++)
         if (strcmp(types[i].name, type) == 0) {
             b.type = types[i].type;
+            b.mixed = types[i].mixed;
             known = true;
         }
     if (!known)
-        return moa_fail(err, MOA_E_USAGE, "type %s: known are q4_0, q4_1, q4_k, q8_0, bf16 and f16", type);
+        return moa_fail(err, MOA_E_USAGE, "type %s: known are q4_0, q4_1, q4_k, q4_k_m, q8_0, bf16 and f16", type);
     moa_model *m = calloc(1, sizeof *m);
     if (!m) return moa_fail(err, MOA_E_MEMORY, "no memory for a model");
     m->shape = (moa_shape){.n_layer = r->n_layer,

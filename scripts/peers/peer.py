@@ -3,6 +3,7 @@
     spans      S = roundup64(max(min(trunc(beta N), N), 128)), KV head k of n_head_kv has the beta at k * len(groups) // n_head_kv
     kept       min(depth, S) keys of each (sequence, KV head): what every peer is given, and no more
     rotation   as many copies of a layer's K and V as fill `big` bytes are read in turn inside one CUDA graph
+    --rows     the rows that `bench_gpu.sh` measures of ours (section attn), all shapes in one process
 """
 import argparse
 import json
@@ -18,6 +19,11 @@ SHAPES = {  # n_layer, n_head, n_head_kv, d_head, d_model, d_ff, n_vocab
     "qwen2.5-1.5b": (28, 12, 2, 128, 1536, 8960, 151936),
     "qwen2.5-0.5b": (24, 14, 2, 64, 896, 4864, 151936),
 }
+
+HALF = {3: [0.8, 0.5, 0.2]}  # unequal rules of mean .5 for so many KV heads; else .8 and .2
+ROWS = [("llama3-8b", 1, 4096), ("llama3-8b", 1, 16384), ("llama3-8b", 1, 131072), ("llama3-8b", 8, 16384), ("llama3-8b", 32, 8192),
+        ("vicuna-7b", 1, 4096), ("vicuna-7b", 1, 16384), ("vicuna-7b", 1, 131072), ("vicuna-7b", 8, 16384), ("vicuna-7b", 32, 8192)]
+ROWS += [(shape, batch, depth) for shape in ("smollm2", "qwen2.5-1.5b") for batch in (1, 8) for depth in (4096, 16384, 32768)]
 
 
 def span(beta, n):
@@ -57,6 +63,7 @@ def arguments(description, how):
     p.add_argument("--plan", nargs="+", default=["full", "groups:0.8,0.2"], help="full or groups:B,B,...")
     p.add_argument("--batch", default="1,8", help="sequences at once, comma-separated")
     p.add_argument("--depth", default="4096,16384", help="tokens there, comma-separated")
+    p.add_argument("--rows", action="store_true", help="instead of these four: all shapes and sizes that bench_gpu.sh measures of ours")
     p.add_argument("--reps", type=int, default=20, help="samples a row")
     p.add_argument("--big", type=int, default=1024, help="MiB that are rotated past the caches")
     p.add_argument("--dry-run", action="store_true", help="only what would be read: needs no GPU")
@@ -65,6 +72,11 @@ def arguments(description, how):
 
 
 def cases(args):
+    if args.rows:
+        for shape, batch, depth in ROWS:
+            for groups in ([1.0], HALF.get(SHAPES[shape][2], [0.8, 0.2])):
+                yield Case(shape, groups, batch, depth)
+        return
     for plan in args.plan:
         if plan == "full":
             groups = [1.0]
@@ -80,14 +92,14 @@ def cases(args):
 class Report:
     def __init__(self, args, peer):
         self.args, self.peer, self.rows, self.ceiling, self.device = args, peer, [], None, None
-        print("%-34s %-16s %5s %6s %5s %9s %8s %8s %8s %7s %6s" % ("peer", "plan", "batch", "depth", "kept", "MB read", "us p10",
+        print("%-34s %-12s %-18s %5s %6s %5s %9s %8s %8s %8s %7s %6s" % ("peer", "shape", "plan", "batch", "depth", "kept", "MB read", "us p10",
                                                                  "median", "us p90", "GB/s", "share"))
 
     def row(self, name, case, seconds, **more):
         """seconds: of one layer, one a sample; None: only the bytes"""
-        row = {"what": "decode-attn", "peer": name, "plan": case.plan, "batch": case.batch, "depth": case.depth,
+        row = {"what": "decode-attn", "peer": name, "shape": case.shape, "plan": case.plan, "batch": case.batch, "depth": case.depth,
                "kept": case.kept, "kv_bytes": case.kv_bytes, **more}
-        text = "%-34s %-16s %5d %6d %5.2f %9.1f" % (name, case.plan[:16], case.batch, case.depth, case.kept, case.kv_bytes / 1e6)
+        text = "%-34s %-12s %-18s %5d %6d %5.2f %9.1f" % (name, case.shape[:12], case.plan[:18], case.batch, case.depth, case.kept, case.kv_bytes / 1e6)
         if seconds:
             s = sorted(seconds)
             p10, mid, p90 = (1e6 * s[min(len(s) - 1, int(q * len(s)))] for q in (0.1, 0.5, 0.9))
@@ -100,8 +112,8 @@ class Report:
     def absent(self, name, why, case=None):
         why = " ".join(str(why).split())[:200]
         self.rows.append({"what": "decode-attn", "peer": name, "absent": why,
-                          **({"plan": case.plan, "batch": case.batch, "depth": case.depth} if case else {})})
-        print("%-34s absent: %s" % (name, why), flush=True)
+                          **({"shape": case.shape, "plan": case.plan, "batch": case.batch, "depth": case.depth} if case else {})})
+        print("%-34s %sabsent: %s" % (name, "%s %s, %d x %d: " % (case.shape, case.plan, case.batch, case.depth) if case else "", why), flush=True)
 
     def save(self):
         if self.args.json:
