@@ -5,13 +5,14 @@
 #   check FILE EXPRESSION    python, with j = the JSON of the file
 #   complain WORDS           says so and sets failed; end with `exit $failed`
 #
-# $source, $build, $moascope; $temp goes at the end. The user's own settings and session store are out of reach.
+# $source, $build, $moascope; $threads_only: not empty under the thread sanitizer, where one way through each kind of threads is enough; $temp goes at the end. The user's own settings and session store are out of reach.
 set -u
 build=$1
 source=$(cd "$(dirname "$0")/.." && pwd)
 moascope=$build/moascope
 [ -x "$moascope" ] || { echo "skipped: $moascope is not built"; exit 77; }
 command -v python3 > /dev/null || { echo "skipped: no python3 to read the results with"; exit 77; }
+threads_only=$(grep -E '^MOA_SANITIZE:[A-Z]*=.*thread' "$build/CMakeCache.txt" 2> /dev/null)
 temp=$(mktemp -d) || exit 1
 trap 'rm -r "$temp"' EXIT
 unset MOASCOPE_MODEL MOASCOPE_DEVICE MOASCOPE_THREADS LLAMA_ARG_MODEL LLAMA_ARG_DEVICE LLAMA_ARG_THREADS

@@ -17,6 +17,12 @@ P
 expect 0 python3 "$source/scripts/text_items.py" "$tiny" "$source/README.md" --lengths 384,512 --items 3 --tail 30 --moascope "$moascope" -o "$temp/text.jsonl"
 expect 1 python3 "$source/scripts/text_items.py" "$tiny" "$source/README.md" --lengths 999999 --moascope "$moascope" -o "$temp/none"; says "none of 1 documents"
 refine() { "$moascope" refine "$tiny" --data "$temp/data.jsonl" --lengths 384,512 --device cpu --threads 2 --density 0.5 --extend 1024 --items 2 "$@"; }
+if [ -n "$threads_only" ]; then
+    expect 0 refine --rounds 1 --step 0.8 -o "$temp/a"
+    [ -s "$temp/a/refine.json" ] || complain "no table"
+    echo "not tested: refine but one round under the thread sanitizer: others go the same way"
+    exit $failed
+fi
 expect 0 refine --path --loss cross-entropy --rounds 6 --step 0.3 -o "$temp/a" --json "$temp/a.json"
 says "items are profiled"
 python3 - "$temp/a" "$moascope" <<'P' || complain "the plans are not what the table says"

@@ -24,6 +24,14 @@ echo '{"prompt": "p"' > "$temp/bad.jsonl"
 expect 3 "$moascope" eval "$tiny" --task jsonl --data "$temp/bad.jsonl"; says "line 1"
 [ -e "$temp/x.jsonl" ] || [ -e "$temp/x.jsonl.part" ] && complain "a refused calibration left a file"
 
+if [ -n "$threads_only" ]; then
+    expect 0 "$moascope" calibrate "$tiny" $cpu --synthetic retrieval --lengths 900 --items 2 -n 6 -o "$temp/a.jsonl" --form chat
+    expect 0 "$moascope" eval "$tiny" $cpu --task passkey --lengths 700 --items 3 -n 12 --batch 3 --json "$temp/p.json"
+    check "$temp/p.json" "j['lengths'][0]['n']==3"
+    echo "not tested: calibrate, eval, validate but once each under the thread sanitizer: the threads are the engine's, in every task"
+    exit $failed
+fi
+
 # --- calibrate -> jsonl -> validate, tiny ------------------------------------------------------------------------------------
 expect 0 "$moascope" calibrate "$tiny" $cpu --synthetic retrieval,passkey --lengths 900,1100 --items 4 -n 6 -o "$temp/a.jsonl" --form chat
 expect 2 "$moascope" calibrate "$tiny" $cpu --synthetic retrieval -o "$temp/a.jsonl"; says "--force"

@@ -176,6 +176,11 @@ real() { # the whole way, with a model: fewer keys, the same screens
 }
 
 ui_open 80 24
+if [ "$sanitized" = thread ]; then
+  echo "not tested: cancelling, dead engines, hostile text under the thread sanitizer: the screen starts no thread in them"
+  MOA_TEST_MODEL=$here/data/tiny_llama.gguf real
+  verdict "the real engine"
+fi
 running
 deaths
 hostile

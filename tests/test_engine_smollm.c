@@ -1,6 +1,7 @@
 /* A real model, when it is there (scripts/fetch_model.py): greedy text, and chunks that agree on real activations. */
 #include "core/base/buf.h"
 #include "engine_fixture.h"
+#include "thread_cases.h"
 
 static char model_path[1024];
 
@@ -185,5 +186,6 @@ int main(void) {
         cmocka_unit_test(test_every_logits_come_in_order),
         cmocka_unit_test(test_cancel_with_a_full_pool),
     };
+    thread_cases("test_engine_smollm", "test_capital_of_france");
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,6 +15,7 @@
 #include "core/base/text.h"
 #include "core/model/tokenizer_bpe.h"
 #include "core/model/tokenizer_pre.h"
+#include "tests/thread_cases.h"
 #include "tests/tokenizer_gguf.h"
 
 #define SMOLLM2 "SmolLM2-135M-Instruct-Q4_1.gguf"
@@ -813,6 +814,7 @@ int main(void) {
         cmocka_unit_test(test_time_qwen2),
     };
     char path[512];
+    thread_cases("test_model_tokenizer", "test_threads");
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     if (failed == 0 && !model_in_cache(SMOLLM2, path) && !model_in_cache(QWEN2, path)) return 77;
     return failed;

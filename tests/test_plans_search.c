@@ -22,6 +22,7 @@
 #include "plans/search.h"
 #include "plans/search_problem.h"
 #include "plans/search_solve.h"
+#include "tests/thread_cases.h"
 
 static uint64_t random_state;
 static double uniform01(void) {
@@ -381,7 +382,7 @@ static void test_search(void **state) {
 
 static void test_threads_agree(void **state) {
     (void)state;
-    moa_losses *l = small_losses(3);
+    moa_losses *l = small_losses(STEP > 256 ? 2 : 3); /* sanitized: a quarter of the solves */
     moa_search_result a, b;
     moa_search_config c = {.density = .45, .alpha_step = STEP, .max_rules = 2, .seed = 9, .n_thread = 1};
     assert_int_equal(moa_search_run(l, &c, &a, NULL), MOA_OK);
@@ -623,5 +624,6 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_search),      cmocka_unit_test(test_threads_agree), cmocka_unit_test(test_locks_and_forbidden),
         cmocka_unit_test(test_refusals),    cmocka_unit_test(test_real_size),
     };
+    thread_cases("test_plans_search", "test_threads_agree");
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
