@@ -136,8 +136,9 @@ __device__ static void add_hist(const moa_probe &probe, float *hist, int span, i
         if (tx != 0 || i >= i_end || i < page * MOA_PAGE_TOK) continue;
         const int bucket = min(i / probe.bucket_tok, MOA_HIST_BUCKETS - 1);
         const int slot = page == 0 ? 0 : bin - low;
-        if (far > 0) atomicAdd(&acc[bucket * MAX_SLOT + slot], far);
-        if (near > 0) atomicAdd(&acc[bucket * MAX_SLOT + slot - 1], near);
+        const float weight = (float)moa_probe_weight(&probe.rows, i);
+        if (far > 0) atomicAdd(&acc[bucket * MAX_SLOT + slot], weight * far);
+        if (near > 0) atomicAdd(&acc[bucket * MAX_SLOT + slot - 1], weight * near);
     }
     __syncthreads();
     if (threadIdx.x < MOA_HIST_BUCKETS * MAX_SLOT) {
@@ -260,7 +261,7 @@ __global__ static void __launch_bounds__(THREADS) prefill_v1(const prefill_job<T
             if (r < n_row && tx == 0) stat_write(j.probe.stat + row * MOA_N_STAT, f, whole);
         }
     }
-    if (!PROBE || !j.probe.hist) return;
+    if (!PROBE || !j.probe.hist || !looked_at(j.probe.rows, i0, i_end)) return;
 
     float *hist = j.probe.hist + (int64_t)head * MOA_HIST_BUCKETS * (1 + j.probe.n_bin);
     if (threadIdx.x < MOA_HIST_BUCKETS * MAX_SLOT) acc[threadIdx.x] = 0;

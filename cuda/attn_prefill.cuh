@@ -17,13 +17,20 @@ __device__ static inline page_list pages_of(int span, int i_first, int i_last) {
     return p;
 }
 
+/* does the probe look at one of the queries i .. i_end - 1? */
+__device__ static inline bool looked_at(const moa_probe_rows &rows, int i, int i_end) {
+    for (; i < i_end; i = (i / MOA_PAGE_TOK + 1) * MOA_PAGE_TOK)
+        if (moa_probe_weight(&rows, i) > 0) return true;
+    return false;
+}
+
 /* May the tensor-core version (attn_prefill_mma.cu) do this: a half-precision cache, a head size it was compiled for? */
 bool moa_cuda_prefill_mma_takes(const moa_args_attn_prefill *a);
 /* Does it, with q in 1 or 2 halves an element. Only where moa_cuda_prefill_mma_takes(). */
 moa_status moa_cuda_prefill_mma(moa_cuda *c, const moa_args_attn_prefill *a, int parts, moa_err *err);
-/* The probe alone, with lse2 from another kernel whose q is rounded as with 1 half: (n_tok, n_head), log2 of the sum of 2^score, -inf where
- * a row saw nothing. Only where moa_cuda_prefill_mma_takes(). */
-moa_status moa_cuda_prefill_mma_probe(moa_cuda *c, const moa_args_attn_prefill *a, float *lse2, moa_err *err);
+/* The probe of all queries, with lse2 from a kernel whose q is rounded as with 1 half: (n_tok, n_head), log2 of the sum of 2^score, -inf
+ * where a row saw nothing. Only where moa_cuda_prefill_mma_takes(). attn_prefill_look.cu */
+moa_status moa_cuda_prefill_look(moa_cuda *c, const moa_args_attn_prefill *a, const float *lse2, moa_err *err);
 
 /* The same of the version for Hopper GPUs (attn_prefill_wgmma.cu), which only a build for them has (MOA_CUDA_HOPPER). */
 bool moa_cuda_prefill_wgmma_takes(const moa_cuda *c, const moa_args_attn_prefill *a);

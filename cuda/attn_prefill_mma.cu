@@ -35,8 +35,7 @@
  *   v2x       this, 2 parts                                    180 228 238    73 192 230
  *   the probe adds 72 % (statistics) and 84 % (and the histogram) to v2 at 8k: only where a run is watched
  *   measured 2026-11-24 with  test_ops_cuda --bench attn_prefill  (docs/measurements/2026-11-24-h100-v2.md)             */
-#include "cuda/attn_prefill.cuh"
-#include "cuda/mma.cuh"
+#include "cuda/attn_prefill_look.cuh"
 
 static constexpr float BIAS = 10.0f, GROWTH = 5.0f;
 static constexpr float NOTHING =
@@ -44,13 +43,14 @@ static constexpr float NOTHING =
 
 struct mma_job {
     const float *q; /* (n_tok, n_head, d_head) */
-    float *o;        /* NULL: only the probe, of the lse2 that is there */
+    float *o;
     moa_kv<__half> kv;
     const int32_t *span; /* (n_head) */
     int seq, pos0, n_tok, n_head, group;
     float scale2; /* scale log2(e) */
     float *lse2;  /* (n_tok, n_head), log2 of the sum of 2^score; -inf: saw nothing. NULL: not wanted */
     moa_probe probe;
+    look_job look; /* n_block > 0: in the same launch */
 };
 
 /* D: head size; MT: 16-row fragments of a warp; NK: keys a softmax step; BLOCKS: a multiprocessor should hold; PARTS: halves that
@@ -75,10 +75,10 @@ struct warp_place {
     int i_last; /* position of the warp's last real row; < i0: none */
 };
 
-template <class T> __device__ static inline warp_place place_of(const mma_job &j, int *tile_tok0) {
+template <class T> __device__ static inline warp_place place_of(const mma_job &j, int number, int *tile_tok0) {
     warp_place w;
-    const int n_tile = (j.n_tok + T::BM - 1) / T::BM, rank = (int)blockIdx.x / j.n_head;
-    w.head = (int)blockIdx.x % j.n_head;
+    const int n_tile = (j.n_tok + T::BM - 1) / T::BM, rank = number / j.n_head;
+    w.head = number % j.n_head;
     w.head_kv = w.head / j.group;
     w.span = j.span[w.head];
     w.window = moa_window(w.span);
@@ -384,13 +384,18 @@ __device__ static inline void write_rows(const mma_job &j, const warp_place &w, 
         }
 }
 
-/* grid: tiles x heads, the last tile first */
-template <class T>
+/* grid: looks x heads, then tiles x heads, the last tile first */
+template <class T, bool LOOK>
 __global__ static void __launch_bounds__(T::THREADS, T::BLOCKS) attend_v2(const __grid_constant__ mma_job j) {
     extern __shared__ __align__(16) unsigned char shared[];
     __shared__ float coef[T::BM];
     int tile_tok0;
-    const warp_place w = place_of<T>(j, &tile_tok0);
+    const int number = (int)blockIdx.x - (LOOK ? j.look.n_block * j.n_head : 0);
+    if (LOOK && number < 0) {
+        look<look_tile<T::D, T::WARPS>>(j.look, (int)blockIdx.x, shared);
+        return;
+    }
+    const warp_place w = place_of<T>(j, number, &tile_tok0);
     const int i_end = j.pos0 + min(tile_tok0 + T::BM, j.n_tok); /* past the tile's last query */
     const uint32_t q_at = shared_address(shared) + w.row0 * T::STRIDE,
                    kv_at = shared_address(shared) + T::PARTS * T::Q;
@@ -436,7 +441,7 @@ __global__ static void __launch_bounds__(T::THREADS, T::BLOCKS) attend_v2(const 
     write_rows<T>(j, w, x);
 }
 
-/* --- the probe: a second look at the scores -------------------------------------------------------------- */
+/* --- the probe of 2 parts: a second look at the scores (of 1: attn_prefill_look.cuh) --------------------- */
 
 /* of a row, this thread's columns: sums over normalised p */
 template <class T> struct probe_rows {
@@ -494,6 +499,7 @@ __device__ static inline void add_hist(const moa_probe &probe, const warp_place 
     for (int first = w.i0, last; first <= w.i_last; first = last + 1) {
         const int bucket = min(first / probe.bucket_tok, MOA_HIST_BUCKETS - 1),
                   bin = first / MOA_PAGE_TOK - page;
+        const float weight = (float)moa_probe_weight(&probe.rows, first);
         last = min(w.i_last, first / MOA_PAGE_TOK * MOA_PAGE_TOK + MOA_PAGE_TOK - 1);
         if (bucket < MOA_HIST_BUCKETS - 1)
             last = min((int64_t)last, (int64_t)(bucket + 1) * probe.bucket_tok - 1);
@@ -509,7 +515,8 @@ __device__ static inline void add_hist(const moa_probe &probe, const warp_place 
             }
         far = warp_sum(far);
         near = warp_sum(near);
-        if (threadIdx.x % 32 != 0) continue;
+        if (threadIdx.x % 32 != 0 || weight == 0) continue;
+        far *= weight, near *= weight;
         float *row = hist + (int64_t)bucket * (1 + probe.n_bin);
         if (page == 0) {
             atomicAdd(row, far + near);
@@ -546,8 +553,9 @@ __global__ static void __launch_bounds__(T::THREADS, T::BLOCKS) probe_v2(const _
     extern __shared__ __align__(16) unsigned char shared[];
     __shared__ float coef[T::BM];
     int tile_tok0;
-    const warp_place w = place_of<T>(j, &tile_tok0);
+    const warp_place w = place_of<T>(j, (int)blockIdx.x, &tile_tok0);
     const int i_end = j.pos0 + min(tile_tok0 + T::BM, j.n_tok);
+    if (!looked_at(j.probe.rows, j.pos0 + tile_tok0, i_end)) return;
     const int measure = j.probe.measure_span ? moa_window(j.probe.measure_span[w.head]) : w.window;
     const uint32_t q_at = shared_address(shared) + w.row0 * T::STRIDE,
                    kv_at = shared_address(shared) + T::PARTS * T::Q;
@@ -611,11 +619,16 @@ static cudaError_t launch(moa_cuda *c, K kernel, int n_block, int n_thread, size
 }
 
 template <class T> static cudaError_t run(moa_cuda *c, const mma_job &j) {
-    const int n_block = moa_ceil_div(j.n_tok, T::BM) * j.n_head;
-    const cudaError_t e =
-        j.o ? launch(c, attend_v2<T>, n_block, T::THREADS, T::attend_bytes(), j) : cudaSuccess;
-    if (e != cudaSuccess || !j.lse2) return e;
-    return launch(c, probe_v2<T>, n_block, T::THREADS, T::probe_bytes(), j);
+    typedef look_tile<T::D, T::WARPS> look;
+    const int n_block = moa_ceil_div(j.n_tok, T::BM) * j.n_head, n_look = j.look.n_block * j.n_head;
+    if constexpr (T::PARTS == 1) {
+        const size_t bytes = T::attend_bytes() > (size_t)look::END ? T::attend_bytes() : (size_t)look::END;
+        return n_look > 0 ? launch(c, attend_v2<T, true>, n_look + n_block, T::THREADS, bytes, j)
+                          : launch(c, attend_v2<T, false>, n_block, T::THREADS, T::attend_bytes(), j);
+    } else {
+        const cudaError_t e = launch(c, attend_v2<T, false>, n_block, T::THREADS, T::attend_bytes(), j);
+        return e != cudaSuccess || !j.lse2 ? e : launch(c, probe_v2<T>, n_block, T::THREADS, T::probe_bytes(), j);
+    }
 }
 
 /* the large tile when there are enough of them for all multiprocessors */
@@ -651,23 +664,19 @@ bool moa_cuda_prefill_mma_takes(const moa_args_attn_prefill *a) {
            all % 16 == 0;
 }
 
-static mma_job job_of(const moa_args_attn_prefill *a, float *o, float *lse2) {
+static mma_job job_of(const moa_args_attn_prefill *a) {
     static constexpr float LOG2E = 1.44269504f;
-    return {a->q,     o,         moa_kv_of<__half>(&a->kv),   a->span,          a->seq, a->pos0,
-            a->n_tok, a->n_head, a->n_head / a->kv.n_head_kv, a->scale * LOG2E, lse2,   a->probe};
+    return {a->q,     a->o,      moa_kv_of<__half>(&a->kv),   a->span,          a->seq,  a->pos0,
+            a->n_tok, a->n_head, a->n_head / a->kv.n_head_kv, a->scale * LOG2E, nullptr, a->probe, {}};
 }
 
 moa_status moa_cuda_prefill_mma(moa_cuda *c, const moa_args_attn_prefill *a, int parts, moa_err *err) {
-    float *lse2 = nullptr;
-    if (a->probe.stat || a->probe.hist)
+    mma_job j = job_of(a);
+    const bool sampled = parts == 1 && a->probe.rows.every > 0;
+    if (sampled) j.look = look_job_of(a, nullptr);
+    if (!sampled && (a->probe.stat || a->probe.hist))
         MOA_RETURN(moa_cuda_scratch(c, sizeof(float) * (size_t)a->n_tok * (size_t)a->n_head,
-                                    reinterpret_cast<void **>(&lse2), err));
-    const mma_job j = job_of(a, a->o, lse2);
+                                    reinterpret_cast<void **>(&j.lse2), err));
     MOA_CU(c, parts == 2 ? run_two_halves(c, j) : run_one_half(c, j));
-    return MOA_OK;
-}
-
-moa_status moa_cuda_prefill_mma_probe(moa_cuda *c, const moa_args_attn_prefill *a, float *lse2, moa_err *err) {
-    MOA_CU(c, run_one_half(c, job_of(a, nullptr, lse2)));
-    return MOA_OK;
+    return parts == 1 && j.lse2 ? moa_cuda_prefill_look(c, a, j.lse2, err) : MOA_OK;
 }

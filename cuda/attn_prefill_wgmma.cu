@@ -32,6 +32,7 @@
 #include <limits.h>
 
 #include "cuda/attn_full.cuh"
+#include "cuda/attn_prefill_look.cuh"
 #include "cuda/wgmma.cuh"
 
 static constexpr float BIAS = 10.0f,
@@ -51,6 +52,7 @@ struct wgmma_job {
     int max_pages, pos0, n_tok, n_head, group;
     float scale2; /* scale log2(e) */
     float *lse2; /* (n_tok, n_head), log2 of the sum of 2^score; -inf: saw nothing. NULL: not wanted */
+    look_job look; /* n_block > 0: in the same launch */
 };
 
 /* D: head size; WG: warpgroups that compute, 64 queries each; STAGES: steps of K, and of V, in shared memory */
@@ -81,10 +83,10 @@ struct hopper_work {
     int n_step;
 };
 /* Blocks are numbered as in v2: the last tile first, heads fastest. */
-template <class T> __device__ static inline hopper_work work_of(const wgmma_job &j) {
+template <class T> __device__ static inline hopper_work work_of(const wgmma_job &j, int number) {
     hopper_work w;
-    const int n_tile = (j.n_tok + T::BM - 1) / T::BM, rank = (int)blockIdx.x / j.n_head;
-    w.head = (int)blockIdx.x % j.n_head;
+    const int n_tile = (j.n_tok + T::BM - 1) / T::BM, rank = number / j.n_head;
+    w.head = number % j.n_head;
     w.span = j.span[w.head];
     w.tok0 = (n_tile - 1 - rank) * T::BM;
     w.pages = pages_of(w.span, j.pos0 + w.tok0, j.pos0 + min(w.tok0 + T::BM, j.n_tok) - 1);
@@ -355,14 +357,19 @@ __device__ static inline void attend(const wgmma_job &j, const hopper_work &w, m
     write_rows<T>(j, w, tok0, row, x);
 }
 
-/* grid: tiles x heads, the last tile first */
-template <class T>
+/* grid: looks x heads, then tiles x heads, the last tile first */
+template <class T, bool LOOK>
 __global__ static void __launch_bounds__(T::THREADS, 1) attend_v3(const __grid_constant__ wgmma_job j) {
     extern __shared__ unsigned char raw[];
     __shared__ mailbox<T> box;
     __shared__ float coef[T::BM];
     unsigned char *shared = raw + (1024 - shared_address(raw) % 1024) % 1024;
-    const hopper_work w = work_of<T>(j);
+    const int number = (int)blockIdx.x - (LOOK ? j.look.n_block * j.n_head : 0);
+    if (LOOK && number < 0) {
+        look<look_tile<T::D, T::THREADS / 32>>(j.look, (int)blockIdx.x, shared);
+        return;
+    }
+    const hopper_work w = work_of<T>(j, number);
     const int wg = (int)threadIdx.x / 128 - 1, warp = (int)threadIdx.x / 32;
     if (threadIdx.x == 0) {
         for (int i = 0; i < T::STAGES; i++) {
@@ -415,12 +422,17 @@ static moa_status map_pool(moa_cuda *c, const moa_kv_view *kv, int n_row, CUtens
     return MOA_OK;
 }
 
-template <class T> static cudaError_t run(moa_cuda *c, const wgmma_job &j) {
-    const cudaError_t e = moa_allow_shared(attend_v3<T>, T::bytes());
+template <class T, bool LOOK> static cudaError_t run_with(moa_cuda *c, const wgmma_job &j) {
+    constexpr size_t look = look_tile<T::D, T::THREADS / 32>::END + 1024,
+                     bytes = LOOK && look > T::bytes() ? look : T::bytes();
+    const cudaError_t e = moa_allow_shared(attend_v3<T, LOOK>, bytes);
     if (e != cudaSuccess) return e;
-    const unsigned n_block = (unsigned)(moa_ceil_div(j.n_tok, T::BM) * j.n_head);
-    attend_v3<T><<<n_block, T::THREADS, T::bytes(), c->stream>>>(j);
+    const unsigned n_block = (unsigned)((j.look.n_block + moa_ceil_div(j.n_tok, T::BM)) * j.n_head);
+    attend_v3<T, LOOK><<<n_block, T::THREADS, bytes, c->stream>>>(j);
     return cudaGetLastError();
+}
+template <class T> static cudaError_t run(moa_cuda *c, const wgmma_job &j) {
+    return j.look.n_block > 0 ? run_with<T, true>(c, j) : run_with<T, false>(c, j);
 }
 
 /* a launch, and what it is made of */
@@ -476,11 +488,13 @@ static moa_status job_of(moa_cuda *c, const moa_args_attn_prefill *a, wgmma_job 
 moa_status moa_cuda_prefill_wgmma(moa_cuda *c, const moa_args_attn_prefill *a, moa_err *err) {
     wgmma_job j;
     MOA_RETURN(job_of(c, a, &j, err));
-    if (a->probe.stat || a->probe.hist)
+    const bool sampled = a->probe.rows.every > 0;
+    if (sampled) j.look = look_job_of(a, nullptr);
+    if (!sampled && (a->probe.stat || a->probe.hist))
         MOA_RETURN(moa_cuda_scratch(c, sizeof(float) * (size_t)a->n_tok * (size_t)a->n_head,
                                     reinterpret_cast<void **>(&j.lse2), err));
     MOA_CU(c, plan_of(c, a).run(c, j));
-    return j.lse2 ? moa_cuda_prefill_mma_probe(c, a, j.lse2, err) : MOA_OK;
+    return j.lse2 ? moa_cuda_prefill_look(c, a, j.lse2, err) : MOA_OK;
 }
 
 moa_status moa_cuda_prefill_wgmma_lse(moa_cuda *c, const moa_args_attn_prefill *a, float *lse2, moa_err *err) {

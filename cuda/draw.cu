@@ -463,12 +463,13 @@ __global__ static void stat_sum_kernel(moa_args_stat_sum a) {
     const int layer = head / a.n_head, h = head % a.n_head;
     moa_stat_total t = {0, 0, 0, 0, INFINITY, 0x7fffffff, 0};
     for (int i = lane; i < a.n_tok; i += 32) {
-        if (a.pos[i] < 0) continue;
+        const int weight = a.pos[i] < 0 ? 0 : moa_probe_weight(&a.rows, a.pos[i]);
+        if (weight == 0) continue;
         const float *x = a.stat + (((int64_t)layer * a.n_tok + i) * a.n_head + h) * MOA_N_STAT;
         const float cover = x[MOA_STAT_SINK] + x[MOA_STAT_WINDOW];
-        t.entropy += (double)x[MOA_STAT_ENTROPY], t.sink += (double)x[MOA_STAT_SINK];
-        t.window += (double)x[MOA_STAT_WINDOW], t.distance += (double)x[MOA_STAT_DISTANCE];
-        t.n_query++;
+        t.entropy += weight * (double)x[MOA_STAT_ENTROPY], t.sink += weight * (double)x[MOA_STAT_SINK];
+        t.window += weight * (double)x[MOA_STAT_WINDOW], t.distance += weight * (double)x[MOA_STAT_DISTANCE];
+        t.n_query += weight;
         if (cover < t.worst_cover) t.worst_cover = cover, t.worst_query = a.pos[i];
     }
     for (int d = 16; d > 0; d /= 2) {
@@ -492,8 +493,9 @@ __global__ static void stat_sum_kernel(moa_args_stat_sum a) {
 /* one warp */
 __global__ static void stat_count_kernel(moa_args_stat_sum a) {
     for (int i = threadIdx.x; i < a.n_tok; i += 32)
-        if (a.pos[i] >= 0)
-            atomicAdd(reinterpret_cast<unsigned long long *>(&a.queries[min(a.pos[i] / a.bucket_tok, MOA_HIST_BUCKETS - 1)]), 1ull);
+        if (a.pos[i] >= 0 && moa_probe_weight(&a.rows, a.pos[i]) > 0)
+            atomicAdd(reinterpret_cast<unsigned long long *>(&a.queries[min(a.pos[i] / a.bucket_tok, MOA_HIST_BUCKETS - 1)]),
+                      (unsigned long long)moa_probe_weight(&a.rows, a.pos[i]));
 }
 
 moa_status moa_cuda_stat_sum(moa_backend *b, const moa_args_stat_sum *a, moa_err *err) {

@@ -159,10 +159,10 @@ static float mass(const float *s, int32_t from, int32_t to) {
 
 /* max[r] holds the log-sum-exp by now */
 static void probe_row(const attn *a, const tile *t, int32_t head, int32_t r, float *s, int32_t p) {
-    const int32_t i = t->pos + r % t->n_tok, begin = p * MOA_PAGE_TOK;
+    const int32_t i = t->pos + r % t->n_tok, begin = p * MOA_PAGE_TOK, weight = moa_probe_weight(&a->probe.rows, i);
     int32_t lo, hi;
     visible(t->span[head], i, p, &lo, &hi);
-    if (lo >= hi) return;
+    if (lo >= hi || weight == 0) return;
     float sums[3];
     a->kern->stat_page(s, lo, hi, t->max[r], sums);
     if (a->probe.stat) {
@@ -183,20 +183,21 @@ static void probe_row(const attn *a, const tile *t, int32_t head, int32_t r, flo
                                                            : MOA_HIST_BUCKETS - 1;
         float *hist = t->hist + ((int64_t)head * a->n_bucket + bucket - t->bucket) * (1 + n_bin);
         if (p == 0) {
-            hist[0] += sums[0];
+            hist[0] += (float)weight * sums[0];
             return;
         }
         /* distance i - j falls by one a key: up to key `turn` it is in bin far, after it in bin far - 1 */
         const int32_t distance = i - begin, far = distance / MOA_PAGE_TOK, turn = distance % MOA_PAGE_TOK + 1;
         const int32_t at = turn < lo ? lo : turn < hi ? turn : hi;
-        hist[1 + (far < n_bin ? far : n_bin - 1)] += mass(s, lo, at);
-        if (at < hi) hist[1 + (far - 1 < n_bin ? far - 1 : n_bin - 1)] += mass(s, at, hi);
+        hist[1 + (far < n_bin ? far : n_bin - 1)] += (float)weight * mass(s, lo, at);
+        if (at < hi) hist[1 + (far - 1 < n_bin ? far - 1 : n_bin - 1)] += (float)weight * mass(s, at, hi);
     }
 }
 
 static void put_stat(const attn *a, const tile *t) {
     for (int32_t r = 0; r < a->group * t->n_tok; r++) {
         const int32_t i = t->pos + r % t->n_tok;
+        if (moa_probe_weight(&a->probe.rows, i) == 0) continue;
         const double *sum = t->stat + (int64_t)r * STAT_SUMS;
         float *stat =
             a->probe.stat +
@@ -282,6 +283,13 @@ static void tile_begin(const attn *a, tile *t, int32_t thread) {
     memset(t->o, 0, sizeof *t->o * (size_t)rows * (size_t)a->d_pad);
 }
 
+/* does a query of the tile count? */
+static bool looked_at(const attn *a, const tile *t) {
+    for (int32_t i = 0; i < t->n_tok; i++)
+        if (moa_probe_weight(&a->probe.rows, t->pos + i) > 0) return true;
+    return false;
+}
+
 /* outputs, then what the probes want */
 static void tile_end(attn *a, tile *t) {
     const int32_t rows = a->group * t->n_tok, d_head = a->kv.d_head;
@@ -293,7 +301,7 @@ static void tile_end(attn *a, tile *t) {
             o[d] = t->o[(int64_t)r * a->d_pad + d] * inverse;
         t->max[r] += logf(t->sum[r]); /* log-sum-exp */
     }
-    if (!a->probe.stat && !a->hist) return;
+    if ((!a->probe.stat && !a->hist) || !looked_at(a, t)) return;
     memset(t->stat, 0, sizeof *t->stat * (size_t)rows * STAT_SUMS);
     (void)walk(a, t, 0, INT32_MAX, probe_row, false);
     if (a->probe.stat) put_stat(a, t);

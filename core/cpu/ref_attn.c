@@ -84,6 +84,8 @@ static moa_status attend(query *s, moa_err *err) {
 /* sums (n_head, MOA_HIST_BUCKETS, 1 + n_bin): the histogram in double, added to the probe's when the operation ends */
 static void probe(const moa_probe *p, const query *s, int64_t row, int32_t head, int32_t n_head,
                   double *sums) {
+    const int32_t weight = moa_probe_weight(&p->rows, s->pos);
+    if (weight == 0) return;
     if (p->stat) {
         const int32_t measure = p->measure_span ? p->measure_span[head] : s->span;
         double entropy = 0, sink = 0, window = 0, distance = 0;
@@ -110,7 +112,7 @@ static void probe(const moa_probe *p, const query *s, int64_t row, int32_t head,
         for (int32_t j = 0; j <= s->pos; j++) {
             const int32_t bin =
                 (s->pos - j) / MOA_PAGE_TOK < p->n_bin ? (s->pos - j) / MOA_PAGE_TOK : p->n_bin - 1;
-            hist[j < MOA_SINK_TOK ? 0 : 1 + bin] += s->a[j];
+            hist[j < MOA_SINK_TOK ? 0 : 1 + bin] += weight * s->a[j];
         }
     }
 }

@@ -19,6 +19,7 @@
 #include "core/base/status.h"
 #include "core/engine/sampler.h"
 #include "core/engine/kv_page.h"
+#include "core/engine/probe_rows.h"
 #include "core/engine/spans.h"
 #include "core/model/model.h"
 
@@ -57,6 +58,8 @@ typedef struct moa_probe {
                                   * with (i-j)/64 == d; distances beyond the last bin go to the last */
     int32_t n_bin;
     int32_t bucket_tok; /* query i counts in bucket min(i / bucket_tok, 7) */
+    moa_probe_rows rows; /* attn_prefill: stat is written of those queries at least that have a weight, hist counts each by its weight.
+                          * All zero, as in attn_decode: of each, once */
 } moa_probe;
 
 /* --- operations: name, what it does -------------------------------------------------------------------------------- */
@@ -236,20 +239,21 @@ typedef struct moa_args_sample {
     int32_t n_seq, n_vocab, n_end, log_stride, told_stride, n_top; /* n_top at most MOA_TOP_MAX and n_vocab */
 } moa_args_sample;
 
-/* Sums of one head's statistics over its queries. */
+/* Sums of one head's statistics over its queries, each by its weight. */
 typedef struct moa_stat_total {
     double entropy, sink, window, distance;
-    float worst_cover;   /* smallest sink + window of a query; begins at +inf */
+    float worst_cover;   /* smallest sink + window of a query looked at; begins at +inf */
     int32_t worst_query; /* its position, the first of equals; begins at -1 */
-    int64_t n_query;
+    int64_t n_query;     /* sum of the weights */
 } moa_stat_total;
 
 typedef struct moa_args_stat_sum {
     const float *stat;     /* (n_layer, n_tok, n_head, MOA_N_STAT) as attention wrote it */
     const int32_t *pos;    /* device (n_tok), ascending; < 0: an idle row, not counted */
     moa_stat_total *total; /* device (n_layer, n_head), ADDED to */
-    int64_t *queries;      /* device (MOA_HIST_BUCKETS), ADDED to: queries by bucket, min(pos / bucket_tok, 7) */
+    int64_t *queries;      /* device (MOA_HIST_BUCKETS), ADDED to: weights by bucket, min(pos / bucket_tok, 7) */
     int32_t n_layer, n_tok, n_head, bucket_tok;
+    moa_probe_rows rows; /* as attention had them: rows of stat without a weight are not read */
 } moa_args_stat_sum;
 
 /* --- fused operations of a decode step, one row ----------------------------------------------------------------------- */
@@ -450,7 +454,7 @@ struct moa_backend {
     const moa_backend_vtable *vt;
 };
 
-enum { MOA_BACKEND_ABI = 6 };
+enum { MOA_BACKEND_ABI = 7 };
 
 /* What a loadable backend module (libmoascope-cuda.so) exports under the name "moa_backend_module". */
 typedef struct moa_backend_module {

@@ -66,7 +66,11 @@ moa_kv_bytes moa_kv_formula(const moa_shape *shape, moa_kv_type type, const moa_
 
 enum { MOA_WATCH_STATS = 1,   /* per-head statistics and distance histograms: of all prompt tokens, and of those that are generated, on a
                                * device that records its steps every 16th (steady.h) */
-       MOA_WATCH_CAPTURE = 2, /* keep q and k so that any map can be made later */ };
+       MOA_WATCH_CAPTURE = 2, /* keep q and k so that any map can be made later */
+       MOA_WATCH_SAMPLED = 4, /* with MOA_WATCH_STATS: of a prompt only some blocks of 64 queries are looked at, each for as many as it
+                               * stands for (probe_rows.h): means and histograms are unbiased, worst_query is the worst of those */ };
+enum { MOA_SAMPLE_EVERY = 16, /* one block of so many, and the last */
+       MOA_SAMPLE_STRATA = 4  /* of fewer in a prompt that would else have fewer draws than these */ };
 
 moa_status moa_seq_open(moa_seq **out, moa_engine *e, moa_err *err);
 void moa_seq_close(moa_seq **s);
@@ -183,6 +187,18 @@ typedef struct moa_head_stats {
     float worst_cover;
     int32_t worst_query; /* its position, -1: none */
 } moa_head_stats;
+/* What the statistics are of, since they began. */
+typedef struct moa_watched {
+    int32_t every;   /* of the newest prompt: one block of 64 queries in so many, and the last; 1: all */
+    uint32_t seed;   /* which one: probe_rows.h */
+    int64_t n_query; /* tokens they stand for */
+    int64_t n_seen;  /* queries that were looked at */
+} moa_watched;
+void moa_seq_watched(const moa_seq *s, moa_watched *out);
+/* How prompts under MOA_WATCH_SAMPLED are sampled from now on: one block of `every`, also of short prompts (0: MOA_SAMPLE_EVERY, as said
+ * there), by this seed. Newly opened: 0, 0. */
+void moa_seq_sample(moa_seq *s, int32_t every, uint32_t seed);
+
 /* stats (n_layer, n_head), caller's. E_FAILED when nothing was watched. */
 moa_status moa_seq_stats(moa_seq *s, moa_head_stats *stats, moa_err *err);
 

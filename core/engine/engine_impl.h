@@ -106,6 +106,11 @@ struct moa_seq {
     bool hist_stale; /* the sums must be begun before use */
     bool blind;      /* the operations being queued are not to be watched (steady.h) */
     int64_t n_query; /* tokens that the sequence has counted since; the sums' own count may be ahead (steady.h) */
+    int64_t n_seen;  /* of these, looked at */
+    bool sampled;    /* MOA_WATCH_SAMPLED */
+    int32_t sample_every; /* wanted; 0: by the prompt's length */
+    uint32_t sample_seed;
+    moa_probe_rows rows;  /* of the newest prompt; every 0: all of it */
 
     /* MOA_WATCH_CAPTURE */
     moa_dev_mem *capture; /* (n_layer): q (n_head, max_tok, d_head), then k (n_head_kv, max_tok, d_head) */
@@ -181,11 +186,12 @@ size_t moa_probe_bytes(const moa_shape *shape, int32_t n_reserved, int32_t chunk
 moa_status moa_probe_plan(moa_seq *s, bool on, int32_t n_reserved,
                           moa_err *err); /* memory for it; begins anew */
 void moa_probe_restart(moa_seq *s);
+void moa_probe_prompt(moa_seq *s, int32_t n, int32_t chunk); /* n tokens will come, in chunks of so many at most: which are looked at */
 moa_status moa_probe_begin(moa_seq *s, int32_t n, moa_err *err); /* before the operations of a chunk */
 moa_probe moa_probe_args(const moa_seq *s, int32_t layer, int32_t n);
 /* after the layers: the chunk's rows, at pos (n, device), are added to the sums */
 moa_status moa_probe_sum(moa_seq *s, const int32_t *pos, int32_t n, moa_err *err);
-void moa_probe_commit(moa_seq *s, int32_t n);                    /* the chunk is done: count it */
+void moa_probe_commit(moa_seq *s, int32_t n);                    /* the chunk is done: count it; n_past is still what it was */
 void moa_probe_rollback(moa_seq *s, int32_t n);
 
 /* --- map.c */

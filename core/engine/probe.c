@@ -11,6 +11,9 @@
  * A chunk that is not finished must not count: its stat rows are dropped, and the sums are put back from a copy made before it.
  * (A single token makes no copy, which would cost more than the step; when one fails, which only a failing device can
  * cause, everything gathered begins anew.)
+ *
+ * A prompt costs a second look at all its scores, half of its attention again; sampled (MOA_WATCH_SAMPLED), one block of queries in 16
+ * is looked at and counts for the others: see probe_rows.h. Chunks that are attended token by token, and single tokens, count as they are.
  * Off: no memory and no operation. */
 #include <assert.h>
 #include <math.h>
@@ -89,8 +92,38 @@ moa_status moa_probe_plan(moa_seq *s, bool on, int32_t n_reserved, moa_err *err)
 }
 
 void moa_probe_restart(moa_seq *s) {
-    s->n_query = 0;
+    s->n_query = s->n_seen = 0;
+    s->rows = (moa_probe_rows){0};
     s->hist_stale = true;
+}
+
+void moa_probe_prompt(moa_seq *s, int32_t n, int32_t chunk) {
+    const int32_t n_block = (s->n_past + n - 1) / MOA_PAGE_TOK - s->n_past / MOA_PAGE_TOK + 1;
+    int32_t every = s->sample_every;
+    if (!s->d_stat || n == 1) return;
+    if (every <= 0) {
+        every = div_up(n_block, MOA_SAMPLE_STRATA);
+        if (every > MOA_SAMPLE_EVERY) every = MOA_SAMPLE_EVERY;
+    }
+    s->rows = (moa_probe_rows){.from = s->n_past, .end = s->n_past + n, .seed = s->sample_seed};
+    if (s->sampled && chunk > 1) s->rows.every = every;
+}
+
+/* of the chunk under way, of n tokens */
+static moa_probe_rows rows_of(const moa_seq *s, int32_t n) {
+    return n > 1 && !s->has_gaps ? s->rows : (moa_probe_rows){0};
+}
+
+void moa_seq_sample(moa_seq *s, int32_t every, uint32_t seed) {
+    s->sample_every = every;
+    s->sample_seed = seed;
+}
+
+void moa_seq_watched(const moa_seq *s, moa_watched *out) {
+    *out = (moa_watched){.every = s->rows.every > 0 ? s->rows.every : 1,
+                         .seed = s->rows.seed,
+                         .n_query = s->n_query,
+                         .n_seen = s->n_seen};
 }
 
 static moa_status begin_sums(moa_seq *s, moa_err *err) {
@@ -129,7 +162,8 @@ moa_probe moa_probe_args(const moa_seq *s, int32_t layer, int32_t n) {
                            s->measure_differs ? s->d_measure + (int64_t)layer * shape->n_head : NULL,
                        .hist = s->d_hist + (size_t)layer * layer_hist_elems(shape, s->n_bin),
                        .n_bin = s->n_bin,
-                       .bucket_tok = s->bucket_tok};
+                       .bucket_tok = s->bucket_tok,
+                       .rows = rows_of(s, n)};
 }
 
 moa_status moa_probe_sum(moa_seq *s, const int32_t *pos, int32_t n, moa_err *err) {
@@ -144,12 +178,17 @@ moa_status moa_probe_sum(moa_seq *s, const int32_t *pos, int32_t n, moa_err *err
                                                 .n_layer = shape->n_layer,
                                                 .n_tok = n,
                                                 .n_head = shape->n_head,
-                                                .bucket_tok = s->bucket_tok},
+                                                .bucket_tok = s->bucket_tok,
+                                                .rows = rows_of(s, n)},
                            err);
 }
 
 void moa_probe_commit(moa_seq *s, int32_t n) {
-    if (s->d_stat) s->n_query += n;
+    const moa_probe_rows rows = rows_of(s, n);
+    if (!s->d_stat) return;
+    s->n_query += n;
+    for (int32_t i = 0; i < n; i++)
+        s->n_seen += moa_probe_weight(&rows, s->n_past + i) > 0;
 }
 
 void moa_probe_rollback(moa_seq *s, int32_t n) {

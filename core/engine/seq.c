@@ -225,6 +225,7 @@ moa_status moa_seq_plan(moa_seq *s, const moa_rule *rules, const moa_rule *measu
     if (status == MOA_OK)
         status = moa_capture_plan(s, (watch & MOA_WATCH_CAPTURE) != 0, n_reserved, note, note_bytes, err);
     if (status == MOA_OK) {
+        s->sampled = (watch & MOA_WATCH_SAMPLED) != 0;
         take_parts(s, &parts, n_reserved);
         s->n_plan++;
         set_spans(s, rules, measure);

@@ -70,9 +70,10 @@ moa_status moa_bench_probe(const moa_bench *x, moa_engine *e, const moa_bench_ca
 
 /* The matrix rate: a product of 2048 rows with 8192 x 8192 half-precision weights, flop/s. */
 moa_status moa_bench_matrix(const moa_bench *x, double *flop_s, moa_err *err);
-/* Time to first token: a prompt of depth random tokens, whole, and its first token chosen. watch: MOA_WATCH_*. flop: all products and the
- * visible pairs of attention. */
-moa_status moa_bench_ttft(const moa_bench *x, moa_engine *e, const moa_bench_case *c, int watch, moa_bench_row *out,
+/* Time to first token: a prompt of depth random tokens, whole, and its first token chosen: without statistics, with sampled and with exact
+ * ones, in turn. flop: all products and the visible pairs of attention. */
+enum { MOA_BENCH_UNWATCHED, MOA_BENCH_SAMPLED, MOA_BENCH_EXACT, MOA_N_BENCH_WATCH };
+moa_status moa_bench_ttft(const moa_bench *x, moa_engine *e, const moa_bench_case *c, moa_bench_row out[MOA_N_BENCH_WATCH],
                           moa_err *err);
 
 /* What keys and values take of the device, by its own account, over a prompt of depth tokens, MOA_BENCH_STEPS steps, and closing. Bytes. */

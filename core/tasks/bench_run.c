@@ -93,36 +93,51 @@ static moa_status check_depth(const moa_engine *e, const moa_bench_case *c, int3
                     n_ctx - more, n_ctx);
 }
 
-moa_status moa_bench_ttft(const moa_bench *x, moa_engine *e, const moa_bench_case *c, int watch, moa_bench_row *out,
+/* a prompt from nothing to its first token, seconds */
+static moa_status one_prompt(moa_seq *q, const int32_t *ids, int32_t n, float *logits, double *seconds, moa_err *err) {
+    const moa_forward f = {.ids = ids, .n = n, .logits = logits};
+    uint64_t best;
+    const double start = moa_bench_now();
+    const moa_status s = moa_seq_forward(q, &f, err);
+    if (s != MOA_OK) return s;
+    moa_sample_rank(logits, moa_engine_model(moa_seq_engine(q))->shape.n_vocab, &best, 1);
+    *seconds = moa_bench_now() - start;
+    return MOA_OK;
+}
+
+moa_status moa_bench_ttft(const moa_bench *x, moa_engine *e, const moa_bench_case *c, moa_bench_row out[MOA_N_BENCH_WATCH],
                           moa_err *err) {
+    static const int watch[MOA_N_BENCH_WATCH] = {0, MOA_WATCH_STATS | MOA_WATCH_SAMPLED, MOA_WATCH_STATS};
     const moa_model *m = moa_engine_model(e);
-    const int32_t n_vocab = m->shape.n_vocab, n_reserved = c->depth + SPARE, reps = x->reps < 5 ? x->reps : 5;
-    double *seconds = malloc((size_t)reps * sizeof *seconds);
+    const int32_t n_vocab = m->shape.n_vocab, n_reserved = c->depth + SPARE, reps = x->reps;
+    double *seconds = malloc(MOA_N_BENCH_WATCH * (size_t)reps * sizeof *seconds);
     float *logits = malloc((size_t)n_vocab * sizeof *logits);
     int32_t *ids = malloc((size_t)(c->depth > 0 ? c->depth : 1) * sizeof *ids);
-    uint64_t best;
     moa_seq *q = NULL;
     moa_status s = MOA_OK;
-    *out = (moa_bench_row){.n_seq = 1, .depth = c->depth};
+    for (int w = 0; w < MOA_N_BENCH_WATCH; w++)
+        out[w] = (moa_bench_row){.n_seq = 1, .depth = c->depth};
     if (!seconds || !logits || !ids) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for a prompt of %d", c->depth));
     MOA_TRY(check_depth(e, c, SPARE, err));
     random_prompt(ids, c->depth, n_vocab);
     MOA_TRY(moa_seq_open(&q, e, err));
-    MOA_TRY(moa_seq_plan(q, c->rules, NULL, n_reserved, watch, NULL, 0, err));
+    MOA_TRY(moa_seq_plan(q, c->rules, NULL, n_reserved, 0, NULL, 0, err));
     MOA_TRY(moa_engine_hold(e, &q, 1, err));
-    for (int32_t i = -1; i < reps; i++) { /* the first one lets everything be allocated */
-        const moa_forward f = {.ids = ids, .n = c->depth, .logits = logits};
-        if (x->cancelled && x->cancelled(x->user)) MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted"));
-        moa_seq_reset(q);
-        const double start = moa_bench_now();
-        MOA_TRY(moa_seq_forward(q, &f, err));
-        moa_sample_rank(logits, n_vocab, &best, 1);
-        if (i >= 0) seconds[i] = moa_bench_now() - start;
+    for (int32_t i = -1; i < reps; i++) /* the first ones let everything be allocated */
+        for (int w = 0; w < MOA_N_BENCH_WATCH; w++) {
+            if (x->cancelled && x->cancelled(x->user)) MOA_TRY(moa_fail(err, MOA_E_CANCELLED, "interrupted"));
+            moa_seq_reset(q);
+            MOA_TRY(moa_seq_plan(q, c->rules, NULL, n_reserved, watch[w], NULL, 0, err));
+            double one;
+            MOA_TRY(one_prompt(q, ids, c->depth, logits, &one, err));
+            if (i >= 0) seconds[w * reps + i] = one;
+        }
+    for (int w = 0; w < MOA_N_BENCH_WATCH; w++) {
+        out[w].time = moa_bench_percentiles(seconds + w * reps, reps);
+        out[w].tok_s = c->depth / out[w].time.median_us * 1e6;
+        out[w].flop = prompt_flop(m, c, n_reserved);
+        (void)moa_bench_kv_bytes(c, n_reserved, c->depth, &out[w].kept);
     }
-    out->time = moa_bench_percentiles(seconds, reps);
-    out->tok_s = c->depth / out->time.median_us * 1e6;
-    out->flop = prompt_flop(m, c, n_reserved);
-    (void)moa_bench_kv_bytes(c, n_reserved, c->depth, &out->kept);
 out:
     moa_seq_close(&q);
     (void)moa_engine_hold(e, NULL, 0, NULL);

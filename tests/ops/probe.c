@@ -103,7 +103,8 @@ void group_stat_sum(rig *r) {
                   *t = mem_new(r, total, sizeof *total * n), *q = mem_new(r, queries, sizeof queries);
         for (int i = 0; i < 2; i++)
             CALL(stat_sum, i, .stat = F(s, i), .pos = I(p, i), .total = (moa_stat_total *)(void *)t->dev[i],
-                 .queries = (int64_t *)(void *)q->dev[i], .n_layer = n_layer, .n_tok = n_tok, .n_head = n_head, .bucket_tok = 40);
+                 .queries = (int64_t *)(void *)q->dev[i], .n_layer = n_layer, .n_tok = n_tok, .n_head = n_head, .bucket_tok = 40,
+                 .rows = {.from = 20, .end = 800, .every = k % 3 == 0 ? 0 : 2 + k / 2, .seed = (uint32_t)k});
         compare_bytes(r, q, "queries");
         unsigned char *image[2] = {fetch(r, t, 0), fetch(r, t, 1)};
         const moa_stat_total *a = (const moa_stat_total *)(const void *)(image[0] + GUARD_BYTES),
