@@ -3,12 +3,13 @@
 # evaluation once over several of them, the most valuable first.
 #
 #   proof_rounds.sh MODEL OUT [--set passkey|retrieval|tiny] [--stages A,B,...] [--limit SECONDS] [--device D] [--profile N] [--judge N]
-#                   [--rounds N] [--weight W] [--cap SECONDS] [--known] [--corpus DIR] [--moascope FILE] [--print]
+#                   [--rounds N] [--weight W] [--cap SECONDS] [--known] [--start PLAN] [--corpus DIR] [--moascope FILE] [--print]
 #
 #   items      questions answered by the dense model, right ones kept; running text beside them      cal/TASK.jsonl, cal/text.jsonl
 #   half       50 % of the KV memory, a rule a KV group, in rounds from full attention                          plans/both-rounds-group-0.5
 #   uniform    the same from uniform windows: of running text full attention has next to no slope, a plan that cuts has   both-uniform-group-0.5
-#   main       the better of the two by the judged loss (both-best-group-0.5): the task at all lengths but the farthest
+#   again      the same from --start PLAN, what an earlier run came to                                         both-again-group-0.5
+#   main       the best of these by the judged loss (both-best-group-0.5): the task at all lengths but the farthest
 #   text       perplexity of held-out texts: full attention, uniform windows, that plan
 #   far        the task at the farthest length
 #   quarter    25 %, from that plan: effective context is the longest length with nine of ten right, over the mean span: 3 needs a third or less
@@ -23,7 +24,7 @@
 # Plans are named KIND-MEASURE-PER-DENSITY. KIND both: the task's items and texts beside them. MEASURE rounds, uniform: refined from full
 # attention, from uniform windows; best: the better one; margin: at once, influence at full attention on the margin, its curves over whole
 # windows; margin.abs, margin.signed: sums of single keys; joint, abs, signed: the same on cross-entropy.
-# --cap ends the refinement from full attention, from uniform windows after half as much again, each other one after half of it (best.json is
+# --cap ends the refinement from full attention, those from elsewhere after half as much again, each other one after half of it (best.json is
 # kept as it goes); --limit ends everything. What is there is not made again, an evaluation or refinement goes on from its .part. --known: what
 # full attention and uniform windows of half the length answer is known of an earlier run, of the same questions.
 # Seeds: calibration 1, evaluation 2; texts of calibration/ and heldout/ differ (scripts/corpus.py). proof_table.py OUT... makes the table.
@@ -32,18 +33,19 @@ usage() { sed -n '5,6s/^# *//p' "$0" >&2; exit 2; }
 [ $# -ge 2 ] || usage
 model=$1 out=$2; shift 2
 source=$(cd "$(dirname "$0")/.." && pwd)
-set=retrieval stages='' limit=0 device=auto n_profile='' n_judge='' n_round='' weight=20 cap=0 known=0 corpus=$HOME/.cache/moascope/corpus moascope='' print=0
+set=retrieval stages='' limit=0 device=auto n_profile='' n_judge='' n_round='' weight=20 cap=0 known=0 corpus=$HOME/.cache/moascope/corpus moascope='' print=0 begin_at=''
 while [ $# -gt 0 ]; do
     case $1 in --print) print=1; shift; continue ;; --known) known=1; shift; continue ;; esac
     [ $# -ge 2 ] || usage
     case $1 in
     --set) set=$2 ;; --stages) stages=${2//,/ } ;; --limit) limit=$2 ;; --device) device=$2 ;; --profile) n_profile=$2 ;;
     --judge) n_judge=$2 ;; --rounds) n_round=$2 ;; --weight) weight=$2 ;; --cap) cap=$2 ;; --corpus) corpus=$2 ;; --moascope) moascope=$2 ;;
+    --start) begin_at=$2 ;;
     *) usage ;;
     esac
     shift 2
 done
-all="items half uniform main text far quarter heads most finer measures grid kinds texts"
+all="items half uniform again main text far quarter heads most finer measures grid kinds texts"
 [ -n "$stages" ] || stages=$all
 for stage in $stages; do
     case " $all " in *" $stage "*) ;; *) echo "proof_rounds.sh: $stage is no stage: $all" >&2; exit 2 ;; esac
@@ -99,11 +101,12 @@ has() { [ $print = 1 ] || [ -e "$(best "$1")" ]; }
 
 # evaluate NAME TASK LENGTHS ITEMS PLAN...; those that are there
 evaluate() {
-    local name=$1 what=$2 at=$3 items=$4 plans=() docs=() given=() p; shift 4
+    local name=$1 what=$2 at=$3 items=$4 plans=() docs=() given=() p q; shift 4
     [ -n "$at" ] || return 0
     for p in "$@"; do
         case $known$what$p in "1${task}full" | "1${task}uniform:0.5") [ "$name" = $task-finer ] || continue ;; esac
         case $p in full | uniform:*) ;; *) has "$p" || continue; p=$(best "$p") ;; esac
+        for q in ${given[@]+"${given[@]}"}; do cmp -s "$p" "$q" && continue 2; done # the best one under its own name
         given+=("$p"); plans+=(--plan "$p")
     done
     [ ${#given[@]} -gt 0 ] || return 0
@@ -128,18 +131,23 @@ text() {
 }
 # refine NAME PER DENSITY ROUNDS SECONDS [START]: both-NAME-PER-DENSITY
 refine() {
-    local v=both-$1-$2-$3 start=(--step 0.2)
-    [ $# -lt 6 ] || start=(--step 0.3 --plan "$6")
+    local v=both-$1-$2-$3 start=() step=0.3
+    case $1-$2-$# in again-*-* | *-head-*) step=0.15 ;; *-5) step=0.2 ;; esac # near a good plan; from full attention
+    start=(--step "$step")
+    [ $# -lt 6 ] || start+=(--plan "$6")
     for=$5 step "refine-$1-$2-$3" "$out/plans/$v/refine.json" refine "$model" --data "$out/cal/$task.jsonl" --text "$out/cal/text.jsonl" \
         --text-weight "$weight" --lengths $cal --extend $extend${far:+,$far} --density "$3" --per "$2" --items "$n_profile" --judge "$n_judge" \
         "${start[@]}" --rounds "$4" --device "$device" -o "$out/plans/$v"
     has "$v"
 }
-# of two refinements' plans, judged by the same items
-better() { # RESULT A B
+# of refinements' plans, judged by the same items
+better() { # RESULT VARIANT...
+    local result=$1 p files=(); shift
+    for p in "$@"; do files+=("$(best "$p")"); done
+    set -- "$result" "$@"
     has "$1" && [ $print = 0 ] && return 0
-    if [ $print = 1 ]; then echo "$1: the better of $2 and $3"; return 0; fi
-    python3 - "$(best "$1")" "$(best "$2")" "$(best "$3")" <<'P' || failed=1
+    if [ $print = 1 ]; then echo "$result: the best of ${*:2}"; return 0; fi
+    python3 - "$(best "$result")" "${files[@]}" <<'P' || failed=1
 import json, os, shutil, sys
 there = [p for p in sys.argv[2:] if os.path.exists(p)]
 judged = lambda p: json.load(open(p))["provenance"]["refine"]
@@ -185,13 +193,15 @@ searches() { # VARIANT...: all at once
     done
     for p in ${pids[@]+"${pids[@]}"}; do wait "$p" || failed=1; done
 }
+# plans of the influence at full attention, where that was measured
+at_once() { [ $print = 0 ] && [ ! -e "$out/plans/both-rounds-group-0.5/round_01.npz" ] || searches "$@"; }
 kinds() {
     local k list=() ready=()
     for k in $kinds; do
         if [ "$k" = text ]; then # running text alone, by cross-entropy
             text && profile text cross-entropy && ready+=(text-joint-group-0.5)
         else
-            calibrate "$k" && profile "$k" margin && ready+=("$k-margin-group-0.5")
+            { [ -e "$(best "$k-margin-group-0.5")" ] || { calibrate "$k" && profile "$k" margin; }; } && ready+=("$k-margin-group-0.5")
         fi
     done
     searches ${ready[@]+"${ready[@]}"}
@@ -205,17 +215,18 @@ run() {
     items) calibrate $task && text ;;
     half) refine rounds group 0.5 "$n_round" "$cap" ;;
     uniform) refine uniform group 0.5 "$n_round" $((cap * 3 / 2)) uniform:0.5 ;;
-    main) better both-best-group-0.5 both-rounds-group-0.5 both-uniform-group-0.5
+    again) [ -z "$begin_at" ] || refine again group 0.5 "$n_round" $((cap * 3 / 2)) "$begin_at" ;;
+    main) better both-best-group-0.5 both-rounds-group-0.5 both-uniform-group-0.5 both-again-group-0.5
         evaluate $task-half $task $lengths $n_main both-best-group-0.5 full uniform:0.5 ;;
-    text) searches both-margin-group-0.5
+    text) at_once both-margin-group-0.5
         evaluate ppl-half ppl $ppl $n_ppl full both-best-group-0.5 uniform:0.5 both-margin-group-0.5 both-rounds-group-0.5 both-uniform-group-0.5 ;;
     far) evaluate $task-far $task "$far" $n_main both-best-group-0.5 full uniform:0.5 ;;
-    quarter) refine rounds group 0.25 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && searches both-margin-group-0.25
+    quarter) refine rounds group 0.25 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && at_once both-margin-group-0.25
         evaluate $task-quarter $task "$(echo $lengths | cut -d, -f 1-4)" $n_main both-rounds-group-0.25 &&
             evaluate $task-quarter-others $task $few $n_few both-margin-group-0.25 uniform:0.25 ;;
-    heads) refine rounds head 0.5 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && searches both-margin-head-0.5
+    heads) refine rounds head 0.5 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && at_once both-margin-head-0.5
         evaluate $task-heads $task $few $n_main both-rounds-head-0.5 both-margin-head-0.5 ;;
-    most) refine rounds group 0.75 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && searches both-margin-group-0.75
+    most) refine rounds group 0.75 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && at_once both-margin-group-0.75
         evaluate $task-most $task $few $n_few both-rounds-group-0.75 both-margin-group-0.75 uniform:0.75 ;;
     finer) evaluate $task-finer $task "$finer" $n_main full both-best-group-0.5 both-rounds-group-0.25 ;;
     measures)

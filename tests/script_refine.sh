@@ -16,7 +16,7 @@ with open(sys.argv[1] + "/data.jsonl", "w") as f:
 P
 expect 0 python3 "$source/scripts/text_items.py" "$tiny" "$source/README.md" --lengths 384,512 --items 3 --tail 30 --moascope "$moascope" -o "$temp/text.jsonl"
 expect 1 python3 "$source/scripts/text_items.py" "$tiny" "$source/README.md" --lengths 999999 --moascope "$moascope" -o "$temp/none"; says "none of 1 documents"
-refine() { "$moascope" refine "$tiny" --data "$temp/data.jsonl" --lengths 384,512 --device cpu --threads 2 --density 0.5 --extend 1024 --items 2 "$@"; }
+refine() { "$moascope" refine "$tiny" --gains --data "$temp/data.jsonl" --lengths 384,512 --device cpu --threads 2 --density 0.5 --extend 1024 --items 2 "$@"; }
 if [ -n "$threads_only" ]; then
     expect 0 refine --rounds 1 --step 0.8 -o "$temp/a"
     [ -s "$temp/a/refine.json" ] || complain "no table"
@@ -133,6 +133,18 @@ expect 0 other --first "$temp/t" -o "$temp/v"
 [ -e "$temp/v/round_01.npz" ] && complain "the first round was measured again"
 for f in best.json refine.json; do cmp -s "$temp/u/$f" "$temp/v/$f" || complain "--first comes to another $f"; done
 expect 1 other --first "$temp/nowhere" -o "$temp/w"; says "nowhere/round_01_answers.npz"
+# without --gains an answer's token that is likelier than under full attention counts as there: by no plan less than full attention
+expect 0 "$moascope" refine "$tiny" --data "$temp/data.jsonl" --lengths 384,512 --device cpu --density 0.5 --extend 1024 --items 2 --rounds 1 --text "$temp/text.jsonl" --text-weight 3 -o "$temp/n"
+python3 - "$temp" <<'P' || complain "judged without gains"
+import json, sys
+n, t = (json.load(open(sys.argv[1] + d)) for d in ("/n/refine.json", "/t/refine.json"))
+assert abs(n["full_attention"] - t["full_attention"]) < 1e-9
+a, b = n["plans"][0], t["plans"][0]
+assert a["file"] == b["file"] == "plan_01_c.json" and a["texts"] == b["texts"]
+full = n["full_attention"]
+assert a["answers"] > b["answers"] + 1e-3, "some token gains by a cut, in a random model"
+assert all(p["answers"] + 3 * p["texts"] == p["loss"] or abs(p["loss"] - p["answers"] - 3 * p["texts"]) < 1e-9 for p in n["plans"])
+P
 # from a plan that is within, margin, per head
 expect 0 refine --rounds 2 --plan uniform:0.5 --loss margin --per head -o "$temp/c" -q
 python3 - "$temp/c/refine.json" <<'P' || complain "from a uniform plan"

@@ -98,7 +98,9 @@ static moa_status make_synthetic(maker *k, moa_err *err) {
     memcpy(out->expected[0], it.expected, sizeof it.expected);
     out->n_expected = 1;
     if (k->form == MOA_FORM_CONTINUE) out->stop = MOA_STOP_AT_LINE;
-    if (k->form == MOA_FORM_CONTINUE && out->kind != MOA_CALIB_RETRIEVAL) out->stop |= MOA_STOP_AT_SENTENCE;
+    /* what comes after the number is no part of the answer, and would carry as much of the loss */
+    if (k->form == MOA_FORM_CONTINUE)
+        out->stop |= out->kind == MOA_CALIB_RETRIEVAL ? MOA_STOP_AT_NUMBER : MOA_STOP_AT_SENTENCE;
     s = encode(k, &over, err);
 out:
     moa_synth_free(&it);

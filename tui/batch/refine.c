@@ -10,7 +10,9 @@
  *   --text   candidates also with texts weighed more and less than the loss does; the best one's weight is the next round's middle. Predicted
  *            losses of answers and of texts are wrong by factors of their own, and judging is cheap beside a profile
  *
- *   loss     answers (--data)   -log of the probability of the answer, nats; influence by default on the margin (profile.h)
+ *   loss     answers (--data)   -log of the probability of the answer, nats; influence by default on the margin (profile.h). A token that
+ *                               is likelier than under full attention counts as it does there (but for --gains): what is gained in the
+ *                               wording of an answer does not make up for what is lost of its content
  *            texts (--text)     cross-entropy of a token, nats, times --text-weight: that a plan kept for answers alone costs much of it
  *
  * Why rounds: the influence of single heads at full attention does not add up (docs/proof.md). Heads stand in for one another: each may be
@@ -61,7 +63,8 @@ enum {
     OWN_EXTEND,
     OWN_PER,
     OWN_ALPHA_STEP,
-    OWN_FIRST
+    OWN_FIRST,
+    OWN_GAINS
 };
 
 enum { ANSWERS, TEXTS, N_KIND };
@@ -70,6 +73,7 @@ enum { ANSWERS, TEXTS, N_KIND };
 typedef struct lot {
     moa_token_items items;
     int32_t n_profile, judge0, n_judge;
+    float **full; /* (items.n) losses of their supervised tokens under full attention where they are needed, else NULL; owned */
 } lot;
 
 typedef struct stage {
@@ -96,7 +100,7 @@ typedef struct job {
     int n_kind; /* 1: no texts */
     stage stages[LENGTHS_MAX];
     int32_t n_stage, lengths[LENGTHS_MAX], extend[MOA_SEARCH_BOUND_MAX], n_extend;
-    bool margin;
+    bool margin, gains;
     char key[65];
     moa_part *part;
     moa_rounds way; /* what a round searches and decides */
@@ -166,6 +170,8 @@ static moa_status take_items(job *j, moa_err *err) {
                 return moa_fail(err, MOA_E_INVALID, "none of the %s fits a length of %d tokens: %s", what,
                                 j->lengths[i], t->items.why[0] ? t->items.why : "there is none");
             share_out(j, t);
+            t->full = calloc((size_t)t->items.n, sizeof *t->full);
+            if (!t->full) return moa_fail(err, MOA_E_MEMORY, "no memory for the losses of %d %s", t->items.n, what);
             moa_remark(j->args, "length %d: %d %s are profiled, %d judge%s", j->lengths[i], t->n_profile,
                        what, t->n_judge, t->judge0 < t->n_profile ? ", some of them both" : "");
         }
@@ -179,6 +185,7 @@ static moa_status take_words(job *j, moa_err *err) {
         return moa_fail(err, MOA_E_USAGE, "--loss %s: it is cross-entropy or margin", loss);
     if (strcmp(per, "group") != 0 && strcmp(per, "head") != 0)
         return moa_fail(err, MOA_E_USAGE, "--per %s: it is group or head", per);
+    j->gains = moa_args_has(j->args, OWN_GAINS);
     j->weight[ANSWERS] = 1;
     j->weight[TEXTS] = moa_args_real(j->args, OWN_TEXT_WEIGHT);
     j->n_kind = moa_args_has(j->args, OWN_TEXT) ? N_KIND : 1;
@@ -207,10 +214,10 @@ static void make_key(job *j) {
     moa_sha256_add(&h, j->extend, (size_t)j->n_extend * sizeof *j->extend);
     if (moa_args_has(j->args, OWN_FIRST))
         moa_sha256_add(&h, moa_args_text(j->args, OWN_FIRST), strlen(moa_args_text(j->args, OWN_FIRST)));
-    (void)snprintf(text, sizeof text, "%s %s %.17g %.17g %.17g %d %d %s %d", j->loaded.model->fingerprint,
+    (void)snprintf(text, sizeof text, "%s %s %.17g %.17g %.17g %d %d %s %d %d", j->loaded.model->fingerprint,
                    moa_load_kv_type(j->args), moa_args_real(j->args, OWN_DENSITY), moa_args_real(j->args, OWN_STEP), j->weight[TEXTS],
                    j->margin, moa_args_has(j->args, OWN_PATH), moa_args_text(j->args, OWN_PER),
-                   (int)moa_args_int(j->args, OWN_ALPHA_STEP));
+                   (int)moa_args_int(j->args, OWN_ALPHA_STEP), j->gains);
     moa_sha256_add(&h, text, strlen(text));
     moa_sha256_hex(&h, j->key);
 }
@@ -591,33 +598,62 @@ typedef struct spot {
     int32_t item;
 } spot;
 
-/* nats of all supervised tokens */
-static moa_status judge_item(job *j, const moa_plan *p, const char *key, spot at, double *loss,
-                             moa_err *err) {
-    const moa_tokens *item = &j->stages[at.stage].lots[at.kind].items.data[at.item];
+/* Sum of the tokens' losses; of those likelier than in full, as there. full NULL: as they are. */
+static double sum_of(const float *each, const float *full, int32_t n) {
+    double sum = 0;
+    for (int32_t i = 0; i < n; i++)
+        sum += (double)(full && full[i] > each[i] ? full[i] : each[i]);
+    return sum;
+}
+
+/* nats of all supervised tokens; the first plan that is judged is full attention, whose losses are kept */
+static moa_status measure_item(job *j, const moa_plan *p, spot at, double *loss, moa_err *err) {
+    const lot *t = &j->stages[at.stage].lots[at.kind];
+    const moa_tokens *item = &t->items.data[at.item];
+    const int32_t n = item->n - item->supervise_from;
+    const bool all = at.kind == TEXTS || j->gains;
+    float *each = malloc((size_t)n * sizeof *each);
     const moa_loss_job work = {.ids = item->ids,
                                .n = item->n,
                                .from = item->supervise_from,
                                .rules = p->rules,
                                .n_reserved = j->lengths[at.stage],
+                               .each = each,
                                .progress = on_progress,
                                .cancelled = moa_interrupted,
                                .user = j};
     moa_loss sum = {0};
+    moa_status s = MOA_OK;
+    if (!each) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for the losses of %d tokens", n));
+    MOA_TRY(moa_loss_add(j->seq, &work, &sum, err));
+    *loss = all ? sum.sum : sum_of(each, t->full[at.item], n);
+    if (!all && !t->full[at.item]) {
+        t->full[at.item] = each;
+        each = NULL; /* moved */
+    }
+out:
+    free(each);
+    return s;
+}
+
+static moa_status judge_item(job *j, const moa_plan *p, const char *key, spot at, double *loss,
+                             moa_err *err) {
+    const lot *t = &j->stages[at.stage].lots[at.kind];
+    const bool needed = at.kind == ANSWERS && !j->gains && !t->full[at.item];
     moa_buf line = {0};
     char want[96];
     moa_status s = MOA_OK;
     (void)snprintf(want, sizeof want, "%.32s %d %d %d ", key, j->lengths[at.stage], at.kind, at.item);
     *loss = known(j, want);
-    if (!isfinite(*loss)) {
-        MOA_TRY(moa_loss_add(j->seq, &work, &sum, err));
-        *loss = sum.sum;
+    const bool is_new = !isfinite(*loss);
+    if (is_new || needed) MOA_TRY(measure_item(j, p, at, loss, err));
+    if (is_new) {
         moa_buf_str(&line, want);
         moa_json_number(&line, *loss);
         if (!moa_buf_ok(&line)) MOA_TRY(moa_fail(err, MOA_E_MEMORY, "no memory for a loss"));
         MOA_TRY(moa_part_add(j->part, line.data, line.size, err));
     }
-    j->done += item->n;
+    j->done += t->items.data[at.item].n;
 out:
     moa_buf_free(&line);
     return s;
@@ -870,8 +906,13 @@ static moa_status show(const job *j, moa_err *err) {
 static void close_job(job *j) {
     for (int32_t i = 0; i < j->n_found; i++)
         moa_plan_close(&j->found[i].plan);
-    for (int i = 0; i < LENGTHS_MAX * N_KIND; i++)
-        moa_token_items_free(&j->stages[i / N_KIND].lots[i % N_KIND].items);
+    for (int i = 0; i < LENGTHS_MAX * N_KIND; i++) {
+        lot *t = &j->stages[i / N_KIND].lots[i % N_KIND];
+        for (int32_t k = 0; t->full && k < t->items.n; k++)
+            free(t->full[k]);
+        free(t->full);
+        moa_token_items_free(&t->items);
+    }
     moa_part_close(&j->part);
     for (int k = 0; k < N_KIND; k++) {
         moa_losses_close(&j->now[k]);
@@ -941,6 +982,8 @@ static const moa_option own[] = {
     {"--alpha-step", MOA_OPTION_INT, "T", "0", 0, 16777216, false, "grid of alpha, tokens, as in `search`"},
     {"--first", MOA_OPTION_TEXT, "DIR", NULL, 0, 0, false,
      "an earlier run of the same items and start, whose first round's influence is taken"},
+    {"--gains", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false,
+     "judge answers by all of their loss: tokens that are likelier than under full attention make up for others"},
     {0},
 };
 
