@@ -4,8 +4,8 @@
  *
  *   memory      cudaMalloc, every block in one list, so that close() returns all of it. cudaMalloc aligns to 256 bytes at least
  *   upload      up to 64 KiB through a ring of pinned slots, more through upload.cu; without waiting
- *   weights     nobody waits for one: what is to be known of its values (its largest) is fetched behind it and looked at before the
- *               first operation
+ *   weights     nobody waits for one: its bytes are read and sent while the next is asked for; what is to be known of its values (its
+ *               largest) is fetched behind it and looked at before the first operation. Small ones share blocks
  *   recording   the stream is captured into a graph; a replay is one launch. Uploads, downloads and allocations have no place
  *               in a recording and are refused there
  *   failure     out of memory: what was needed and what is free. A sticky error: the backend is lost, every later call says
@@ -23,6 +23,7 @@
 #include "cuda/attn_decode.cuh"
 #include "cuda/bwd.cuh"
 #include "cuda/matmul.cuh"
+#include "cuda/upload.cuh"
 
 struct moa_cuda_block {
     void *memory;
@@ -37,14 +38,24 @@ struct moa_cuda_recording {
 
 static const double MIB = 1048576.0;
 static const size_t SCRATCH_BYTES = (size_t)32 << 20, BLAS_BYTES = (size_t)32 << 20,
-                    GEMM_TILE_BYTES = (size_t)64 << 20;
+                    GEMM_TILE_BYTES = (size_t)64 << 20, SLAB_BYTES = (size_t)32 << 20, SHARED_MOST = (size_t)8 << 20,
+                    ALIGN = 256; /* cudaMalloc's */
 enum { CHUNK = 2048, N_SCALE = 1024 }; /* tokens that a prefill likes at once; weights that wait for their scale */
+
+/* device memory that weights share: a call of the driver takes 25 us, and a small model has hundreds */
+struct moa_cuda_slab {
+    char *memory;
+    size_t used;
+    int n_weight;
+    moa_cuda_slab *prev, *next;
+};
 
 /* weights whose largest value is on its way */
 struct moa_cuda_scales {
     uint32_t *device, *host; /* (N_SCALE), host pinned */
     moa_dev_weight *of[N_SCALE];
     int n;
+    moa_cuda_slab *slabs; /* the first is the one that is filled */
 };
 enum { FAULT_NONE, FAULT_ILLEGAL, FAULT_HANG };
 
@@ -138,7 +149,7 @@ moa_status moa_cuda_enter(moa_cuda *c, moa_err *err) {
 }
 
 /* what the weights loaded so far are multiplied with where they become float16 */
-static moa_status settle_scales(moa_cuda *c, moa_err *err) {
+static moa_status take_scales(moa_cuda *c, moa_err *err) {
     moa_cuda_scales *s = c->scales;
     if (!s || s->n == 0) return MOA_OK;
     MOA_CU(c, cudaStreamSynchronize(c->stream));
@@ -147,6 +158,12 @@ static moa_status settle_scales(moa_cuda *c, moa_err *err) {
     s->n = 0;
     MOA_CU(c, cudaMemsetAsync(s->device, 0, N_SCALE * sizeof *s->device, c->stream));
     return MOA_OK;
+}
+
+/* weights are all there, and what is to be known of them */
+static moa_status settle_weights(moa_cuda *c, moa_err *err) {
+    if (c->pump) MOA_RETURN(moa_cuda_pump_flush(c, err));
+    return take_scales(c, err);
 }
 
 __global__ static void fault_kernel(int fault, int64_t seconds) {
@@ -160,7 +177,7 @@ __global__ static void fault_kernel(int fault, int64_t seconds) {
 
 moa_status moa_cuda_enter_op(moa_cuda *c, moa_err *err) {
     MOA_RETURN(moa_cuda_enter(c, err));
-    if (!c->recording) MOA_RETURN(settle_scales(c, err));
+    if (!c->recording) MOA_RETURN(settle_weights(c, err));
     if (c->fault == FAULT_NONE || c->n_op++ != c->fault_at) return MOA_OK;
     fault_kernel<<<1, 1, 0, c->stream>>>(c->fault, 120);
     MOA_LAUNCHED(c, "the fault that MOA_FAULT asked for");
@@ -282,7 +299,7 @@ static moa_status cuda_sync(moa_backend *b, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter(c, err));
     MOA_RETURN(not_recording(c, "a wait", err));
-    MOA_RETURN(settle_scales(c, err));
+    MOA_RETURN(settle_weights(c, err));
     MOA_CU(c, cudaStreamSynchronize(c->stream));
     return MOA_OK;
 }
@@ -324,7 +341,7 @@ static moa_status weight_check(const moa_weight *w, size_t *row_bytes, moa_err *
     default:
         return moa_fail(err, MOA_E_UNSUPPORTED, "weight %s: type %d is not supported", name, (int)w->type);
     }
-    if (!w->data) return moa_fail(err, MOA_E_INVALID, "weight %s has no data", name);
+    if (!w->data && !w->read) return moa_fail(err, MOA_E_INVALID, "weight %s has no data", name);
     if (w->n_out <= 0 || w->n_in <= 0 || (size_t)w->n_in % len != 0)
         return moa_fail(err, MOA_E_INVALID, "weight %s: shape %dx%d does not divide into blocks of %zu", name,
                         w->n_out, w->n_in, len);
@@ -338,39 +355,105 @@ static moa_status weight_check(const moa_weight *w, size_t *row_bytes, moa_err *
     return MOA_OK;
 }
 
+/* memory for a weight, its own or a part of a slab */
+static moa_status allocate_weight(moa_cuda *c, size_t bytes, const char *name, void **out, moa_err *err) {
+    moa_cuda_slab *first = c->scales->slabs;
+    const char *what = name ? name : "a weight";
+    if (bytes > SHARED_MOST) return allocate(c, bytes, what, out, err);
+    const size_t need = moa_ceil_div(bytes ? bytes : 1, ALIGN) * ALIGN;
+    if (!first || SLAB_BYTES - first->used < need) {
+        void *memory = nullptr;
+        MOA_RETURN(allocate(c, SLAB_BYTES, what, &memory, err));
+        first = new (std::nothrow) moa_cuda_slab();
+        if (!first) {
+            release(c, memory);
+            return moa_fail(err, MOA_E_MEMORY, "no host memory for the record of weight %s", what);
+        }
+        first->memory = static_cast<char *>(memory);
+        link(&c->scales->slabs, first);
+    }
+    *out = first->memory + first->used;
+    first->used += need;
+    first->n_weight++;
+    return MOA_OK;
+}
+
+/* a slab goes with its last weight */
+static void release_weight(moa_cuda *c, void *memory) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(memory);
+    for (moa_cuda_slab *s = c->scales ? c->scales->slabs : nullptr; s; s = s->next) {
+        const uintptr_t from = reinterpret_cast<uintptr_t>(s->memory);
+        if (at < from || at >= from + SLAB_BYTES) continue;
+        if (--s->n_weight > 0) return;
+        release(c, s->memory);
+        unlink(&c->scales->slabs, s);
+        delete s;
+        return;
+    }
+    release(c, memory);
+}
+
 /* a vector becomes float32, through the workspace */
 static moa_status load_vector(moa_cuda *c, const moa_weight *w, moa_dev_weight *d, moa_err *err) {
     moa_dev_weight packed = *d;
     d->type = MOA_F32;
     d->row_bytes = sizeof(float) * (size_t)w->n_in;
-    MOA_RETURN(allocate(c, d->row_bytes, w->name ? w->name : "a vector", &d->data, err));
-    if (w->type == MOA_F32) return cuda_upload(&c->base, d->data, w->data, w->bytes, err);
+    MOA_RETURN(allocate_weight(c, d->row_bytes, w->name, &d->data, err));
+    if (w->type == MOA_F32) return moa_cuda_pump_put_all(c, w, d->data, nullptr, err);
+    MOA_RETURN(moa_cuda_pump_flush(c, err)); /* pieces that have landed may be packed from the workspace */
     MOA_RETURN(moa_cuda_scratch(c, w->bytes, &packed.data, err));
-    MOA_RETURN(cuda_upload(&c->base, packed.data, w->data, w->bytes, err));
+    MOA_RETURN(moa_cuda_pump_put_all(c, w, packed.data, nullptr, err));
+    MOA_RETURN(moa_cuda_pump_flush(c, err));
     return moa_cuda_decode_rows(c, &packed, 0, 1, d->data, MOA_ELEM_F32, err);
+}
+
+/* rows longer than a piece: one at a time */
+static moa_status load_long_rows(moa_cuda *c, const moa_weight *w, moa_dev_weight *d, moa_err *err) {
+    void *space = nullptr;
+    MOA_RETURN(moa_cuda_pump_flush(c, err));
+    MOA_RETURN(moa_cuda_scratch(c, d->row_bytes, &space, err));
+    for (int32_t row = 0; row < w->n_out; row++) {
+        const size_t start = (size_t)row * d->row_bytes;
+        for (size_t at = 0; at < d->row_bytes; at += MOA_PIECE_BYTES) {
+            moa_cuda_piece p = {};
+            p.host = w->data ? static_cast<const char *>(w->data) + start + at : nullptr;
+            p.from = *w;
+            p.at = start + at;
+            p.bytes = d->row_bytes - at < MOA_PIECE_BYTES ? d->row_bytes - at : MOA_PIECE_BYTES;
+            p.dst = static_cast<char *>(space) + at;
+            MOA_RETURN(moa_cuda_pump_put(c, &p, err));
+        }
+        MOA_RETURN(moa_cuda_pump_flush(c, err));
+        MOA_RETURN(moa_cuda_pack_rows(c, space, d->row_bytes, row, 1, d, err));
+    }
+    return moa_cuda_weight_whole(c, d, err);
 }
 
 /* GGUF's bytes go through the workspace, a piece at a time, and are repacked there by the device */
 static moa_status load_packed(moa_cuda *c, const moa_weight *w, moa_dev_weight *d, moa_err *err) {
-    const size_t fit = SCRATCH_BYTES / d->row_bytes;
-    const int32_t most = fit < 1 ? 1 : fit < (size_t)w->n_out ? (int32_t)fit : w->n_out;
-    void *space = nullptr;
+    const int32_t most = (int32_t)(MOA_PIECE_BYTES / d->row_bytes);
     d->packed = true;
-    MOA_RETURN(allocate(c, moa_cuda_packed_bytes(d), w->name ? w->name : "a weight", &d->data, err));
-    MOA_RETURN(moa_cuda_scratch(c, (size_t)most * d->row_bytes, &space, err));
+    MOA_RETURN(allocate_weight(c, moa_cuda_packed_bytes(d), w->name, &d->data, err));
+    if (most < 1) return load_long_rows(c, w, d, err);
     for (int32_t row = 0; row < w->n_out; row += most) {
-        const int32_t n = w->n_out - row < most ? w->n_out - row : most;
-        const uint8_t *from = static_cast<const uint8_t *>(w->data) + (size_t)row * d->row_bytes;
-        MOA_RETURN(cuda_upload(&c->base, space, from, (size_t)n * d->row_bytes, err));
-        MOA_RETURN(moa_cuda_pack_rows(c, space, d->row_bytes, row, n, d, err));
+        moa_cuda_piece p = {};
+        p.at = (size_t)row * d->row_bytes;
+        p.host = w->data ? static_cast<const char *>(w->data) + p.at : nullptr;
+        p.from = *w;
+        p.w = d;
+        p.row0 = row;
+        p.n_row = w->n_out - row < most ? w->n_out - row : most;
+        p.bytes = (size_t)p.n_row * d->row_bytes;
+        p.last = row + p.n_row == w->n_out;
+        MOA_RETURN(moa_cuda_pump_put(c, &p, err));
     }
     return MOA_OK;
 }
 
-/* asks for the largest value of w, which settle_scales() looks at */
-static moa_status ask_scale(moa_cuda *c, moa_dev_weight *w, moa_err *err) {
+/* asks for the largest value of w, which take_scales() looks at */
+moa_status moa_cuda_weight_whole(moa_cuda *c, moa_dev_weight *w, moa_err *err) {
     moa_cuda_scales *s = c->scales;
-    if (s->n == N_SCALE) MOA_RETURN(settle_scales(c, err));
+    if (s->n == N_SCALE) MOA_RETURN(take_scales(c, err));
     MOA_RETURN(moa_cuda_pack_largest(c, w, s->device + s->n, err));
     MOA_CU(c, cudaMemcpyAsync(s->host + s->n, s->device + s->n, sizeof *s->host, cudaMemcpyDeviceToHost,
                               c->stream));
@@ -383,10 +466,9 @@ static moa_status load_matrix(moa_cuda *c, const moa_weight *w, moa_dev_weight *
     if (c->matmul == 2 && moa_cuda_packed_bytes(d) > 0) {
         MOA_RETURN(load_packed(c, w, d, err));
     } else {
-        MOA_RETURN(allocate(c, w->bytes, w->name ? w->name : "a weight", &d->data, err));
-        MOA_RETURN(cuda_upload(&c->base, d->data, w->data, w->bytes, err));
+        MOA_RETURN(allocate_weight(c, w->bytes, w->name, &d->data, err));
+        MOA_RETURN(moa_cuda_pump_put_all(c, w, d->data, d, err));
     }
-    MOA_RETURN(ask_scale(c, d, err));
     /* what its product will want, so that no operation has to grow the workspace */
     if (c->gemm == MOA_GEMM_F16) return moa_cuda_scratch(c, moa_cuda_gemm_bytes(d, CHUNK), &unused, err);
     if (w->type == MOA_F32 && c->gemm != MOA_GEMM_BF16) return MOA_OK;
@@ -397,10 +479,13 @@ static moa_status load_matrix(moa_cuda *c, const moa_weight *w, moa_dev_weight *
 static void cuda_weight_free(moa_backend *b, moa_dev_weight *w) {
     moa_cuda *c = moa_cuda_self(b);
     if (!w) return;
+    (void)cudaSetDevice(c->device);
+    (void)moa_cuda_pump_flush(c, nullptr); /* some piece may be on its way to it */
     for (int i = 0; c->scales && i < c->scales->n; i++)
         if (c->scales->of[i] == w) c->scales->of[i] = nullptr;
     unlink(&c->weights, w);
-    cuda_free(b, w->data);
+    if (w->data) release_weight(c, w->data);
+    (void)cudaGetLastError();
     delete w;
 }
 
@@ -423,7 +508,8 @@ static moa_status cuda_weight_load(moa_backend *b, const moa_weight *w, bool kee
     d->row_bytes = row_bytes;
     d->f16_scale = 1;
     link(&c->weights, d);
-    const moa_status s = w->n_out == 1 ? load_vector(c, w, d, err) : load_matrix(c, w, d, err);
+    moa_status s = w->n_out == 1 ? load_vector(c, w, d, err) : load_matrix(c, w, d, err);
+    if (s == MOA_OK && w->data) s = moa_cuda_pump_flush(c, err); /* the caller's memory may go */
     if (s == MOA_OK)
         *out = d;
     else
@@ -437,7 +523,7 @@ static moa_status cuda_record_begin(moa_backend *b, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter(c, err));
     leave_recording(c); /* one that an error left open */
-    MOA_RETURN(settle_scales(c, err));
+    MOA_RETURN(settle_weights(c, err));
     MOA_CU(c, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal));
     c->recording = true;
     return MOA_OK;

@@ -212,12 +212,12 @@ static moa_status load(loader *ld, const moa_weight *w, moa_dev_weight **out, mo
     moa_engine *e = ld->e;
     if (!w->data && w->bytes == 0) return MOA_OK; /* the model has none */
     moa_weight brought;
-    const bool there = w->data != NULL;
+    const bool there = w->data || (w->read && strcmp(e->vt->name, "cuda") == 0); /* which reads it itself */
     if (!there && !w->read && !e->model->make)
         return moa_fail(err, MOA_E_INVALID, "%s: only the header was read, there are no weights to load",
                         w->name);
     moa_status s = there ? MOA_OK : bring(ld, w, &brought, err);
-    if (s == MOA_OK) s = e->vt->weight_load(e->backend, there ? w : &brought, there, out, err);
+    if (s == MOA_OK) s = e->vt->weight_load(e->backend, there ? w : &brought, w->data != NULL, out, err);
     if (s != MOA_OK) return s;
     e->weight_bytes += w->bytes;
     ld->done += w->bytes;

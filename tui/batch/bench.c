@@ -201,9 +201,13 @@ static moa_status open_model(job *j, bool data, moa_err *err) {
     if (!name && !shape && paper) shape = "vicuna-7b";
     if (shape) return moa_model_random(&j->model, shape, type, 1, err);
     if (!name) return moa_fail(err, MOA_E_USAGE, "which model? give a GGUF file, a name, or --shape NAME");
-    const moa_status s = moa_model_find(name, path, sizeof path, err);
+    moa_status s = moa_model_find(name, path, sizeof path, err);
     if (s != MOA_OK) return s;
-    return moa_model_open(&j->model, path, !data, on_progress, (void *)(uintptr_t)j->args, err);
+    if (!data) return moa_model_open(&j->model, path, true, NULL, NULL, err);
+    MOA_TRY(moa_model_open_lazy(&j->model, path, err));
+    if (strcmp(j->backend->vt->name, "cuda") != 0) MOA_TRY(moa_model_read(j->model, on_progress, (void *)(uintptr_t)j->args, err));
+out:
+    return s;
 }
 
 /* weights that are made fill any machine if asked to: better said than found out */
@@ -281,16 +285,18 @@ static moa_status memory_case(job *j, const char *plan, const moa_bench_case *c,
 
 /* without statistics and with them: what watching costs a prompt */
 static moa_status ttft_case(job *j, const char *plan, const moa_bench_case *c, moa_err *err) {
-    static const char *const names[MOA_N_BENCH_WATCH] = {"ttft", "ttft sampled", "ttft exact"};
-    moa_bench_row rows[MOA_N_BENCH_WATCH];
     moa_status s = j->matrix_flop_s > 0 ? MOA_OK : moa_bench_matrix(&j->x, &j->matrix_flop_s, err);
-    if (s == MOA_OK) s = moa_bench_ttft(&j->x, j->engine, c, rows, err);
-    if (s != MOA_OK) return tell_failure(j, names[0], plan, c, s, err);
-    for (int w = 0; w < MOA_N_BENCH_WATCH; w++) {
-        rows[w].peak_flop_s = j->matrix_flop_s;
-        tell(j, names[w], plan, &rows[w]);
+    for (int watched = 0; watched < 2 && s == MOA_OK; watched++) {
+        moa_bench_row r;
+        const char *name = watched ? "ttft probe on" : "ttft";
+        s = moa_bench_ttft(&j->x, j->engine, c, watched ? MOA_WATCH_STATS : 0, &r, err);
+        r.peak_flop_s = j->matrix_flop_s;
+        if (s == MOA_OK)
+            tell(j, name, plan, &r);
+        else
+            s = tell_failure(j, name, plan, c, s, err);
     }
-    return MOA_OK;
+    return s;
 }
 
 static moa_status one_case(job *j, what w, const char *plan_name, const moa_bench_case *c, moa_err *err) {
@@ -587,7 +593,7 @@ static const moa_option own[] = {
     {"--shape", MOA_OPTION_TEXT, "NAME", NULL, 0, 0, false,
      "random weights of a known shape: llama3-8b, llama3-70b-layer, vicuna-7b, smollm2, qwen2.5-1.5b, "
      "qwen2.5-0.5b"},
-    {"--type", MOA_OPTION_TEXT, "q4_0|q4_1|q4_k|q8_0|bf16|f16", "q4_0", 0, 0, false, "their type"},
+    {"--type", MOA_OPTION_TEXT, "q4_0|q4_1|q4_k|q4_k_m|q8_0|bf16|f16", "q4_0", 0, 0, false, "their type"},
     {"--what", MOA_OPTION_TEXT, "WHAT,WHAT,...", "decode-attn,step", 0, 0, false,
      "decode-attn, prefill-attn, step, load, probe, ttft, memory, profile"},
     {"--plan", MOA_OPTION_LIST, "PLAN...", NULL, 0, 0, false,
