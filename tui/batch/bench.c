@@ -285,18 +285,16 @@ static moa_status memory_case(job *j, const char *plan, const moa_bench_case *c,
 
 /* without statistics and with them: what watching costs a prompt */
 static moa_status ttft_case(job *j, const char *plan, const moa_bench_case *c, moa_err *err) {
+    static const char *const names[MOA_N_BENCH_WATCH] = {"ttft", "ttft sampled", "ttft exact"};
+    moa_bench_row rows[MOA_N_BENCH_WATCH];
     moa_status s = j->matrix_flop_s > 0 ? MOA_OK : moa_bench_matrix(&j->x, &j->matrix_flop_s, err);
-    for (int watched = 0; watched < 2 && s == MOA_OK; watched++) {
-        moa_bench_row r;
-        const char *name = watched ? "ttft probe on" : "ttft";
-        s = moa_bench_ttft(&j->x, j->engine, c, watched ? MOA_WATCH_STATS : 0, &r, err);
-        r.peak_flop_s = j->matrix_flop_s;
-        if (s == MOA_OK)
-            tell(j, name, plan, &r);
-        else
-            s = tell_failure(j, name, plan, c, s, err);
+    if (s == MOA_OK) s = moa_bench_ttft(&j->x, j->engine, c, rows, err);
+    if (s != MOA_OK) return tell_failure(j, names[0], plan, c, s, err);
+    for (int w = 0; w < MOA_N_BENCH_WATCH; w++) {
+        rows[w].peak_flop_s = j->matrix_flop_s;
+        tell(j, names[w], plan, &rows[w]);
     }
-    return s;
+    return MOA_OK;
 }
 
 static moa_status one_case(job *j, what w, const char *plan_name, const moa_bench_case *c, moa_err *err) {
