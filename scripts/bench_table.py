@@ -147,11 +147,11 @@ def goals_of(files):
             for key, most in (("kernel_launches", 0), ("uploads", 1 / 32), ("downloads", 0), ("synchronisations", 0)):
                 g.add("P7", "temp %s: %s a step" % (temp, key.replace("_", " ")), t[key] / t["steps"], most, -1)
     for name in ("small-rest", "8b-q4_0"):
-        for kind, off_name, wanted in (("probe", "probe off", 0.02), ("ttft probe", "ttft", 0.01)):
-            for on in rows(files, name, kind + " on"):
+        for on_name, off_name, wanted in (("probe on", "probe off", 0.02), ("ttft sampled", "ttft", 0.01), ("ttft exact", "ttft", 0.08)):
+            for on in rows(files, name, on_name):
                 off = pick(rows(files, name, off_name), plan=on["plan"], depth=on["depth"])
                 x = ratio(on, off, "median_us")
-                g.add("P8", "%s %s, %d tokens: %s with statistics - 1" % (name, on["plan"], on["depth"], "step" if kind == "probe" else "prompt"),
+                g.add("P8", "%s %s, %d tokens: %s - 1" % (name, on["plan"], on["depth"], "step with statistics" if on_name == "probe on" else on_name.replace("ttft", "prompt watched")),
                       x and x - 1, wanted, -1)
     for name, what, wanted in (("small-rest", "SmolLM2", 60), ("load-small", "SmolLM2", 60), ("load-8b", "4.2 GB", 500)):
         r = pick(rows(files, name, "load"))
@@ -191,7 +191,7 @@ def markdown(files, goals):
             read = (r.get("weight_bytes") or 0) + (r.get("kv_bytes") or 0)
             flop = r.get("flop_s")
             out.append("| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |" % (
-                r.get("peer", r["what"]), r["plan"], r["batch"], r["depth"], number(r.get("kept")), number(read / 1e6 if read else None),
+                r.get("peer", r["what"]), r.get("plan", "-"), r.get("batch", "-"), r.get("depth", "-"), number(r.get("kept")), number(read / 1e6 if read else None),
                 number(r.get("median_us")), number(r.get("share")), number(r.get("tok_s")), number(flop / 1e12 if flop else None), number(r.get("matrix_share"))))
     return "\n".join(out) + "\n"
 
