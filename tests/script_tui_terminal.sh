@@ -15,7 +15,7 @@ cp "$fake" "$work/fake_engine"
 bad=0
 fail() { echo "FAILED: $*"; t capture-pane -p | sed 's/^/    /' | head -30; bad=1; }
 cap() { t capture-pane -p; }
-wait_for() { local i; for i in $(seq 1 150); do cap | grep -qF -- "$1" && return 0; sleep 0.1; done; fail "never saw: $1 ($2)"; return 1; }
+wait_for() { local i; for i in $(seq 1 500); do cap | grep -qF -- "$1" && return 0; sleep 0.03; done; fail "never saw: $1 ($2)"; return 1; }
 # the shell in the pane: prompt "$ ", and a command that starts the workbench on the scripted engine
 shell() { # environment...
   t kill-server 2>/dev/null; sleep 0.1
@@ -89,7 +89,7 @@ for term in xterm-256color xterm screen-256color tmux-256color linux vt100 xterm
   for lang in C.UTF-8 C; do
     for color in "" NO_COLOR=1 COLORTERM=truecolor; do
       shell $color
-      t send-keys "export TERM=$term LC_ALL=$lang" Enter; sleep 0.1
+      t send-keys "export TERM=$term LC_ALL=$lang" Enter
       go
       if [ $term = dumb ]; then wait_for "needs a terminal" dumb; wait_for "rc=3" "dumb"; continue; fi
       wait_for ready "$term $lang $color" || continue
