@@ -4,226 +4,156 @@
  *              shared memory that its own bulk copies fill (step_ring.cuh): weights and old keys and values do not depend on
  *              activations, so they are fetched ahead over phases and layers, 150 KB a multiprocessor on the way
  *   phase      norm, q k v, rope, store | attention | o + residual | norm, gate up, silu | down + residual; at the end norm, head.
- *              Between two of them all blocks meet: one addition to a counter, one thread of each block looks at it. Before it waits a
- *              block fills what its last products have emptied and looks up what the phase before does not write
- *   products   a warp has pairs of outputs as in fused.cu, the whole warp side by side on both rows: the same fixed point, the
- *              same products, the same epilogues
- *   attention  a KV head's units of 16 tokens are dealt out to warps of one block, or of several from 33 units on; warps meet in
- *              shared memory, blocks through global memory and a ticket. The newest unit, whose last row is new, is read by itself.
- *              What a warp does with a unit is attn_decode_mma.cuh's, statistics included; histograms are launches of their own behind
+ *              The blocks never meet: a phase begins in a block as soon as what it reads is there (step_flow.cuh), already in the form
+ *              that its products want, and 16 outputs that share a scale are made by one block
+ *   products   a warp has pairs of outputs as in fused.cu, the whole warp side by side on both rows; the same products and epilogues,
+ *              x in fixed point by groups of 16
+ *   attention  blocks go to the KV heads so that the head with most units of 16 tokens for each of its blocks has as few as can be;
+ *              a head's units are dealt out to its blocks' warps. Warps meet in shared memory, blocks through global memory
+ *              and a ticket. The newest unit, whose last row comes from the phase before, is put together in shared memory. What a warp
+ *              does with a unit is attn_decode_mma.cuh's, statistics included; histograms are launches of their own behind
  *
- * The description of the step (pointers of all layers) is the kernel's argument: a recording holds it. All counters are 0 between
- * launches. Sums are in a fixed order: the same bits each time. Needs sm_90; K and V in float16, groups of up to 8, heads of 64 and 128, the weight
- * types of fused.cu. Anything else is not taken. The single operations are the check (tests/test_ops_step.c).
+ * The description of the step (pointers of all layers) is the kernel's argument: a recording holds it, and the memset in front that empties the
+ * flows. Sums are in a fixed order: the same bits each time. Needs sm_90; K and V in float16, groups of up to 8, heads of 64 and
+ * 128, d_model by 64, d_ff by 16, the weight types of fused.cu. Anything else is not taken. The single operations are the check
+ * (tests/test_ops_step.c).
  *
- *   H100, us a step            fused.cu   here
- *   Llama-3-8B shape Q4_0     2617       2177     test_ops_step cuda bench: without embedding and argmax, a head of 32768 outputs
- *   SmolLM2 Q4_1               596        705     as above, all of its outputs; at 4000 tokens, watched: 1008
- *   Where the time goes (8B, clocks a phase and block): 5000 between phases, 3300 x (of down 9700), the rest products, which read at the
- *   ceiling once they have begun. So the engine takes this for models with much to read a layer alone.
- *   2026-11-24; fused.cu by moascope bench --what step, which by an earlier form of this kernel gave 2481 and 842 */
+ *   H100, us a step            fused.cu   v1     v2       test_ops_step cuda bench: without embedding and argmax, a head of 32768 outputs
+ *   8B shape Q4_0                2617     2177   1938     fused.cu: all of the step
+ *   8B shape BF16                6196      -     5318
+ *   v1: all blocks met after every phase (a counter; 5000 clocks with the wait for the slowest) and each put all of x to fixed point itself
+ *   (3300 clocks, of down 9700)                                                                                      2026-11-24 */
 #include <new>
 
 #include "cuda/launch.cuh"
-#include "cuda/step_ring.cuh"
+#include "cuda/step_flow.cuh"
 
-static constexpr int MAX_RAW = 8; /* rounds of x that a thread holds while it is normalised: n_in <= 8192 */
-static constexpr int MIN_SLOT = 2, MAX_SLOT = 8, STATE = 8;
+static constexpr int MIN_SLOT = 2, MAX_SLOT = 8, STATE = 8, MAX_HEAD_KV = 128;
 
 /* --- shared memory ---------------------------------------------------------------------------------------- */
 
 struct step_shared {
     uint8_t *slots;  /* (STEP_WARPS, n_slot, STEP_SLOT) */
     uint8_t *newest; /* K and V of the newest unit */
-    uint4 *x;        /* x as put() leaves it; while attention meets: parts */
+    uint4 *x;        /* a flow, sums of squares behind it; while attention meets: parts */
+    float *q;        /* (group, d_head) of this block's KV head */
+    float *out;      /* outputs of this block's groups */
     float *turn;     /* cosines (half), sines (half) */
-    float *sum;      /* 32 */
-    int *widest;     /* (n_layer) of this block's KV head */
+    int *last;
+    step_seat *seat;    /* (n_layer) */
     step_layer *layers; /* (n_layer) */
     step_form *forms;   /* (STEP_MAX_FORM) */
     uint64_t *bars;  /* (STEP_WARPS, n_slot) */
-    int *last;
 };
 __device__ static inline step_shared shared_of(const step_job &j, uint8_t *all) {
     step_shared s;
     s.slots = all;
     s.newest = all + j.newest_at;
     s.x = reinterpret_cast<uint4 *>(all + j.x_at);
+    s.q = reinterpret_cast<float *>(all + j.q_at);
+    s.out = reinterpret_cast<float *>(all + j.out_at);
     s.bars = reinterpret_cast<uint64_t *>(all + j.rest_at);
     s.turn = reinterpret_cast<float *>(s.bars + STEP_WARPS * MAX_SLOT);
-    s.sum = s.turn + 256;
-    s.last = reinterpret_cast<int *>(s.sum + 32);
-    s.widest = s.last + 4;
-    s.forms = reinterpret_cast<step_form *>(s.widest + STEP_MAX_LAYER);
+    s.last = reinterpret_cast<int *>(s.turn + 256);
+    s.seat = reinterpret_cast<step_seat *>(s.last + 4);
+    s.forms = reinterpret_cast<step_form *>(s.seat + STEP_MAX_LAYER);
     s.layers = reinterpret_cast<step_layer *>(s.forms + STEP_MAX_FORM);
     return s;
 }
-static constexpr size_t REST_BYTES = (size_t)STEP_WARPS * MAX_SLOT * 8 + (256 + 32 + 4 + STEP_MAX_LAYER) * 4 +
-                                     STEP_MAX_FORM * sizeof(step_form);
+static constexpr size_t REST_BYTES = (size_t)STEP_WARPS * MAX_SLOT * 8 + (256 + 4) * 4 +
+                                     STEP_MAX_LAYER * sizeof(step_seat) + STEP_MAX_FORM * sizeof(step_form);
 static_assert(REST_BYTES % 8 == 0 && sizeof(step_layer) % 8 == 0 && sizeof(step_form) % 8 == 0, "copied by words of 8");
-
-/* --- all blocks meet --------------------------------------------------------------------------------------- */
-
-struct step_meeting {
-    unsigned *count;
-    unsigned target;
-};
-/* what any block wrote before it arrived is there for every block that has waited */
-__device__ static inline void arrive(step_meeting &m) {
-    __syncthreads();
-    m.target += gridDim.x;
-    if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(m.count) : "memory");
-}
-__device__ static inline void wait_all(const step_meeting &m) {
-    unsigned seen = 0;
-    while (threadIdx.x == 0 && seen < m.target)
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(m.count) : "memory");
-    __syncthreads();
-}
-/* every block has passed all meetings when the last one says so: the counters are 0 for the next launch */
-__device__ static inline void leave_meetings(const step_job &j) {
-    __syncthreads();
-    if (threadIdx.x != 0) return;
-    __threadfence();
-    if (atomicAdd(j.barrier + 1, 1u) != gridDim.x - 1) return;
-    j.barrier[0] = 0;
-    j.barrier[1] = 0;
-}
 
 /* --- x of a phase ------------------------------------------------------------------------------------------- */
 
+/* what a phase of a layer reads, as it lies in its flow and then in shared memory */
 struct step_input {
-    const float *x, *norm; /* norm NULL: as it is */
-    int n_in, n_unit, type;
+    uint4 *flow;
+    const float *norm; /* NULL: as it is */
+    int n_in, n_unit, type, n_vec; /* n_vec: without the sums of squares */
 };
+__device__ static inline uint4 *flow_of(const step_job &j, int layer, int phase) {
+    const int at = phase == PHASE_HEAD ? (int)PHASE_QKV : phase;
+    return reinterpret_cast<uint4 *>(j.flow + (size_t)layer * j.flow_layer + j.flow_at[at]);
+}
 __device__ static inline step_input input_of(const step_job &j, const step_shared &s, int layer, int phase) {
     const step_layer &y = s.layers[min(layer, j.n_layer - 1)];
-    const step_width w = width_of(phase);
     const int matrix = phase == PHASE_QKV       ? MATRIX_Q
                        : phase == PHASE_O       ? MATRIX_O
                        : phase == PHASE_GATE_UP ? MATRIX_GATE
                                                 : MATRIX_DOWN;
-    step_input in;
     const step_form &f = s.forms[phase == PHASE_HEAD ? j.head_form : (int)y.form[matrix]];
-    in.type = f.type;
-    in.x = phase == PHASE_O ? j.o : phase == PHASE_DOWN ? j.gate : j.x;
+    step_input in;
+    in.flow = flow_of(j, layer, phase);
     in.norm = phase == PHASE_QKV       ? y.norm[0]
               : phase == PHASE_GATE_UP ? y.norm[1]
               : phase == PHASE_HEAD    ? j.head_norm
                                        : nullptr;
-    in.n_in = j.n_in[w];
+    in.n_in = j.n_in[width_of(phase)];
+    in.type = f.type;
     in.n_unit = f.cut.n_unit;
+    in.n_vec = flow_vectors(f.type, f.cut.n_unit);
     return in;
 }
-__device__ static inline void put_plain(const step_input &in, uint4 *x, int i, float4 v) {
-    if (in.type == TYPE_f32)
-        row_plain<moa_f32_id>::put(x, in.n_unit, i, v);
-    else
-        row_plain<moa_f16_id>::put(x, in.n_unit, i, v);
+/* sums of squares stand behind x, 4 a vector */
+__device__ static inline const float *squares_of(const step_shared &s, const step_input &in) {
+    return reinterpret_cast<const float *>(s.x + in.n_vec);
 }
-/* row_packed's put() of values i, i + STEP_THREADS, ... R times: what waits for other lanes waits for all of them at once */
-template <int R> __device__ static inline void put_packed(uint4 *s, int n, int i, const float4 *v) {
-    uint32_t *words = reinterpret_cast<uint32_t *>(s);
-    float *factor = reinterpret_cast<float *>(s + 4 * n);
-    int *all = reinterpret_cast<int *>(factor + n), *half = all + n;
-    const int e = i % 8;
-    uint32_t most[R];
-    int q[R][4], sum[R], other[R];
-#pragma unroll
-    for (int r = 0; r < R; r++)
-        most[r] = max(max(magnitude(v[r].x), magnitude(v[r].y)), max(magnitude(v[r].z), magnitude(v[r].w)));
-#pragma unroll
-    for (int lane = 1; lane < 8; lane *= 2)
-#pragma unroll
-        for (int r = 0; r < R; r++)
-            most[r] = max(most[r], __shfl_xor_sync(ALL, most[r], lane));
-#pragma unroll
-    for (int r = 0; r < R; r++) {
-        const float m = __uint_as_float(most[r]), inverse = m > 1e-30f ? 32512.0f / m : 0.0f;
-        q[r][0] = __float2int_rn(v[r].x * inverse), q[r][1] = __float2int_rn(v[r].y * inverse);
-        q[r][2] = __float2int_rn(v[r].z * inverse), q[r][3] = __float2int_rn(v[r].w * inverse);
-        sum[r] = (q[r][0] + q[r][1]) + (q[r][2] + q[r][3]);
-    }
-#pragma unroll
-    for (int lane = 1; lane < 4; lane *= 2)
-#pragma unroll
-        for (int r = 0; r < R; r++)
-            sum[r] += __shfl_xor_sync(ALL, sum[r], lane);
-#pragma unroll
-    for (int r = 0; r < R; r++)
-        other[r] = __shfl_xor_sync(ALL, sum[r], 4);
-#pragma unroll
-    for (int r = 0; r < R; r++) {
-        const int u = (i + r * STEP_THREADS) / 8;
-        const float m = __uint_as_float(most[r]);
-        if (u >= n) continue;
-        words[(e / 4 * n + u) * 4 + e % 4] = row_packed<packed_q4_0>::bytes(
-            (q[r][0] + 128) >> 8, (q[r][1] + 128) >> 8, (q[r][2] + 128) >> 8, (q[r][3] + 128) >> 8);
-        words[((2 + e / 4) * n + u) * 4 + e % 4] =
-            row_packed<packed_q4_0>::bytes(q[r][0], q[r][1], q[r][2], q[r][3]);
-        if (e != 4) continue; /* of the second half */
-        factor[u] = most[r] >= 0x7f800000u ? __uint_as_float(0x7fc00000u) : m > 1e-30f ? m / 32512.0f : 0.0f;
-        all[u] = sum[r] + other[r];
-        half[u] = sum[r];
-    }
-}
-/* the norm's vector does not depend on the phases before */
-__device__ static inline void fetch_norm(const step_input &in, float4 w[MAX_RAW]) {
-    if (!in.norm) return;
-#pragma unroll
-    for (int r = 0; r < MAX_RAW; r++) {
-        const int i = r * STEP_THREADS + (int)threadIdx.x;
-        if (i < in.n_in / 4) w[r] = __ldg(reinterpret_cast<const float4 *>(in.norm) + i);
-    }
-}
-__device__ static inline void prepare_x(const step_input &in, const float4 w[MAX_RAW], float eps,
-                                        const step_shared &s) {
+/* the row itself, which every block puts to fixed point for the first phase */
+__device__ static inline void prepare_first(const step_job &j, const step_shared &s, const step_input &in) {
     const int n = in.n_in / 4;
-    const float4 *const x = reinterpret_cast<const float4 *>(in.x);
-    for (int base = 0; base < n; base += MAX_RAW * STEP_THREADS) {
-        float4 v[MAX_RAW];
-        float sum = 0, factor = 1;
-#pragma unroll
-        for (int r = 0; r < MAX_RAW; r++) {
-            const int i = base + r * STEP_THREADS + (int)threadIdx.x;
-            v[r] = i < n ? __ldcg(x + i) : make_float4(0, 0, 0, 0);
-        }
-        if (in.norm) { /* one base only */
-#pragma unroll
-            for (int r = 0; r < MAX_RAW; r++)
-                sum += (v[r].x * v[r].x + v[r].y * v[r].y) + (v[r].z * v[r].z + v[r].w * v[r].w);
-            sum = warp_sum(sum);
-            if (threadIdx.x % 32 == 0) s.sum[threadIdx.x / 32] = sum;
-            __syncthreads();
-            sum = 0;
-#pragma unroll
-            for (int k = 0; k < STEP_WARPS; k++)
-                sum += s.sum[k];
-            factor = rsqrtf(sum / (float)in.n_in + eps);
-        }
-        if (in.norm)
-#pragma unroll
-            for (int r = 0; r < MAX_RAW; r++)
-                if (base + r * STEP_THREADS + (int)threadIdx.x < n)
-                    v[r] = make_float4(v[r].x * factor * w[r].x, v[r].y * factor * w[r].y,
-                                       v[r].z * factor * w[r].z, v[r].w * factor * w[r].w);
-        const int first = base + (int)threadIdx.x;
-        if (in.type < TYPE_f32) { /* whole warps: they exchange */
-            if (n <= STEP_THREADS) {
-                put_packed<1>(s.x, in.n_unit, first, v);
-                continue;
-            }
-#pragma unroll
-            for (int r = 0; r < MAX_RAW; r += 4)
-                if (base + r * STEP_THREADS < n)
-                    put_packed<4>(s.x, in.n_unit, first + r * STEP_THREADS, v + r);
+    for (int base = 0; base < n; base += STEP_THREADS) {
+        const int i = base + (int)threadIdx.x;
+        const float4 zero = make_float4(0, 0, 0, 0), v = i < n ? __ldcg(reinterpret_cast<const float4 *>(j.x) + i) : zero,
+                     w = i < n ? __ldg(reinterpret_cast<const float4 *>(in.norm) + i) : zero;
+        flow_put_norm<false>(s.x, reinterpret_cast<float *>(s.x + in.n_vec), in.type, in.n_unit, i / 4, v, w, i < n);
+    }
+}
+__device__ static inline void take_x(const step_job &j, const step_shared &s, const step_input &in, bool first) {
+    if (first)
+        prepare_first(j, s, in);
+    else
+        flow_take(in.flow, s.x, in.n_vec + (in.norm ? in.n_in / (4 * STEP_GROUP) : 0));
+    __syncthreads();
+}
+
+/* --- outputs of a block, 16 at a time ------------------------------------------------------------------------- */
+
+/* Groups blockIdx.x, + gridDim.x, .. of the outputs of a phase are this block's, made by all of its warps, left in s.out by finish(). */
+struct step_given {
+    step_input to;
+    float4 norm; /* of this lane's values of the first 8 groups */
+    int n_group, mine;
+};
+__device__ static inline const float4 *norm_of(const step_given &g, int group) {
+    return reinterpret_cast<const float4 *>(g.to.norm) + 4 * group + threadIdx.x % 4;
+}
+__device__ static inline step_given given_of(const step_job &j, const step_shared &s, int layer, int phase) {
+    step_given g;
+    const bool down = phase == PHASE_DOWN, last = down && layer + 1 == j.n_layer;
+    g.to = input_of(j, s, down ? layer + 1 : layer, last ? PHASE_HEAD : down ? PHASE_QKV : phase + 1);
+    g.n_group = g.to.n_in / STEP_GROUP;
+    g.mine = last && !j.logits ? 0 : max((g.n_group - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x, 0);
+    g.norm = make_float4(0, 0, 0, 0);
+    const int at = (int)(threadIdx.x % 32) / 4;
+    if (g.to.norm && at < g.mine) g.norm = __ldg(norm_of(g, (int)blockIdx.x + at * (int)gridDim.x));
+    return g;
+}
+/* one warp */
+__device__ static inline void give(const step_shared &s, const step_given &g) {
+    for (int base = 0; base < g.mine; base += 8) {
+        const int at = base + (int)(threadIdx.x % 32) / 4, group = (int)blockIdx.x + at * (int)gridDim.x;
+        const bool valid = at < g.mine;
+        float4 v = make_float4(0, 0, 0, 0);
+        if (valid) v = reinterpret_cast<const float4 *>(s.out)[at * 4 + (int)(threadIdx.x % 4)];
+        if (!g.to.norm) {
+            flow_put<true>(g.to.flow, g.to.type, g.to.n_unit, group, v, valid);
             continue;
         }
-#pragma unroll
-        for (int r = 0; r < MAX_RAW; r++)
-            if (first + r * STEP_THREADS < n) put_plain(in, s.x, first + r * STEP_THREADS, v[r]);
+        const float4 w = base == 0 ? g.norm : valid ? __ldg(norm_of(g, group)) : v;
+        flow_put_norm<true>(g.to.flow, reinterpret_cast<float *>(g.to.flow + g.to.n_vec), g.to.type, g.to.n_unit, group,
+                            v, w, valid);
     }
-    __syncthreads();
 }
 
 /* --- a warp's way through the program ------------------------------------------------------------------------ */
@@ -241,7 +171,7 @@ template <int D> struct step_warp {
     __device__ inline void next() {
         if (++slot == ring.n_slot) slot = 0, parity ^= 1;
     }
-    /* what can wait until the block has arrived at the next meeting */
+    /* what can wait until the block's outputs are on their way */
     __device__ inline void pay(const step_job &j) {
         for (; owed > 0; owed--)
             ahead.fetch(j, ring);
@@ -253,7 +183,7 @@ template <int D> struct step_warp {
 /* what one lane adds to a pair, and where it goes; fetched before the products are made */
 struct step_out {
     float2 add;
-    float *y;      /* or NULL: to the page alone */
+    float *y;      /* or NULL: to the group alone */
     __half *row;   /* K, V: of the page; NULL: it is gone */
     int first;     /* K, V: first output of the head */
 };
@@ -266,8 +196,8 @@ __device__ static inline step_out out_of(const step_job &j, const step_warp<D> &
         o.y = phase == PHASE_HEAD ? j.logits : j.x;
         if (phase != PHASE_HEAD) o.add = make_float2(__ldcg(o.y + t.a), __ldcg(o.y + t.b));
         return o;
-    case KIND_GATED: o.y = j.gate; return o;
-    case KIND_Q: o.y = j.q; break;
+    case KIND_GATED: return o;
+    case KIND_Q: break;
     default: {
         const int head = t.a / D, page = w.pos / MOA_PAGE_TOK;
         o.first = head * D;
@@ -291,57 +221,82 @@ __device__ static inline float silu_times(float gate, float up) {
     return gate < 0 ? gate * h / rest * (h * up) : gate / rest * up;
 }
 
-__device__ static inline void finish(const step_job &j, const step_shared &s, const step_task &t,
-                                     const step_out &o, float a, float b) {
+/* values of q, k, v where attention finds them: q (n_head, d_head), k and v (n_head_kv, d_head) each */
+__device__ static inline int begin_of(const step_job &j, step_kind kind) {
+    return kind == KIND_Q ? 0 : j.n_in[WIDTH_Q] + (kind == KIND_V ? j.n_kv : 0);
+}
+/* group: where the pair's outputs stand in s.out */
+__device__ static inline void finish(const step_job &j, const step_shared &s, int layer, const step_task &t,
+                                     const step_out &o, int group, float a, float b) {
     if (t.kind == KIND_GATED) {
-        o.y[t.a] = silu_times(a, b);
+        s.out[group] = silu_times(a, b);
         return;
     }
     a += o.add.x, b += o.add.y;
-    if ((t.kind == KIND_Q || t.kind == KIND_K) && t.in_head < j.half) {
+    if (t.kind == KIND_PLAIN) {
+        o.y[t.a] = a;
+        if (t.b != t.a) o.y[t.b] = b;
+        if (group >= 0) s.out[group] = a, s.out[group + 1] = b;
+        return;
+    }
+    if (t.kind != KIND_V && t.in_head < j.half) {
         const float cosine = s.turn[t.in_head], sine = s.turn[j.half + t.in_head], a0 = a;
         a = a0 * cosine - b * sine;
         b = a0 * sine + b * cosine;
     }
+    uint32_t *const to = reinterpret_cast<uint32_t *>(flow_of(j, layer, PHASE_ATTN)) + begin_of(j, t.kind);
+    flow_store<true>(to + t.a, __float_as_uint(never_missing(a)));
+    flow_store<true>(to + t.b, __float_as_uint(never_missing(b)));
     if (o.row) {
         o.row[t.a - o.first] = __float2half_rn(a);
         o.row[t.b - o.first] = __float2half_rn(b);
     }
-    if (!o.y) return;
-    o.y[t.a] = a;
-    if (t.b != t.a) o.y[t.b] = b;
+}
+__device__ static inline int group_place(int phase, int round) {
+    const int warp = (int)(threadIdx.x / 32);
+    return phase == PHASE_HEAD      ? -1
+           : phase == PHASE_GATE_UP ? round * 8 + warp
+                                    : round * STEP_GROUP + 2 * warp;
 }
 
-/* The first is what the warp adds to its first pair: it was asked for before the meeting. */
+/* The first is what the warp adds to its first pair: it was asked for before x was there. */
 template <int D>
-__device__ static void products(const step_job &j, step_warp<D> &w, const step_shared &s, int layer,
-                                int phase, const step_out &first) {
-    const int n_pair = pairs_of(j, phase);
+__device__ static void products(const step_job &j, step_warp<D> &w, const step_shared &s, const step_input &in,
+                                int layer, int phase, const step_out &first) {
+    const int n_pair = pairs_of(j, phase), lane = threadIdx.x % 32;
     const step_tables tables = {s.layers, s.forms};
     step_out o = first;
-    for (int pair = first_pair(); pair < n_pair; pair += all_warps()) {
+    float factor = 1;
+    for (int pair = first_pair(phase), next, round = 0; pair < n_pair; pair = next, round++) {
         const step_task t = task_of<D>(j, phase, pair);
         const step_form &f = form_of(j, tables, layer, t.matrix);
         const int type = f.type;
         step_tile tile = {nullptr, t.a, t.b, 0, 0, f.cut, s.x};
-        const bool last = pair + all_warps() >= n_pair;
         float sum[2] = {};
-        if (pair != first_pair() && threadIdx.x % 32 == 0) o = out_of<D>(j, w, s, layer, phase, t);
+        next = pair + pair_step(phase, pair);
+        if (round && lane == 0) o = out_of<D>(j, w, s, layer, phase, t);
         for (int chunk = 0; chunk < tile.cut.n_chunk; chunk++) {
             tile.slot = s.slots + ((int)(threadIdx.x / 32) * w.ring.n_slot + w.slot) * STEP_SLOT;
             tile.u0 = chunk * tile.cut.chunk;
             tile.n = min((int)tile.cut.chunk, tile.cut.n_unit - tile.u0);
             w.wait();
-            use_tile(type, tile, sum);
+            use_tile<flow_packed>(type, tile, sum);
             __syncwarp(); /* everybody has read the slot */
             w.next();
-            if (last && chunk + 1 == tile.cut.n_chunk)
+            if (next >= n_pair && chunk + 1 == tile.cut.n_chunk)
                 w.owed++;
             else
                 w.ahead.fetch(j, w.ring);
         }
-        sum[0] = warp_sum(sum[0]), sum[1] = warp_sum(sum[1]);
-        if (threadIdx.x % 32 == 0) finish(j, s, t, o, sum[0], sum[1]);
+        if (in.norm && round == 0) {
+            const float *const squares = squares_of(s, in);
+            float all = 0;
+            for (int i = lane; i < in.n_in / STEP_GROUP; i += 32)
+                all += squares[i];
+            factor = rsqrtf(warp_sum(all) / (float)in.n_in + j.eps);
+        }
+        sum[0] = warp_sum(sum[0]) * factor, sum[1] = warp_sum(sum[1]) * factor;
+        if (lane == 0) finish(j, s, layer, t, o, group_place(phase, round), sum[0], sum[1]);
     }
 }
 
@@ -350,7 +305,6 @@ __device__ static void products(const step_job &j, step_warp<D> &w, const step_s
 __device__ static inline mma_job attention_of(const step_job &j, int layer) {
     mma_job m = {};
     const int64_t at = (int64_t)layer * j.n_head;
-    m.q = j.q, m.o = j.o;
     m.kv = j.kv;
     m.n_seq = 1, m.n_head = j.n_head, m.n_head_kv = j.n_head_kv, m.group = j.group;
     m.scale = j.scale;
@@ -364,10 +318,9 @@ struct step_heads {
     segment s;      /* seq is 0: a row's outputs */
     int measure[2]; /* windows of this lane's two heads for the statistics */
 };
-/* windows of the heads of this block; before the meeting, which they do not depend on */
+/* windows of the heads of this block, which do not depend on any phase */
 template <bool STATS>
-__device__ static inline void heads_of(const step_job &j, int layer, int pos, step_heads &h) {
-    const int head_kv = min((int)blockIdx.x / j.n_split, j.n_head_kv - 1);
+__device__ static inline void heads_of(const step_job &j, int layer, int pos, int head_kv, step_heads &h) {
     int narrowest = INT32_MAX;
     h.s = {};
     h.s.head_kv = head_kv, h.s.head = head_kv * j.group, h.s.n_head = j.group, h.s.pos = pos;
@@ -384,33 +337,56 @@ __device__ static inline void heads_of(const step_job &j, int layer, int pos, st
     h.s.narrowest = __reduce_min_sync(ALL, narrowest);
 }
 
-/* the newest unit, by the warp that has it: its last row was written in the phase before */
-template <int D>
-__device__ static bool copy_newest(const step_job &j, const step_warp<D> &w, int layer, int head_kv,
-                                   uint8_t *to) {
+/* where 8 values of a row of the newest unit stand in shared memory */
+template <int D> __device__ static inline uint8_t *newest_at(const step_shared &s, int side, int row, int piece) {
     typedef unit_layout<D> t;
-    const int unit = w.pos / UNIT_TOK, n_row = w.pos - unit * UNIT_TOK + 1;
+    return s.newest + side * t::SIDE + row / 4 * t::QUARTER + row % 4 * t::ROW + piece * 16;
+}
+/* the rows of the newest unit that earlier steps have left, by the whole block; false: its page is gone */
+template <int D>
+__device__ static bool copy_newest(const step_job &j, const step_warp<D> &w, const step_shared &s, int layer,
+                                   int head_kv) {
+    const int unit = w.pos / UNIT_TOK, n_row = w.pos % UNIT_TOK;
     const int32_t page = __ldg(j.kv.table + layer * j.table_layer + w.seq * j.kv.seq_stride +
                                (int64_t)head_kv * j.kv.max_pages + unit / UNITS_PAGE);
     if (page < 0) return false;
     const uint4 *from = reinterpret_cast<const uint4 *>(
-        j.kv.pool +
-        ((int64_t)page * (2 * MOA_PAGE_TOK) + unit % UNITS_PAGE * UNIT_TOK) * D);
+        j.kv.pool + ((int64_t)page * (2 * MOA_PAGE_TOK) + unit % UNITS_PAGE * UNIT_TOK) * D);
     constexpr int PIECES = D / 8; /* of a row */
-#pragma unroll 8
-    for (int e = threadIdx.x % 32; e < 2 * UNIT_TOK * PIECES; e += 32) {
+    for (int e = threadIdx.x; e < 2 * UNIT_TOK * PIECES; e += STEP_THREADS) {
         const int side = e / (UNIT_TOK * PIECES), row = e / PIECES % UNIT_TOK, piece = e % PIECES;
-        if (row >= n_row) continue;
-        *reinterpret_cast<uint4 *>(to + side * t::SIDE + row / 4 * t::QUARTER + row % 4 * t::ROW + piece * 16) =
-            __ldcg(from + (side * MOA_PAGE_TOK + row) * PIECES + piece);
+        if (row < n_row)
+            *reinterpret_cast<uint4 *>(newest_at<D>(s, side, row, piece)) =
+                __ldcg(from + (side * MOA_PAGE_TOK + row) * PIECES + piece);
     }
-    __syncwarp();
     return true;
+}
+/* q of the group to shared memory, the newest row of k and v, where this block has it, to its unit: by the whole block */
+template <int D>
+__device__ static void take_qkv(const step_job &j, const step_warp<D> &w, const step_shared &s, int layer,
+                                int head_kv, bool newest) {
+    const uint4 *const from = flow_of(j, layer, PHASE_ATTN);
+    const int n_q = j.group * (D / 4), n = n_q + (newest ? 2 * (D / 4) : 0), row = w.pos % UNIT_TOK;
+    for (int i = threadIdx.x; i < n; i += STEP_THREADS) {
+        const int side = (i - n_q) / (D / 4), c = (i - n_q) % (D / 4);
+        const uint4 *const at = from + (i < n_q ? head_kv * n_q + i
+                                                : (begin_of(j, side ? KIND_V : KIND_K) + head_kv * D) / 4 + c);
+        uint4 v = flow_load(at);
+        while (is_missing(v))
+            v = flow_load(at);
+        if (i < n_q) {
+            reinterpret_cast<uint4 *>(s.q)[i] = v;
+            continue;
+        }
+        __half2 *const to = reinterpret_cast<__half2 *>(newest_at<D>(s, side, row, c / 2) + c % 2 * 8);
+        to[0] = __floats2half2_rn(__uint_as_float(v.x), __uint_as_float(v.y));
+        to[1] = __floats2half2_rn(__uint_as_float(v.z), __uint_as_float(v.w));
+    }
 }
 
 template <int D, bool STATS>
 __device__ static void attend(const step_job &j, step_warp<D> &w, const step_shared &s, const mma_job &m,
-                              const step_heads &h, const step_share &k, int layer,
+                              const step_heads &h, const step_share &k, int layer, bool newest,
                               warp_state<D, STATS> &u) {
     typedef unit_layout<D> t;
     queries<D> q;
@@ -433,7 +409,7 @@ __device__ static void attend(const step_job &j, step_warp<D> &w, const step_sha
         w.owed += 2;
         if (v + k.step < k.n_seen - 1) w.pay(j);
     }
-    if (v == k.n_seen - 1 && copy_newest<D>(j, w, layer, h.s.head_kv, s.newest)) {
+    if (v == k.n_seen - 1 && newest) {
         const unsigned at = shared_at(s.newest);
         attend_unit_at<D, STATS>(m, u, q, h.s, unit_of(k, v), at, at + t::SIDE, h.measure);
     }
@@ -480,18 +456,19 @@ __device__ static inline void add_part(float &l, float4 &o, float f, float l_par
     l += f * l_part;
     o.x += f * x.x, o.y += f * x.y, o.z += f * x.z, o.w += f * x.w;
 }
-__device__ static inline void put_column(float4 *to, float l, const float4 &o) {
+__device__ static inline float4 column_of(float l, const float4 &o) {
     const float inv = l > 0.0f ? 1.0f / l : 0.0f;
-    *to = make_float4(o.x * inv, o.y * inv, o.z * inv, o.w * inv);
+    return make_float4(o.x * inv, o.y * inv, o.z * inv, o.w * inv);
 }
 
-/* parts of the warps become the block's: o itself, or its part in global memory: {o}, {m, l} a column of 4 */
+/* parts of the warps become the block's: o itself in its flow, or its part in global memory: {o}, {m, l} a column of 4 */
 template <int D, bool STATS>
 __device__ static void merge_block(const step_job &j, const step_shared &s, const mma_job &m,
-                                   const segment &g, int n_block, int slot) {
-    const int n = j.group * (D / 4);
-    for (int c = threadIdx.x; c < n; c += STEP_THREADS) {
-        const int h = c / (D / 4);
+                                   const segment &g, const step_input &to_o, int n_block) {
+    const int n = j.group * (D / 4), slot = blockIdx.x;
+    for (int base = 0; base < n; base += STEP_THREADS) {
+        if (base + (int)(threadIdx.x & ~31u) >= n) break; /* whole warps: they exchange */
+        const int c = min(base + (int)threadIdx.x, n - 1), h = c / (D / 4);
         float top = -INFINITY, l = 0;
         float4 o = {};
 #pragma unroll
@@ -503,9 +480,10 @@ __device__ static void merge_block(const step_job &j, const step_shared &s, cons
             add_part(l, o, factor_of(x[0], top), x[1],
                      *reinterpret_cast<const float4 *>(part_of<D>(j, s, w) + 4 * c));
         }
+        const bool valid = base + (int)threadIdx.x < n;
         if (n_block == 1) {
-            put_column(reinterpret_cast<float4 *>(j.o + g.head * D) + c, l, o);
-        } else {
+            flow_put<true>(to_o.flow, to_o.type, to_o.n_unit, g.head * (D / STEP_GROUP) + c / 4, column_of(l, o), valid);
+        } else if (valid) {
             float4 *to = reinterpret_cast<float4 *>(j.part_o) + ((int64_t)slot * n + c) * 2;
             to[0] = o;
             to[1] = make_float4(top, l, 0, 0);
@@ -538,11 +516,12 @@ __device__ static inline bool comes_last(const step_job &j, const step_shared &s
     return *s.last;
 }
 
-/* the blocks' parts of a column meet in eight lanes, those of a head's state in a warp */
+/* the blocks' parts, from `slot` on, of a column meet in eight lanes, those of a head's state in a warp */
 template <int D, bool STATS>
-__device__ static void merge_head(const step_job &j, const mma_job &m, const segment &g, int n_block) {
+__device__ static void merge_head(const step_job &j, const mma_job &m, const segment &g, const step_input &to_o,
+                                  int slot, int n_block) {
     constexpr int WIDTH = 8;
-    const int n = j.group * (D / 4), slot = g.head_kv * j.n_split, lane = threadIdx.x % 32;
+    const int n = j.group * (D / 4), lane = threadIdx.x % 32;
     for (int base = (int)(threadIdx.x / 32) * (32 / WIDTH); base < n; base += STEP_THREADS / WIDTH) {
         const int c = min(base + lane / WIDTH, n - 1);
         const float4 *from = reinterpret_cast<const float4 *>(j.part_o) + ((int64_t)slot * n + c) * 2;
@@ -560,8 +539,12 @@ __device__ static void merge_head(const step_job &j, const mma_job &m, const seg
         l = group_sum<WIDTH>(l * f);
         o = make_float4(group_sum<WIDTH>(o.x * f), group_sum<WIDTH>(o.y * f), group_sum<WIDTH>(o.z * f),
                         group_sum<WIDTH>(o.w * f));
-        if (lane % WIDTH == 0 && base + lane / WIDTH < n)
-            put_column(reinterpret_cast<float4 *>(j.o + g.head * D) + c, l, o);
+        /* four columns a warp are a group: D is a multiple of 64 */
+        o = column_of(l, o);
+        const int from_lane = lane % 4 * WIDTH;
+        o = make_float4(__shfl_sync(ALL, o.x, from_lane), __shfl_sync(ALL, o.y, from_lane),
+                        __shfl_sync(ALL, o.z, from_lane), __shfl_sync(ALL, o.w, from_lane));
+        flow_put<true>(to_o.flow, to_o.type, to_o.n_unit, g.head * (D / STEP_GROUP) + base / 4, o, lane < 4);
     }
     for (int h = threadIdx.x / 32; STATS && h < j.group; h += STEP_WARPS) {
         const float *from = j.part_state + ((int64_t)slot * j.group + h) * STATE;
@@ -584,27 +567,86 @@ __device__ static void merge_head(const step_job &j, const mma_job &m, const seg
 }
 
 template <int D, bool STATS>
-__device__ static void attention(const step_job &j, step_warp<D> &w, const step_shared &s,
-                                 const step_heads &h, int layer) {
-    const int split = (int)blockIdx.x % j.n_split;
-    if ((int)blockIdx.x >= j.n_head_kv * j.n_split) return;
-    const step_share k = share_of(j, w.pos, s.widest[layer]);
-    if (split >= k.n_block) return;
-    const mma_job m = attention_of(j, layer);
+__device__ static void attention(const step_job &j, step_warp<D> &w, const step_shared &s, int layer) {
+    const step_seat seat = s.seat[layer];
+    if (seat.n_block == 0) return;
+    const step_share k = share_of(w.pos, seat);
+    const step_input to_o = input_of(j, s, layer, PHASE_O);
+    mma_job m = attention_of(j, layer);
+    step_heads h;
+    heads_of<STATS>(j, layer, w.pos, seat.head, h);
+    bool newest = k.n_seen > 0 && (k.n_seen - 1) % seat.n_block == seat.split;
+    if (newest) newest = copy_newest<D>(j, w, s, layer, seat.head);
+    take_qkv<D>(j, w, s, layer, seat.head, newest);
+    m.q = s.q - h.s.head * D;
+    __syncthreads();
     {
         warp_state<D, STATS> u;
-        attend<D, STATS>(j, w, s, m, h, k, layer, u);
+        attend<D, STATS>(j, w, s, m, h, k, layer, newest, u);
         leave_part<D, STATS>(j, s, u);
     }
     __syncthreads();
-    merge_block<D, STATS>(j, s, m, h.s, k.n_block, (int)blockIdx.x);
-    if (k.n_block > 1 && comes_last(j, s, h.s.head_kv, k.n_block)) merge_head<D, STATS>(j, m, h.s, k.n_block);
+    merge_block<D, STATS>(j, s, m, h.s, to_o, seat.n_block);
+    if (seat.n_block > 1 && comes_last(j, s, seat.head, seat.n_block))
+        merge_head<D, STATS>(j, m, h.s, to_o, (int)blockIdx.x - seat.split, seat.n_block);
 }
 
 /* --- the kernel ------------------------------------------------------------------------------------------------ */
 
-/* what does not change during the step: cosines and sines, and the widest spans of this block's KV head */
-__device__ static inline void prepare_step(const step_job &j, const step_shared &s, int pos) {
+/* blocks that KV head `head` gets when one has at most `most` units of it; few units are not shared */
+__device__ static inline int blocks_for(int n_seen, int most) {
+    return n_seen <= max(most, 4 * STEP_WARPS) ? 1 : (n_seen + most - 1) / most;
+}
+__device__ static inline int widest_of(const step_job &j, int layer, int head) {
+    int widest = 0;
+    for (int i = 0; i < j.group; i++)
+        widest = max(widest, __ldg(j.span + (int64_t)layer * j.n_head + head * j.group + i));
+    return widest;
+}
+/* Blocks go to the KV heads so that the one with most units to read has as few as can be: by one warp, the same in each block. */
+__device__ static void take_seat(const step_job &j, const step_shared &s, int pos, int layer) {
+    constexpr int R = MAX_HEAD_KV / 32;
+    const int lane = threadIdx.x % 32;
+    int widest[R], seen[R], most = 0;
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        widest[r] = r * 32 + lane < j.n_head_kv ? widest_of(j, layer, r * 32 + lane) : 0;
+        seen[r] = seen_of(pos, widest[r]).n_seen;
+        most = max(most, r * 32 + lane < j.n_head_kv ? seen[r] : 0);
+    }
+    int low = 2 * STEP_WARPS, high = max(__reduce_max_sync(ALL, most), low); /* high is enough for all */
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        int n = 0;
+#pragma unroll
+        for (int r = 0; r < R; r++)
+            if (r * 32 + lane < j.n_head_kv) n += blocks_for(seen[r], middle);
+        if (__reduce_add_sync(ALL, n) <= (int)gridDim.x)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    int before = 0;
+    if (lane == 0) s.seat[layer] = {};
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        const int mine = r * 32 + lane < j.n_head_kv ? blocks_for(seen[r], high) : 0;
+        int end = mine;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            const int other = __shfl_up_sync(ALL, end, d);
+            if (lane >= d) end += other;
+        }
+        const int split = (int)blockIdx.x - (before + end - mine);
+        if (split >= 0 && split < mine)
+            s.seat[layer] = {widest[r], (uint8_t)(r * 32 + lane), (uint8_t)split, (uint8_t)mine, 0};
+        before += __shfl_sync(ALL, end, 31);
+    }
+}
+
+/* cosines and sines */
+__device__ static inline void prepare_turn(const step_job &j, const step_shared &s, int pos) {
     for (int i = threadIdx.x; i < j.half; i += STEP_THREADS) {
         double rate = j.rope_scale * exp2(-(double)i / j.half * j.log2_theta);
         if (j.factors) rate /= (double)j.factors[i];
@@ -612,21 +654,17 @@ __device__ static inline void prepare_step(const step_job &j, const step_shared 
         const float rest = (float)fma(-turns, 6.283185307179586, angle);
         sincosf(rest, &s.turn[j.half + i], &s.turn[i]);
     }
+}
+__device__ static inline void copy_tables(const step_job &j, const step_shared &s) {
     uint64_t *const to = reinterpret_cast<uint64_t *>(s.layers);
     for (int i = threadIdx.x; i < j.n_layer * (int)(sizeof(step_layer) / 8); i += STEP_THREADS)
         to[i] = reinterpret_cast<const uint64_t *>(j.layer)[i];
     uint64_t *const forms = reinterpret_cast<uint64_t *>(s.forms);
     for (int i = threadIdx.x; i < j.n_form * (int)(sizeof(step_form) / 8); i += STEP_THREADS)
         forms[i] = reinterpret_cast<const uint64_t *>(j.form)[i];
-    const int head_kv = min((int)blockIdx.x / j.n_split, j.n_head_kv - 1);
-    for (int l = threadIdx.x; l < j.n_layer; l += STEP_THREADS) {
-        int widest = 0;
-        for (int i = 0; i < j.group; i++)
-            widest = max(widest, j.span[(int64_t)l * j.n_head + head_kv * j.group + i]);
-        s.widest[l] = widest;
-    }
 }
 
+/* The rings begin as soon as the seats of the first layers are known; the rest while their first bytes are on the way. */
 template <int D>
 __device__ static inline void start_warp(const step_job &j, const step_shared &s, step_warp<D> &w) {
     const int warp = threadIdx.x / 32;
@@ -643,47 +681,82 @@ __device__ static inline void start_warp(const step_job &j, const step_shared &s
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* the barriers, before copies that count on them */
 #endif
-    prepare_step(j, s, w.pos);
+    copy_tables(j, s);
+    if (warp < j.n_layer) take_seat(j, s, w.pos, warp);
     __syncthreads();
-    w.ahead.pos = w.pos, w.ahead.seq = w.seq, w.ahead.widest = s.widest, w.ahead.tables = {s.layers, s.forms};
+    w.ahead.pos = w.pos, w.ahead.seq = w.seq, w.ahead.seats = s.seat, w.ahead.tables = {s.layers, s.forms};
     w.ahead.start(j);
     for (int i = 0; i < j.n_slot; i++)
         w.ahead.fetch(j, w.ring);
+    for (int l = warp + STEP_WARPS; l < j.n_layer; l += STEP_WARPS)
+        take_seat(j, s, w.pos, l);
+    prepare_turn(j, s, w.pos);
 }
 
+#ifdef STEP_CLOCK /* clocks of waiting and of work a phase, summed over layers, left in j.clock (n_block, 8, 2) */
+struct step_clock {
+    float *sum;
+    long long last;
+    __device__ inline void begin() {
+        __shared__ float sums[16];
+        sum = sums;
+        if (threadIdx.x < 16) sums[threadIdx.x] = 0;
+        last = clock64();
+    }
+    __device__ inline void lap(int phase, int which) {
+        const long long now = clock64();
+        if (threadIdx.x == 0) sum[phase * 2 + which] += (float)(now - last);
+        last = now;
+    }
+    __device__ inline void end(const step_job &j) {
+        __syncthreads();
+        if (threadIdx.x < 16) j.clock[blockIdx.x * 16 + threadIdx.x] = sum[threadIdx.x];
+    }
+};
+#else
+struct step_clock {
+    __device__ inline void begin() {}
+    __device__ inline void lap(int, int) {}
+    __device__ inline void end(const step_job &) {}
+};
+#endif
+
 template <int D, bool STATS>
-__global__ static void __launch_bounds__(STEP_THREADS, 1) step_v1(const __grid_constant__ step_job j) {
+__global__ static void __launch_bounds__(STEP_THREADS, 1) step_v2(const __grid_constant__ step_job j) {
     extern __shared__ __align__(128) uint8_t step_dynamic[];
     const step_shared s = shared_of(j, step_dynamic);
-    step_meeting m = {j.barrier, 0};
     step_warp<D> w;
+    step_clock clock;
+    clock.begin();
     start_warp<D>(j, s, w);
     for (int layer = 0, phase = PHASE_QKV; phase != PHASE_END;) {
-        const bool first = layer == 0 && phase == PHASE_QKV;
-        if (!first) arrive(m);
-        w.pay(j);
         if (phase == PHASE_ATTN) {
-            step_heads h;
-            heads_of<STATS>(j, layer, w.pos, h);
-            wait_all(m);
-            attention<D, STATS>(j, w, s, h, layer);
+            attention<D, STATS>(j, w, s, layer);
+            __syncthreads(); /* parts are read, x may come */
+            w.pay(j);
         } else {
             const step_input in = input_of(j, s, layer, phase);
-            float4 norm[MAX_RAW];
+            const int pair = first_pair(phase);
             step_out o = {};
-            fetch_norm(in, norm);
-            if (threadIdx.x % 32 == 0 && first_pair() < pairs_of(j, phase))
-                o = out_of<D>(j, w, s, layer, phase, task_of<D>(j, phase, first_pair()));
-            if (!first) wait_all(m);
-            prepare_x(in, norm, j.eps, s);
-            products<D>(j, w, s, layer, phase, o);
+            step_given g = {};
+            if (threadIdx.x % 32 == 0 && pair < pairs_of(j, phase))
+                o = out_of<D>(j, w, s, layer, phase, task_of<D>(j, phase, pair));
+            take_x(j, s, in, layer == 0 && phase == PHASE_QKV);
+            clock.lap(phase, 0);
+            const bool gives = threadIdx.x < 32 && phase != PHASE_QKV && phase != PHASE_HEAD;
+            if (gives) g = given_of(j, s, layer, phase);
+            products<D>(j, w, s, in, layer, phase, o);
+            __syncthreads();
+            if (gives) give(s, g);
+            w.pay(j);
         }
+        clock.lap(phase, 1);
         if (phase != PHASE_DOWN)
             phase = phase == PHASE_HEAD ? PHASE_END : phase + 1;
         else
             phase = ++layer < j.n_layer ? PHASE_QKV : j.logits ? PHASE_HEAD : PHASE_END;
     }
-    leave_meetings(j);
+    clock.end(j);
 }
 
 /* --- launching --------------------------------------------------------------------------------------------------- */
@@ -747,11 +820,10 @@ static bool shape_fits(const moa_cuda *c, const moa_args_step_decode *a, const s
     if (d != 64 && d != 128) return false;
     if (c->matmul != 2 || a->kv.type != MOA_KV_F16 || a->kv.max_pages <= 0) return false;
     if (a->n_layer < 1 || a->n_layer > STEP_MAX_LAYER || rope % 2 || rope > d) return false;
-    if (a->kv.n_head_kv > c->n_sm || a->n_head % a->kv.n_head_kv || a->n_head / a->kv.n_head_kv > MAX_GROUP)
-        return false;
-    if (z.d_model > 4 * MAX_RAW * STEP_THREADS || z.d_model % 4 || z.n_q % 4 || z.d_ff % 4) return false;
-    const uintptr_t at = (uintptr_t)a->x | (uintptr_t)a->q | (uintptr_t)a->o | (uintptr_t)a->gate;
-    if (at % 16 || !vector_fits(a->out_norm, z.d_model) ||
+    if (a->kv.n_head_kv > c->n_sm || a->kv.n_head_kv > MAX_HEAD_KV || c->n_sm > 255) return false;
+    if (a->n_head % a->kv.n_head_kv || a->n_head / a->kv.n_head_kv > MAX_GROUP) return false;
+    if (z.d_model % (4 * STEP_GROUP) || z.d_ff % STEP_GROUP) return false;
+    if ((uintptr_t)a->x % 16 || !vector_fits(a->out_norm, z.d_model) ||
         !matrix_fits(a->output, a->output->n_out, z.d_model))
         return false;
     for (int l = 0; l < a->n_layer; l++)
@@ -819,38 +891,64 @@ static bool fill_layers(const moa_args_step_decode *a, step_job *j) {
     return most < STEP_MAX_FORM;
 }
 
-/* the largest x, as it lies in shared memory */
-static size_t x_bytes_of(const step_job *j) {
-    size_t most = 0;
+static size_t align128(size_t x) {
+    return (x + 127) & ~(size_t)127;
+}
+/* of the largest flow whose values are n; sums of squares too, where a norm follows */
+static size_t flow_bytes(const step_job *j, int n, bool norm) {
+    int most = 0;
     for (int i = 0; i < j->n_form; i++) {
-        const size_t unit = j->form[i].type < TYPE_f32 ? 76 : j->form[i].type == TYPE_f32 ? 16 : 32;
-        if (j->form[i].cut.n_unit * unit > most) most = j->form[i].cut.n_unit * unit;
+        const step_form *f = &j->form[i];
+        const int vectors = flow_vectors(f->type, f->cut.n_unit);
+        if (f->cut.n_unit * unit_of_type(f->type) == n && vectors > most) most = vectors;
     }
-    return most;
+    return (size_t)most * 16 + (norm ? (size_t)n / STEP_GROUP * sizeof(float) : 0);
+}
+static size_t flow_of_phase(const step_job *j, int phase) {
+    switch (phase) {
+    case PHASE_ATTN: return (size_t)(j->n_in[WIDTH_Q] + 2 * j->n_kv) * sizeof(float);
+    case PHASE_O: return flow_bytes(j, j->n_in[WIDTH_Q], false);
+    case PHASE_DOWN: return flow_bytes(j, j->n_in[WIDTH_FF], false);
+    default: return flow_bytes(j, j->n_in[WIDTH_MODEL], true);
+    }
+}
+static void place_flows(step_job *j) {
+    size_t at = 0;
+    for (int phase = 0; phase < PHASE_HEAD; phase++) {
+        j->flow_at[phase] = (uint32_t)at;
+        at += align128(flow_of_phase(j, phase));
+    }
+    j->flow_layer = (uint32_t)at;
 }
 
 /* where things lie in shared memory; its size, or 0: too much */
-static size_t lay_out(step_job *j, int d, size_t most) {
+static size_t lay_out(const moa_cuda *c, step_job *j, int d, size_t most) {
     const size_t unit = (size_t)2 * 4 * (4 * (size_t)d * 2 + 32),
                  parts = ((size_t)STEP_WARPS * MAX_GROUP * STATE +
                           (size_t)STEP_WARPS * ((size_t)j->group * (size_t)d + 4)) *
                          sizeof(float);
-    size_t x = x_bytes_of(j);
-    if (x < parts) x = parts;
-    x = (x + 127) & ~(size_t)127;
-    const size_t fixed = unit + x + REST_BYTES + (size_t)j->n_layer * sizeof(step_layer);
+    const int wide = j->n_in[WIDTH_FF] > j->n_in[WIDTH_MODEL] ? j->n_in[WIDTH_FF] : j->n_in[WIDTH_MODEL];
+    const size_t q = (size_t)j->group * (size_t)d * sizeof(float),
+                 out = align128((size_t)moa_ceil_div(wide / STEP_GROUP, c->n_sm) * STEP_GROUP * sizeof(float));
+    size_t x = parts;
+    for (int phase = 0; phase < PHASE_HEAD; phase++)
+        if (phase != PHASE_ATTN && flow_of_phase(j, phase) > x) x = flow_of_phase(j, phase);
+    x = align128(x);
+    const size_t fixed = unit + x + q + out + REST_BYTES + (size_t)j->n_layer * sizeof(step_layer);
     j->n_slot = MAX_SLOT;
     while (j->n_slot >= MIN_SLOT && fixed + (size_t)STEP_WARPS * (size_t)j->n_slot * STEP_SLOT > most)
         j->n_slot--;
     if (j->n_slot < MIN_SLOT) return 0;
     j->newest_at = STEP_WARPS * j->n_slot * STEP_SLOT;
     j->x_at = j->newest_at + (int)unit;
-    j->rest_at = j->x_at + (int)x;
+    j->q_at = j->x_at + (int)x;
+    j->out_at = j->q_at + (int)q;
+    j->rest_at = j->out_at + (int)out;
     return (size_t)j->rest_at + REST_BYTES + (size_t)j->n_layer * sizeof(step_layer);
 }
 
 static bool fill_job(const moa_cuda *c, const moa_args_step_decode *a, const step_sizes &z, step_job *j) {
-    j->x = a->x, j->q = a->q, j->o = a->o, j->gate = a->gate, j->logits = a->logits;
+    j->x = a->x, j->logits = a->logits, j->clock = a->gate;
     j->head = bytes_of(a->output), j->head_norm = floats_of(a->out_norm);
     j->n_layer = a->n_layer;
     j->n_in[WIDTH_MODEL] = z.d_model, j->n_in[WIDTH_Q] = z.n_q, j->n_in[WIDTH_FF] = z.d_ff;
@@ -864,22 +962,26 @@ static bool fill_job(const moa_cuda *c, const moa_args_step_decode *a, const ste
     j->table_layer = a->table_layer_stride;
     j->pos = a->rope.pos, j->seq = a->seq, j->span = a->span;
     j->n_head = a->n_head, j->n_head_kv = a->kv.n_head_kv, j->group = a->n_head / a->kv.n_head_kv;
-    j->n_split = c->n_sm / j->n_head_kv;
     j->probe = a->probe;
     j->ticket = c->ticket;
-    j->barrier = reinterpret_cast<unsigned *>(c->ticket + MOA_N_TICKET - 2);
-    return fill_layers(a, j);
+    if (!fill_layers(a, j)) return false;
+    place_flows(j);
+    return true;
 }
 
-/* parts of the heads, and what the histograms need of each unit */
+/* flows, without a value yet; parts of the heads, and what the histograms need of each unit */
 static moa_status find_space(moa_cuda *c, step_job *j, moa_err *err) {
-    const size_t blocks = (size_t)j->n_head_kv * (size_t)j->n_split, heads = (size_t)j->n_layer * (size_t)j->n_head,
+    const size_t blocks = (size_t)c->n_sm, heads = (size_t)j->n_layer * (size_t)j->n_head,
                  part = blocks * (size_t)j->group * (size_t)j->kv.d_head * 2 * sizeof(float),
                  state = blocks * (size_t)j->group * STATE * sizeof(float),
-                 mass = j->probe.hist ? heads * (size_t)j->kv.max_pages * UNITS_PAGE * sizeof(float4) : 0;
+                 mass = j->probe.hist ? heads * (size_t)j->kv.max_pages * UNITS_PAGE * sizeof(float4) : 0,
+                 flow = (size_t)j->flow_layer * (size_t)(j->n_layer + 1);
     char *space = nullptr;
-    MOA_RETURN(moa_cuda_scratch(c, part + state + mass + heads * sizeof(float),
+    MOA_RETURN(moa_cuda_scratch(c, flow + part + state + mass + heads * sizeof(float),
                                 reinterpret_cast<void **>(&space), err));
+    j->flow = reinterpret_cast<uint8_t *>(space);
+    space += flow;
+    MOA_CU(c, cudaMemsetAsync(j->flow, (int)(MISSING & 255), flow, c->stream));
     j->part_o = reinterpret_cast<float *>(space);
     j->part_state = reinterpret_cast<float *>(space + part);
     if (!j->probe.hist) return MOA_OK;
@@ -908,8 +1010,8 @@ static moa_status histograms(moa_cuda *c, const step_job *j, moa_err *err) {
 template <int D, bool STATS>
 static moa_status launch(moa_cuda *c, const step_job *j, size_t shared, bool *taken, moa_err *err) {
     int blocks = 0;
-    MOA_CU(c, moa_allow_shared(step_v1<D, STATS>, shared));
-    MOA_CU(c, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, step_v1<D, STATS>, STEP_THREADS, shared));
+    MOA_CU(c, moa_allow_shared(step_v2<D, STATS>, shared));
+    MOA_CU(c, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, step_v2<D, STATS>, STEP_THREADS, shared));
     if (blocks < 1) return MOA_OK;
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeCooperative; /* all blocks at once or none: they wait for each other */
@@ -919,7 +1021,7 @@ static moa_status launch(moa_cuda *c, const step_job *j, size_t shared, bool *ta
     config.dynamicSmemBytes = shared;
     config.stream = c->stream;
     config.attrs = &attribute, config.numAttrs = 1;
-    MOA_CU(c, cudaLaunchKernelEx(&config, step_v1<D, STATS>, *j));
+    MOA_CU(c, cudaLaunchKernelEx(&config, step_v2<D, STATS>, *j));
     MOA_LAUNCHED(c, "step_decode");
     *taken = true;
     return histograms(c, j, err);
@@ -947,7 +1049,7 @@ moa_status moa_cuda_step_decode(moa_backend *b, const moa_args_step_decode *a, m
     if (!shape_fits(c, a, z)) return MOA_OK;
     step_job *j = new (std::nothrow) step_job();
     if (!j) return moa_fail(err, MOA_E_MEMORY, "no host memory for the description of a step");
-    const size_t shared = fill_job(c, a, z, j) ? lay_out(j, a->kv.d_head, (size_t)most) : 0;
+    const size_t shared = fill_job(c, a, z, j) ? lay_out(c, j, a->kv.d_head, (size_t)most) : 0;
     moa_status s = shared ? find_space(c, j, err) : MOA_OK;
     if (shared && s == MOA_OK)
         s = a->probe.stat || a->probe.hist ? launch_by_size<true>(c, j, shared, a->taken, err)

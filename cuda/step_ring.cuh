@@ -73,7 +73,8 @@ struct step_layer {
 };
 
 struct step_job {
-    float *x, *q, *o, *gate, *logits;
+    float *x, *logits;
+    float *clock; /* STEP_CLOCK: (n_block, 16) */
     const uint8_t *head;
     const float *head_norm;
     int head_form, n_form, n_layer;
@@ -89,26 +90,35 @@ struct step_job {
     moa_kv<__half> kv; /* of layer 0 */
     int64_t table_layer;
     const int32_t *pos, *seq, *span;
-    int n_head, n_head_kv, group, n_split; /* n_split: blocks of a KV head at most */
+    int n_head, n_head_kv, group;
     moa_probe probe;
     float4 *mass; /* (n_layer, n_head, max_pages * UNITS_PAGE) or NULL */
     float *lse;   /* (n_layer, n_head) or NULL */
     float *part_o, *part_state;
     int *ticket;       /* (n_head_kv), 0 between launches */
-    unsigned *barrier; /* 2 words, the same: arrivals at barriers, blocks that are done */
+    /* activations (step_flow.cuh): what a phase of a layer reads; the head: as PHASE_QKV of layer n_layer */
+    uint8_t *flow;
+    uint32_t flow_layer, flow_at[PHASE_HEAD]; /* bytes */
     /* shared memory */
-    int n_slot, newest_at, x_at, rest_at;
+    int n_slot, newest_at, x_at, q_at, out_at, rest_at;
     step_form form[STEP_MAX_FORM];
     step_layer layer[STEP_MAX_LAYER];
 };
 
 /* --- which outputs a warp has ---------------------------------------------------------------------------- */
 
-__device__ static inline int first_pair() {
-    return (int)(threadIdx.x / 32) * (int)gridDim.x + (int)blockIdx.x;
+/* Pairs are dealt out so that 16 neighbouring outputs are one block's: 8 pairs of two outputs, or twice 8 of gate and up. */
+static constexpr int STEP_GROUP = 16;
+static_assert(STEP_GROUP == 2 * STEP_WARPS, "a pair a warp");
+
+__device__ static inline int first_pair(int phase) {
+    return (int)blockIdx.x * (phase == PHASE_GATE_UP ? STEP_GROUP : STEP_WARPS) + (int)(threadIdx.x / 32);
 }
-__device__ static inline int all_warps() {
-    return (int)gridDim.x * STEP_WARPS;
+/* from a pair of a warp to its next */
+__device__ static inline int pair_step(int phase, int pair) {
+    return phase != PHASE_GATE_UP            ? STEP_WARPS * (int)gridDim.x
+           : pair % STEP_GROUP < STEP_WARPS ? STEP_WARPS
+                                             : STEP_GROUP * (int)gridDim.x - STEP_WARPS;
 }
 __device__ static inline int pairs_of(const step_job &j, int phase) {
     switch (phase) {
@@ -171,21 +181,29 @@ __device__ static inline step_width width_of(int phase) {
 /* A block's share of a layer's attention. Seen units of its KV head are numbered from 0: the sink's, then the window's; the last is the
  * newest token's. */
 struct step_share {
+    int head;                  /* KV head */
     int n_seen, n_sink, begin; /* units; begin: first of the window */
     int n_block;               /* that share the head */
     int first, step;           /* this warp's are first, first + step, ... */
 };
-__device__ static inline step_share share_of(const step_job &j, int pos, int widest) {
-    step_share s;
+__device__ static inline step_share seen_of(int pos, int widest) {
+    step_share s = {};
     const int last = pos < 0 ? -1 : pos / UNIT_TOK;
     s.begin = max(moa_window_first(widest, pos) / UNIT_TOK, SINK_UNITS);
     s.n_sink = min(last + 1, (int)SINK_UNITS);
     s.n_seen = s.n_sink + max(last - s.begin + 1, 0);
-    s.n_block = s.n_seen <= 4 * STEP_WARPS ? 1 : min(j.n_split, (s.n_seen - 1) / (2 * STEP_WARPS) + 1);
-    const int split = (int)blockIdx.x % j.n_split;
-    s.step = s.n_block * STEP_WARPS;
-    s.first = split + (int)(threadIdx.x / 32) * s.n_block;
-    if ((int)blockIdx.x >= j.n_head_kv * j.n_split || split >= s.n_block) s.first = s.n_seen;
+    return s;
+}
+/* a block's place at a layer's attention: its KV head, and which of the n_block that share it; n_block 0: none */
+struct step_seat {
+    int widest; /* span of the group */
+    uint8_t head, split, n_block, pad;
+};
+__device__ static inline step_share share_of(int pos, const step_seat &seat) {
+    step_share s = seen_of(pos, seat.widest);
+    s.head = seat.head, s.n_block = seat.n_block;
+    s.step = seat.n_block * STEP_WARPS;
+    s.first = seat.n_block ? seat.split + (int)(threadIdx.x / 32) * seat.n_block : s.n_seen;
     return s;
 }
 __device__ static inline int unit_of(const step_share &s, int v) {
@@ -208,21 +226,21 @@ template <int D> struct step_cursor {
     const uint8_t *base;            /* where the stream begins */
     unsigned row_bytes, unit8, to;  /* to: of the piece in a slot */
     int part_end;                   /* pairs up to here are of the same matrix */
-    int step;                       /* rows from a pair of this warp to its next; 0: as the pair says (q, k) */
+    bool steps;                     /* the next pair's rows are as far away as its number says (not q, k) */
+    int rows;                       /* of a pair, in its matrix */
     /* attention */
     step_share share;
     int v, side, entry, entry_at; /* lane i holds the table's entry of a unit; lane entry_at that of unit number v */
     int entry_next;               /* the same for the first units of the next layer: asked for a layer ahead */
     int pos, seq;
-    const int *widest;         /* shared memory (n_layer) */
+    const step_seat *seats;    /* shared memory (n_layer) */
     step_tables tables;
 
     __device__ inline int load_entry(const step_job &j, const step_share &s, int at_layer, int v0) const {
         const int mine = v0 + (int)(threadIdx.x % 32) * s.step, page = unit_of(s, mine) / UNITS_PAGE;
         if (mine >= s.n_seen) return -1;
-        const int head = (int)blockIdx.x / j.n_split;
         return __ldg(j.kv.table + at_layer * j.table_layer + seq * j.kv.seq_stride +
-                     (int64_t)head * j.kv.max_pages + page);
+                     (int64_t)s.head * j.kv.max_pages + page);
     }
 
     /* this lane's constants of a matrix: row lane / 4's stream lane % 4 */
@@ -243,20 +261,20 @@ template <int D> struct step_cursor {
             take_matrix(j, t.matrix);
             const int q = j.n_in[WIDTH_Q] / 2;
             part_end = t.kind == KIND_Q ? q : t.kind == KIND_K ? q + j.n_kv / 2 : n_pair;
-            step = t.kind == KIND_GATED                      ? all_warps()
-                   : t.kind == KIND_Q || t.kind == KIND_K ? 0
-                                                             : 2 * all_warps();
+            steps = t.kind != KIND_Q && t.kind != KIND_K;
+            rows = t.kind == KIND_GATED ? 1 : 2;
         }
         at = base + (uint64_t)((threadIdx.x % 32 < 4 ? t.a : t.b)) * row_bytes;
         chunk = 0;
     }
     __device__ inline void next_pair(const step_job &j) {
-        pair += all_warps();
+        const int step = pair_step(phase, pair);
+        pair += step;
         chunk = 0;
         if (pair >= n_pair)
             next_phase(j);
-        else if (step && pair < last_whole(j))
-            at += (uint64_t)step * row_bytes;
+        else if (steps && pair < last_whole(j))
+            at += (uint64_t)(step * rows) * row_bytes;
         else
             begin_pair(j);
     }
@@ -268,16 +286,16 @@ template <int D> struct step_cursor {
     __device__ inline bool enter(const step_job &j) {
         matrix = -1;
         if (phase == PHASE_ATTN) {
-            share = share_of(j, pos, widest[layer]);
+            share = share_of(pos, seats[layer]);
             v = share.first, side = entry_at = 0;
             entry = entry_next;
             if (layer + 1 < j.n_layer) {
-                const step_share next = share_of(j, pos, widest[layer + 1]);
+                const step_share next = share_of(pos, seats[layer + 1]);
                 entry_next = load_entry(j, next, layer + 1, next.first);
             }
             return v < share.n_seen - 1; /* the newest is not fetched here */
         }
-        pair = first_pair(), n_pair = pairs_of(j, phase);
+        pair = first_pair(phase), n_pair = pairs_of(j, phase);
         if (pair >= n_pair) return false;
         begin_pair(j);
         return true;
@@ -294,7 +312,7 @@ template <int D> struct step_cursor {
     }
     __device__ inline void start(const step_job &j) {
         layer = 0, phase = PHASE_QKV, slot = 0;
-        share = share_of(j, pos, widest[0]);
+        share = share_of(pos, seats[0]);
         entry_next = load_entry(j, share, 0, share.first);
         if (!enter(j)) next_phase(j);
     }
@@ -391,8 +409,7 @@ struct step_tile {
     const uint4 *x; /* as put() leaves it */
 };
 
-template <typename F> __device__ static inline void use_packed(const step_tile &t, float sum[2]) {
-    typedef row_packed<F> T;
+template <typename F, typename T> __device__ static inline void use_packed(const step_tile &t, float sum[2]) {
     step_piece<F> a, b;
     a.find(t.slot, t.cut, t.a, t.u0);
     b.find(t.slot + STEP_SLOT / 2, t.cut, t.b, t.u0);
@@ -415,10 +432,12 @@ template <int ID> __device__ static inline void use_plain(const step_tile &t, fl
         sum[1] += T::dot(t.x, t.cut.n_unit, rb, t.u0 + i);
     }
 }
+/* PACKED: products with x as it lies for quantised weights */
+template <template <typename> class PACKED>
 __device__ static inline void use_tile(int type, const step_tile &t, float sum[2]) {
     switch (type) {
 #define X(stem)                                                                                              \
-    case TYPE_##stem: use_packed<packed_##stem>(t, sum); return;
+    case TYPE_##stem: use_packed<packed_##stem, PACKED<packed_##stem>>(t, sum); return;
         MOA_PACKED_MAP(X)
 #undef X
     case TYPE_f32: use_plain<moa_f32_id>(t, sum); return;
