@@ -12,7 +12,8 @@
 #   peers    PyTorch's and FlashInfer's decode attention where they are installed (PYTHON=...) in the rows of attn, which come first unless they
 #            are in OUT already
 #   hf       transformers' steps on the 7B and 8B shapes, half precision
-# Without names: all of them, in this order, about ten minutes on an H100. Each command has a limit of its own (EACH=100 seconds), and what it
+# Without names: all of them, in this order, about ten minutes on an H100. Each command has a limit of its own (EACH=100 seconds; three times that for a peer, which may
+# compile first), and what it
 # measured until then is kept. At the end OUT/bench.json holds everything and OUT/bench.md the tables beside the goals (bench_table.py).
 set -u
 build=${1:?BUILD folder} out=${2:?OUT folder}
@@ -92,7 +93,7 @@ load() {
 }
 peer() {
     local name=$1; shift
-    timeout "$each" "${PYTHON:-python3}" -B "$source/scripts/peers/$name.py" "$@" || { echo "FAILED: $name"; failed=1; }
+    timeout $((3 * each)) "${PYTHON:-python3}" -B "$source/scripts/peers/$name.py" "$@" || { echo "FAILED: $name"; failed=1; }
 }
 peers() {
     [ -f "$out/attn-qwen2.5-1.5b.json" ] || decode_attn
