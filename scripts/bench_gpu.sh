@@ -12,9 +12,9 @@
 #   peers    PyTorch's and FlashInfer's decode attention where they are installed (PYTHON=...) in the rows of attn, which come first unless they
 #            are in OUT already
 #   hf       transformers' steps on the 7B and 8B shapes, half precision
-# Without names: all of them, in this order, about ten minutes on an H100. Each command has a limit of its own (EACH=100 seconds; three times that for a peer, which may
-# compile first), and what it
-# measured until then is kept. At the end OUT/bench.json holds everything and OUT/bench.md the tables beside the goals (bench_table.py).
+# Without names: all of them, in this order, about ten minutes on an H100. Each command has a limit of its own (EACH=100 seconds; three times
+# that for a peer, which may compile first), and what it measured until then is kept. At the end OUT/bench.json holds everything and OUT/bench.md
+# the tables beside the goals (bench_table.py).
 set -u
 build=${1:?BUILD folder} out=${2:?OUT folder}
 shift 2
