@@ -364,7 +364,7 @@ static const moa_option own_rows[] = {
 static const int shared[] = {MOA_OPT_MODEL, MOA_OPT_DEVICE, MOA_OPT_PLAN, MOA_OPT_PROMPT, MOA_OPT_PROMPT_FILE, MOA_OPT_CHAT, MOA_OPT_N, MOA_OPT_TEMP, MOA_OPT_TOP_K,
                              MOA_OPT_TOP_P, MOA_OPT_MIN_P, MOA_OPT_SEED, MOA_OPT_IGNORE_EOS, MOA_OPT_KV, MOA_OPT_THREADS, MOA_OPT_REFERENCE,
                              MOA_OPT_CAPTURE_LIMIT, MOA_OPT_NO_SESSION, MOA_OPT_END};
-static const moa_batch workbench = {.name = "", .help = "the workbench", .usage = "[MODEL] [options]", .options = shared, .own = own_rows, .min_words = 0, .max_words = 1};
+const moa_batch moa_batch_workbench = {.name = "", .help = "the workbench", .usage = "[MODEL] [options]", .options = shared, .own = own_rows, .min_words = 0, .max_words = 1};
 
 static void state_file(const char *name, char *out, size_t out_bytes) {
     if (moa_path_place(MOA_PLACE_STATE, name, out, out_bytes, NULL) != MOA_OK) out[0] = 0;
@@ -590,10 +590,10 @@ int tui_workbench(int argc, char **argv) {
         (void)fprintf(stderr, "moascope: no memory\n");
         return 4;
     }
-    moa_status s = moa_args_parse(&a, &workbench, argc, argv, &err);
+    moa_status s = moa_args_parse(&a, &moa_batch_workbench, argc, argv, &err);
     if (s == MOA_OK && moa_args_has(&a, MOA_OPT_HELP)) {
         moa_buf help = {0};
-        moa_args_help(&workbench, &help);
+        moa_args_help(&moa_batch_workbench, &help);
         (void)fputs(help.data ? help.data : "", stdout);
         moa_buf_free(&help);
         moa_args_free(&a);

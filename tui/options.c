@@ -59,6 +59,10 @@ const moa_option *moa_option_row(const moa_batch *command, int id) {
     return NULL;
 }
 
+const moa_option *moa_option_shared(int id) {
+    return &shared_rows[id];
+}
+
 /* the id whose row has this spelling, -1: none */
 static int find_id(const moa_batch *command, const char *word, size_t n) {
     for (int i = 0; command->own && command->own[i].spellings; i++)

@@ -138,6 +138,7 @@ const char *moa_args_word(const moa_args *a, int i); /* NULL beyond the last */
 const char *moa_args_model(const moa_args *a, int i);
 
 const moa_option *moa_option_row(const moa_batch *command, int id); /* NULL: the command does not take it */
+const moa_option *moa_option_shared(int id);                        /* id < MOA_N_OPT, whoever takes it */
 /* the help of a command, from the tables */
 void moa_args_help(const moa_batch *command, moa_buf *out);
 

@@ -33,6 +33,9 @@ struct moa_batch {
 MOA_BATCH_LIST(X)
 #undef X
 
+/* tui/app.c: the options of the workbench itself, which has no name and is not in the table */
+extern const moa_batch moa_batch_workbench;
+
 /* NULL-terminated, in order of name */
 extern const moa_batch *const moa_batch_table[];
 
