@@ -5,7 +5,8 @@
  *   forward     attn_prefill_wgmma.cu over those pages, with its log-sum-exp
  *   queries     a warpgroup keeps 64 queries (Q, dO) and walks the keys        S = Q K^T, G = dO V^T, A = e^(S - lse)
  *                 gradients   dS = A (G - delta)                               dQ += dS K
- *                 influence   E, |E| of the tile; mass and gain A G of each row; the windows outward from the diagonal
+ *                 influence   E, |E| of the tile; mass and gain A (G - delta) of each row; the windows outward from the diagonal; and
+ *                             dQ, which costs it a product more and spares the backward pass right after it three
  *   keys        a warpgroup keeps 64 keys (K, V) and walks the queries         S^T = K Q^T, G^T = V dO^T
  *                                                                              dV += A^T dO, dK += dS^T Q
  *
@@ -13,7 +14,10 @@
  *                           the warpgroup whose rows end a block earlier leaves the first step out
  *   block of the GPU        two warpgroups that compute, 64 rows each, and one thread that loads: tiles of 64 x d_head by tensor map
  *
- * What is multiplied last is already a left operand in registers: S and G come out in the layout in which dS and A go in. Nothing
+ * Under spans the walks are the same. Where a tile is not seen whole, each of its keys is looked at: unseen ones have A = 0 and, for the
+ * windows alone, an A of their own.
+ *
+ * While the exponentials are made, G is on its way; while dS is, dV. What is multiplied last is already a left operand in registers: S and G come out in the layout in which dS and A go in. Nothing
  * passes through shared memory but the tiles.
  *
  * Precision. Sums are float32. q and d_o are rounded to halves under one power of two for all of them, the one that brings the longest
@@ -49,10 +53,12 @@ struct operands {
     uint32_t *max; /* (N_MAX): bits of the longest row's norm */
     int32_t *table, *span; /* (n_head_kv, nb), (n_head): the forward pass's */
     float *lse2;           /* (n_tok, n_head) */
+    float *dq;             /* (n_tok, n_head, d_head): the influence's by-product, for the backward pass that follows */
     float *dk, *dv;        /* (n_tok, n_head, d_head): of each query head where several share keys */
     float2 *e;             /* (n_head, nb, nb, 4): E and |E| of a tile by warp */
     float *curve;          /* (n_head, nb, nb + 1, 4): of each window, sums over a warp's 16 rows */
-    float *whole;          /* (n_head, nb, 4): the same of all keys */
+    float *whole;          /* (n_head, nb, 4): the same of the keys seen */
+    float *wide;           /* (n_head, nb, 4): under spans, what all keys would change of that */
     float2 *peak;          /* (n_head, nb * 64): E of the row's entry above 1/2, and the bits of its block of keys, -1: none */
 };
 
@@ -84,6 +90,8 @@ static size_t lay(operands &o, purpose what, char *base) {
     take_of(o.row, base, &used, heads * nb * BLOCK);
     take_of(o.peak, base, &used, heads * nb * BLOCK);
     take_of(o.whole, base, &used, heads * nb * 4);
+    take_of(o.wide, base, &used, heads * nb * 4);
+    take_of(o.dq, base, &used, n_q * d);
     size_t gradients = used, influence = used; /* never there at the same time */
     take_of(o.dk, base, &gradients, o.group > 1 ? n_q * d : 0);
     take_of(o.dv, base, &gradients, o.group > 1 ? n_q * d : 0);
@@ -179,7 +187,7 @@ __global__ static void __launch_bounds__(256) rows_v2(operands o, const float *_
 __global__ static void forward_tables_v2(operands o) {
     const int at = (int)blockIdx.x * 256 + (int)threadIdx.x;
     if (at < o.in.n_head_kv * o.nb) o.table[at] = at;
-    if (at < o.in.n_head) o.span[at] = INT_MAX / 4;
+    if (at < o.in.n_head) o.span[at] = o.in.span ? o.in.span[at] : INT_MAX / 4;
 }
 __global__ static void natural_v2(const float *__restrict__ lse2, float *__restrict__ lse, int64_t n) {
     const int64_t at = (int64_t)blockIdx.x * 256 + threadIdx.x;
@@ -319,22 +327,15 @@ __device__ static inline void product_64(float (&c)[32], uint64_t a, uint64_t b,
                  : "l"(a), "l"(b), "r"(add));
 }
 
-/* issues X1 Y1^T and X2 Y2^T, tiles of 64 rows */
-template <class T> __device__ static inline void issue_pairs(float (&s)[32], float (&g)[32], uint64_t x, uint64_t y) {
+/* issues X Y^T, tiles of 64 rows; the caller commits */
+template <class T> __device__ static inline void issue_product(float (&s)[32], uint64_t x, uint64_t y) {
     wgmma_hold(s);
-    wgmma_hold(g);
     wgmma_fence();
 #pragma unroll
     for (int kk = 0; kk < T::D / 16; kk++) {
         const int at = kk / 4 * T::PANEL + kk % 4 * 32;
         product_64(s, wgmma_ahead(x, at), wgmma_ahead(y, at), kk > 0);
     }
-#pragma unroll
-    for (int kk = 0; kk < T::D / 16; kk++) {
-        const int at = T::TILE + kk / 4 * T::PANEL + kk % 4 * 32;
-        product_64(g, wgmma_ahead(x, at), wgmma_ahead(y, at), kk > 0);
-    }
-    wgmma_commit();
 }
 /* issues sum += a Y: a in registers (64 x 64), Y a tile; the caller commits */
 template <class T> __device__ static inline void issue_sum(float (&sum)[T::D / 2], uint32_t (&a)[16], uint64_t y) {
@@ -403,60 +404,164 @@ template <class T> __device__ static inline void look_on(const full_work &w, let
     }
 }
 
+/* A tile that is not seen whole: its first query and key. On the diagonal a query sees the keys up to its own; else a span has its edge in it,
+ * or lies beyond */
+enum edge { INSIDE, DIAGONAL, CUT };
+struct tile_place {
+    int span, i0, j0;
+};
+template <edge EDGE> __device__ static inline bool seen(const tile_place &at, int query, int key) {
+    if (EDGE == INSIDE) return true;
+    return EDGE == DIAGONAL ? key <= query : moa_sees(at.span, at.i0 + query, at.j0 + key);
+}
+/* do all queries of a block see all keys of an earlier one? */
+__device__ static inline bool all_seen(int span, int block_q, int block_k) {
+    return block_k == 0 || (block_q - block_k) * BLOCK + BLOCK - 1 < moa_window(span);
+}
+
 /* --- queries stay ------------------------------------------------------------------------------------------ */
 
-/* what the rows g and g + 8 of a warp's 16 have of their own */
-struct influence_rows {
+/* What the rows g and g + 8 of a warp's 16 have of their own. Gains are of G - delta. */
+struct query_rows {
     float lse2[2], delta[2];
     float mass[2], gain[2];           /* of the window so far; the same in the four threads of a row */
     float rest_mass[2], rest_gain[2]; /* of this thread's keys without the peak */
-    float peak[2], peak_gain[2];      /* the entry above 1/2 among this thread's keys, 0: none, and its G */
+    float peak[2], peak_gain[2];      /* the entry above 1/2 among this thread's keys, 0: none, and its G - delta */
     int peak_block[2];
     bool bad[2];
 };
 
-/* A and G of a tile: to its E, and to the rows' sums; DIAGONAL: keys beyond the query are not seen */
-template <bool DIAGONAL>
-__device__ static inline void influence_tile(const full_job &j, const units &u, influence_rows &x, float (&s)[32], const float (&g)[32],
-                                             int row, int block, int64_t tile, float *curve) {
-    const int column = threadIdx.x % 4 * 2, lane = threadIdx.x % 32;
-    float e = 0, abs_e = 0, change = 0;
+/* A in the place of S; the largest of this thread's */
+template <edge EDGE>
+__device__ static inline float weights_of(const units &u, const query_rows &x, float (&s)[32], int row, const tile_place &at) {
+    const int column = threadIdx.x % 4 * 2;
+    float top = 0;
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        float mass = 0, gain = 0, peak = 0, peak_gain = 0;
+    for (int h = 0; h < 2; h++)
 #pragma unroll
         for (int n = 0; n < 8; n++)
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                const float v = g[4 * n + 2 * h + k];
-                float a = exp2_fast(s[4 * n + 2 * h + k] * u.score - x.lse2[h]);
-                if (DIAGONAL) a = n * 8 + column + k > row + h * 8 ? 0.0f : a;
-                s[4 * n + 2 * h + k] = a;
-                if (a > 0.5f) peak = a, peak_gain = v, a = 0;
-                const float q = __fdividef(a, 1.0f - a) * (x.delta[h] - v);
-                mass += a, gain += a * v, e += q, abs_e += fabsf(q);
+                float &a = s[4 * n + 2 * h + k];
+                a = exp2_fast(a * u.score - x.lse2[h]);
+                if (!seen<EDGE>(at, row + h * 8, n * 8 + column + k)) a = 0;
+                top = fmaxf(top, a);
             }
-        x.rest_mass[h] += mass, x.rest_gain[h] += gain;
-        if (peak > 0) x.peak[h] = peak, x.peak_gain[h] = peak_gain, x.peak_block[h] = block;
-        x.mass[h] += group_sum<4>(mass + peak);
-        x.gain[h] += group_sum<4>(gain + peak * peak_gain);
-        change += x.gain[h] / fmaxf(x.mass[h], (float)MOA_INFLUENCE_TINY);
-        /* a window: all but what block 0 alone or all blocks give */
-        x.bad[h] = x.bad[h] || (curve && x.mass[h] < (float)MOA_INFLUENCE_TINY);
+    return top;
+}
+
+/* dS in the place of G */
+__device__ static inline void gradients_of(const units &u, const query_rows &x, const float (&s)[32], float (&g)[32]) {
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int at = 4 * n + 2 * h + k;
+                g[at] = s[at] * u.ds * (g[at] - x.delta[h]);
+            }
+}
+
+/* of a thread's part of a tile; e is the negative of E */
+struct tile_sums {
+    float mass[2], gain[2], peak[2], peak_gain[2], e, abs_e;
+    float unseen_mass[2], unseen_gain[2];
+    bool far[2]; /* a key that is not seen counts as less than it weighs */
+};
+/* the largest A of the warp decides how A / (1 - A) is made: A (1 + A + A^2) below 2^-6, where the next term is 4e-6 of it; by division; and by
+ * division with what is above 1/2 left out */
+enum weight_kind { SMALL, LARGE, PEAKED };
+static constexpr float SMALL_TOP = 0x1p-6f;
+
+/* A and G summed up; DQ: G becomes dS too */
+template <weight_kind KIND, bool DQ>
+__device__ static inline tile_sums sums_of(const units &u, const query_rows &x, const float (&s)[32], float (&g)[32]) {
+    tile_sums t = {};
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int at = 4 * n + 2 * h + k;
+                float a = s[at];
+                const float v = g[at] - x.delta[h];
+                if (DQ) g[at] = a * u.ds * v;
+                if (KIND == PEAKED && a > 0.5f) t.peak[h] = a, t.peak_gain[h] = v, a = 0;
+                const float odds = KIND == SMALL ? fmaf(a, fmaf(a, a, a), a) : __fdividef(a, 1.0f - a), q = odds * v;
+                t.mass[h] += a, t.gain[h] += a * v, t.e += q, t.abs_e += fabsf(q);
+            }
+    return t;
+}
+
+/* the same of a tile with unseen keys, from S */
+template <bool DQ>
+__device__ static inline tile_sums sums_of_cut(const units &u, const query_rows &x, const float (&s)[32], float (&g)[32], int row,
+                                               const tile_place &place) {
+    const float most = (float)MOA_INFLUENCE_MOST * LOG2E;
+    const int column = threadIdx.x % 4 * 2;
+    tile_sums t = {};
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int at = 4 * n + 2 * h + k, i = place.i0 + row + h * 8, key = place.j0 + n * 8 + column + k;
+                const float v = g[at] - x.delta[h], score = s[at] * u.score - x.lse2[h];
+                const bool see = moa_sees(place.span, i, key), other = !see && key <= i;
+                float a = see ? exp2_fast(score) : 0.0f;
+                const float b = other ? exp2_fast(fminf(score, most)) : 0.0f;
+                if (DQ) g[at] = a * u.ds * v;
+                if (a > 0.5f) t.peak[h] = a, t.peak_gain[h] = v, a = 0;
+                const float q = __fdividef(a, 1.0f - a) * v;
+                t.mass[h] += a, t.gain[h] += a * v, t.e += q, t.abs_e += fabsf(q);
+                t.unseen_mass[h] += b, t.unseen_gain[h] += b * v;
+                t.far[h] = t.far[h] || (other && score > most);
+            }
+    return t;
+}
+
+/* A and G of a tile: to its E, and to the rows' sums. curve: of the window that ends with this tile, or NULL. CUT_TILE: s is still S */
+template <bool DQ, bool CUT_TILE>
+__device__ static inline void influence_tile(const full_job &j, const units &u, query_rows &x, float top, const float (&s)[32],
+                                             float (&g)[32], int row, const tile_place &place, int64_t tile, float *curve) {
+    const int lane = threadIdx.x % 32;
+    tile_sums t;
+    float change = 0;
+    if (CUT_TILE)
+        t = sums_of_cut<DQ>(u, x, s, g, row, place);
+    else if (__any_sync(0xffffffffu, top > 0.5f))
+        t = sums_of<PEAKED, DQ>(u, x, s, g);
+    else if (__any_sync(0xffffffffu, top > SMALL_TOP))
+        t = sums_of<LARGE, DQ>(u, x, s, g);
+    else
+        t = sums_of<SMALL, DQ>(u, x, s, g);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        x.rest_mass[h] += t.mass[h], x.rest_gain[h] += t.gain[h];
+        if (t.peak[h] > 0) x.peak[h] = t.peak[h], x.peak_gain[h] = t.peak_gain[h], x.peak_block[h] = place.j0 / BLOCK;
+        x.mass[h] += group_sum<4>(t.mass[h] + t.peak[h] + t.unseen_mass[h]);
+        x.gain[h] += group_sum<4>(t.gain[h] + t.peak[h] * t.peak_gain[h] + t.unseen_gain[h]);
+        change += __fdividef(x.gain[h], fmaxf(x.mass[h], (float)MOA_INFLUENCE_TINY));
+        x.bad[h] = x.bad[h] || t.far[h] || (curve && x.mass[h] < (float)MOA_INFLUENCE_TINY);
     }
-    e = warp_sum(e), abs_e = warp_sum(abs_e);
+    const float e = warp_sum(t.e), abs_e = warp_sum(t.abs_e);
 #pragma unroll
     for (int l = 4; l < 32; l *= 2)
         change += __shfl_xor_sync(0xffffffffu, change, l);
     if (lane != 0) return;
-    j.o.e[tile * 4 + threadIdx.x % 128 / 32] = make_float2(e, abs_e);
+    j.o.e[tile * 4 + threadIdx.x % 128 / 32] = make_float2(-e, abs_e);
     if (curve) curve[threadIdx.x % 128 / 32] = change;
 }
 
-/* after the last key: the peaks in the form that does not cancel, all keys' sum, what had to be clamped */
-__device__ static inline void influence_end(const full_job &j, influence_rows &x, int head, int block, int row) {
+/* After the last key: the peaks in the form that does not cancel, the sum of the keys seen, what had to be clamped. The rows of a span's head
+ * that see everything as it is have all of it from the same sum as those without spans. */
+template <bool SPANS>
+__device__ static inline void influence_end(const full_job &j, query_rows &x, int head, int block, int row, int span) {
     const int lane = threadIdx.x % 32, nb = j.o.nb;
-    float whole = 0;
+    float whole = 0, wide = 0;
     int n_bad = 0;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -465,50 +570,45 @@ __device__ static inline void influence_end(const full_job &j, influence_rows &x
         const bool any = group_max<4>(x.peak[h]) > 0, here = x.peak[h] > 0, ok = i == 0 || !any || mass >= (float)MOA_INFLUENCE_TINY;
         float2 *to = j.o.peak + ((int64_t)head * nb + block) * BLOCK + row + h * 8;
         if (here) {
-            const float q = i == 0 ? -x.peak_gain[h] : ok ? gain / mass - x.peak_gain[h] : 0.0f;
+            const float q = i == 0 ? -(x.peak_gain[h] + x.delta[h]) : ok ? gain / mass - x.peak_gain[h] : 0.0f;
             *to = make_float2(x.peak[h] * q, __int_as_float(x.peak_block[h]));
         }
         if (!any && lane % 4 == 0) *to = make_float2(0, __int_as_float(-1));
-        whole += x.gain[h] / fmaxf(x.mass[h], (float)MOA_INFLUENCE_TINY);
-        const bool bad = lane % 4 == 0 && i < j.o.in.n_tok && (!ok || x.bad[h]);
+        const float all = __fdividef(x.gain[h], fmaxf(x.mass[h], (float)MOA_INFLUENCE_TINY));
+        float own = all;
+        bool strange = x.bad[h];
+        if (SPANS) {
+            const float peak = group_sum<4>(x.peak[h]), peak_gain = group_sum<4>(x.peak[h] * x.peak_gain[h]);
+            if (moa_n_seen(span, i) <= i) own = (gain + peak_gain) / fmaxf(mass + peak, (float)MOA_INFLUENCE_TINY);
+            strange = group_max<4>(strange ? 1.0f : 0.0f) > 0; /* one of four threads saw it */
+        }
+        whole += own, wide += all - own;
+        const bool bad = lane % 4 == 0 && i < j.o.in.n_tok && (!ok || strange);
         n_bad += __popc(__ballot_sync(0xffffffffu, bad));
     }
 #pragma unroll
-    for (int l = 4; l < 32; l *= 2)
+    for (int l = 4; l < 32; l *= 2) {
         whole += __shfl_xor_sync(0xffffffffu, whole, l);
+        if (SPANS) wide += __shfl_xor_sync(0xffffffffu, wide, l);
+    }
     if (lane != 0) return;
-    j.o.whole[((int64_t)head * nb + block) * 4 + threadIdx.x % 128 / 32] = whole;
+    const int64_t to = ((int64_t)head * nb + block) * 4 + threadIdx.x % 128 / 32;
+    j.o.whole[to] = whole;
+    if (SPANS) j.o.wide[to] = wide;
     if (n_bad > 0) atomicAdd(j.clamped, n_bad);
 }
 
-/* A to dS, in the place of G */
-template <bool DIAGONAL, bool MAP>
-__device__ static inline void gradient_tile(const units &u, const influence_rows &x, const float (&s)[32], float (&g)[32], int row) {
-    const int column = threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int h = 0; h < 2; h++)
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-#pragma unroll
-            for (int k = 0; k < 2; k++) {
-                const int at = 4 * n + 2 * h + k;
-                float a = MAP ? s[at] : exp2_fast(s[at] * u.score - x.lse2[h]);
-                if (!MAP && DIAGONAL) a = n * 8 + column + k > row + h * 8 ? 0.0f : a;
-                g[at] = a * u.ds * (g[at] - x.delta[h]);
-            }
-}
-
 /* One warpgroup's 64 queries. MAP: influence; DQ: the gradient */
-template <class T, bool MAP, bool DQ>
+template <class T, bool MAP, bool DQ, bool SPANS>
 __device__ static inline void walk_keys(const full_job &j, const full_work &w, letters<T> *box, uint32_t base, int wg) {
     const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4, nb = j.o.nb;
-    const int mine = w.tile * T::WG + wg, first = mine < w.last;
+    const int mine = w.tile * T::WG + wg, first = mine < w.last, span = SPANS ? j.o.in.span[w.head] : 0;
     const units u = units_of(j.o);
     const uint64_t stay = wgmma_operand(base + wg * PAIR * T::TILE, 0), stage0 = wgmma_operand(base + T::STAGES_AT, 0),
                    across0 = wgmma_operand(base + T::STAGES_AT, T::PANEL);
     float s[32], g[32], sum[DQ ? T::D / 2 : 1] = {};
     uint32_t ds[16] = {};
-    influence_rows x = {};
+    query_rows x = {};
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const float2 own = j.o.row[((int64_t)w.head * nb + mine) * BLOCK + row + h * 8];
@@ -521,35 +621,43 @@ __device__ static inline void walk_keys(const full_job &j, const full_work &w, l
     for (int step = first; step < w.n_step; step++) {
         const int stage = step % T::STAGES, block = block_of<T, false>(w, step);
         barrier_wait(shared_address(&box->full[stage]), step / T::STAGES & 1);
-        issue_pairs<T>(s, g, stay, wgmma_ahead(stage0, stage * T::STAGE));
-        if constexpr (DQ) {
-            issue_sum<T>(sum, ds, wgmma_ahead(across0, before * T::STAGE));
-            wgmma_commit();
-            wgmma_wait<1>();
-        } else
-            wgmma_wait<0>();
+        issue_product<T>(s, stay, wgmma_ahead(stage0, stage * T::STAGE));
+        wgmma_commit();
+        issue_product<T>(g, wgmma_ahead(stay, T::TILE), wgmma_ahead(stage0, stage * T::STAGE + T::TILE));
+        if constexpr (DQ) issue_sum<T>(sum, ds, wgmma_ahead(across0, before * T::STAGE));
+        wgmma_commit();
+        wgmma_wait<1>();
         wgmma_hold(s);
+        const tile_place place = {span, mine * BLOCK, block * BLOCK};
+        const bool cut = SPANS && (block == mine || !all_seen(span, mine, block));
+        float top = 0;
+        if (!SPANS)
+            top = block == mine ? weights_of<DIAGONAL>(u, x, s, row, place) : weights_of<INSIDE>(u, x, s, row, place);
+        else if (!cut)
+            top = weights_of<INSIDE>(u, x, s, row, place);
+        else if (!MAP)
+            top = weights_of<CUT>(u, x, s, row, place);
+        wgmma_wait<0>();
         wgmma_hold(g);
-        if (!DQ && lane == 0) barrier_arrive(shared_address(&box->unused[stage]));
+        if constexpr (DQ) {
+            wgmma_hold(sum);
+            wgmma_hold(ds);
+        }
+        if (lane == 0 && (!DQ || step > first)) barrier_arrive(shared_address(&box->unused[DQ ? before : stage]));
         if constexpr (MAP) {
             const int64_t tile = ((int64_t)w.head * nb + mine) * nb + block;
             /* the newest blocks that are in with the sink; as many as `mine` cut nothing */
             const int newest = block > 0 ? (step > 0 ? mine - block + 1 : 0) : 1 - first;
             float *curve = newest > 0 && newest < mine ? j.o.curve + (((int64_t)w.head * nb + mine) * (nb + 1) + newest) * 4 : nullptr;
-            if (block == mine)
-                influence_tile<true>(j, u, x, s, g, row, block, tile, curve);
+            if (SPANS && cut)
+                influence_tile<DQ, true>(j, u, x, top, s, g, row, place, tile, curve);
             else
-                influence_tile<false>(j, u, x, s, g, row, block, tile, curve);
+                influence_tile<DQ, false>(j, u, x, top, s, g, row, place, tile, curve);
+        } else {
+            (void)top;
+            gradients_of(u, x, s, g);
         }
         if constexpr (DQ) {
-            if (block == mine)
-                gradient_tile<true, MAP>(u, x, s, g, row);
-            else
-                gradient_tile<false, MAP>(u, x, s, g, row);
-            wgmma_wait<0>();
-            wgmma_hold(sum);
-            wgmma_hold(ds);
-            if (step > first && lane == 0) barrier_arrive(shared_address(&box->unused[before]));
             pack(g, ds);
             before = stage;
         }
@@ -561,10 +669,10 @@ __device__ static inline void walk_keys(const full_job &j, const full_work &w, l
         wgmma_hold(sum);
         write_rows<T>(j.dq, j.o, w.head, mine * BLOCK + row, sum, u.grad * j.o.in.scale / u.ds);
     }
-    if constexpr (MAP) influence_end(j, x, w.head, mine, row);
+    if constexpr (MAP) influence_end<SPANS>(j, x, w.head, mine, row, span);
 }
 
-template <class T, bool MAP, bool DQ>
+template <class T, bool MAP, bool DQ, bool SPANS>
 __global__ static void __launch_bounds__(T::THREADS, 1) queries_v2(const __grid_constant__ full_job j) {
     extern __shared__ unsigned char raw[];
     __shared__ letters<T> box;
@@ -577,7 +685,7 @@ __global__ static void __launch_bounds__(T::THREADS, 1) queries_v2(const __grid_
     } else {
         registers_more<T::MANY>();
         if (w.tile * T::WG + wg < j.o.nb)
-            walk_keys<T, MAP, DQ>(j, w, &box, base, wg);
+            walk_keys<T, MAP, DQ, SPANS>(j, w, &box, base, wg);
         else
             look_on<T>(w, &box);
     }
@@ -585,9 +693,27 @@ __global__ static void __launch_bounds__(T::THREADS, 1) queries_v2(const __grid_
 
 /* --- keys stay --------------------------------------------------------------------------------------------- */
 
-/* S^T and G^T become A^T 2^A_POWER and dS^T; own: (lse2, delta) of the tile's queries */
-template <bool DIAGONAL>
-__device__ static inline void transposed_tile(const units &u, float (&s)[32], float (&g)[32], const unsigned char *own, int row) {
+/* S^T becomes A^T 2^A_POWER; own: (lse2, delta) of the tile's queries */
+template <edge EDGE>
+__device__ static inline void transposed_weights(const units &u, float (&s)[32], const unsigned char *own, int row,
+                                                 const tile_place &place) {
+    const int column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        const float4 q = *reinterpret_cast<const float4 *>(own + (n * 8 + column) * sizeof(float2));
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int at = 4 * n + 2 * h + k;
+                float a = exp2_fast(s[at] * u.score - ((k ? q.z : q.x) - (float)A_POWER));
+                if (!seen<EDGE>(place, n * 8 + column + k, row + h * 8)) a = 0;
+                s[at] = a;
+            }
+    }
+}
+/* G^T becomes dS^T */
+__device__ static inline void transposed_gradients(const units &u, const float (&s)[32], float (&g)[32], const unsigned char *own) {
     const int column = threadIdx.x % 4 * 2;
     const float ds = u.ds * (1.0f / (float)(1 << A_POWER));
 #pragma unroll
@@ -598,20 +724,17 @@ __device__ static inline void transposed_tile(const units &u, float (&s)[32], fl
 #pragma unroll
             for (int k = 0; k < 2; k++) {
                 const int at = 4 * n + 2 * h + k;
-                float a = exp2_fast(s[at] * u.score - ((k ? q.z : q.x) - (float)A_POWER));
-                if (DIAGONAL) a = n * 8 + column + k < row + h * 8 ? 0.0f : a;
-                s[at] = a;
-                g[at] = a * ds * (g[at] - (k ? q.w : q.y));
+                g[at] = s[at] * ds * (g[at] - (k ? q.w : q.y));
             }
     }
 }
 
 /* One warpgroup's 64 keys */
-template <class T>
+template <class T, bool SPANS>
 __device__ static inline void walk_queries(const full_job &j, const full_work &w, letters<T> *box, const unsigned char *shared,
                                            uint32_t base, int wg) {
     const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
-    const int mine = w.tile * T::WG + wg;
+    const int mine = w.tile * T::WG + wg, span = SPANS ? j.o.in.span[w.head] : 0;
     const units u = units_of(j.o);
     const uint64_t stay = wgmma_operand(base + wg * PAIR * T::TILE, 0), stage0 = wgmma_operand(base + T::STAGES_AT, 0),
                    across0 = wgmma_operand(base + T::STAGES_AT, T::PANEL);
@@ -624,31 +747,42 @@ __device__ static inline void walk_queries(const full_job &j, const full_work &w
     for (int step = wg; step < w.n_step; step++) {
         const int stage = step % T::STAGES, block = block_of<T, true>(w, step);
         barrier_wait(shared_address(&box->full[stage]), step / T::STAGES & 1);
-        issue_pairs<T>(s, g, stay, wgmma_ahead(stage0, stage * T::STAGE));
-        wgmma_wait<0>();
+        issue_product<T>(s, stay, wgmma_ahead(stage0, stage * T::STAGE));
+        wgmma_commit();
+        issue_product<T>(g, wgmma_ahead(stay, T::TILE), wgmma_ahead(stage0, stage * T::STAGE + T::TILE));
+        wgmma_commit();
+        wgmma_wait<1>();
         wgmma_hold(s);
-        wgmma_hold(g);
         const unsigned char *own = shared + T::ROWS_AT + stage * T::ROWS;
+        const tile_place place = {span, block * BLOCK, mine * BLOCK};
         if (block == mine)
-            transposed_tile<true>(u, s, g, own, row);
+            transposed_weights<DIAGONAL>(u, s, own, row, place); /* no span is so short that it has its edge there */
+        else if (!SPANS || all_seen(span, block, mine))
+            transposed_weights<INSIDE>(u, s, own, row, place);
         else
-            transposed_tile<false>(u, s, g, own, row);
+            transposed_weights<CUT>(u, s, own, row, place);
         pack(s, a);
-        pack(g, ds);
         const uint64_t y = wgmma_ahead(across0, stage * T::STAGE);
         issue_sum<T>(dv, a, wgmma_ahead(y, T::TILE));
+        wgmma_commit();
+        wgmma_wait<1>();
+        wgmma_hold(g);
+        transposed_gradients(u, s, g, own);
+        pack(g, ds);
         issue_sum<T>(dk, ds, y);
         wgmma_commit();
         wgmma_wait<0>();
         wgmma_hold(dk);
         wgmma_hold(dv);
+        wgmma_hold(a);
+        wgmma_hold(ds);
         if (lane == 0) barrier_arrive(shared_address(&box->unused[stage]));
     }
     write_rows<T>(j.dk, j.o, w.head, mine * BLOCK + row, dk, u.grad * u.score * LN2 / u.ds);
     write_rows<T>(j.dv, j.o, w.head, mine * BLOCK + row, dv, u.grad / (float)(1 << A_POWER));
 }
 
-template <class T> __global__ static void __launch_bounds__(T::THREADS, 1) keys_v2(const __grid_constant__ full_job j) {
+template <class T, bool SPANS> __global__ static void __launch_bounds__(T::THREADS, 1) keys_v2(const __grid_constant__ full_job j) {
     extern __shared__ unsigned char raw[];
     __shared__ letters<T> box;
     const uint32_t skip = (1024 - shared_address(raw) % 1024) % 1024, base = shared_address(raw) + skip;
@@ -660,7 +794,7 @@ template <class T> __global__ static void __launch_bounds__(T::THREADS, 1) keys_
     } else {
         registers_more<T::MANY>();
         if (w.tile * T::WG + wg < j.o.nb)
-            walk_queries<T>(j, w, &box, raw + skip, base, wg);
+            walk_queries<T, SPANS>(j, w, &box, raw + skip, base, wg);
         else
             look_on<T>(w, &box);
     }
@@ -705,7 +839,7 @@ __global__ static void __launch_bounds__(BLOCK) maps_v2(operands o, float *__res
     }
 }
 
-/* joint (n_head, nb + 1). Of block qb of queries, the windows 1 .. qb - 1 cut something. grid: n_head */
+/* joint (n_head, nb + 1). Of block qb of queries, the windows 1 .. qb - 1 cut something; the others are as all keys. grid: n_head */
 __global__ static void curves_v2(operands o, float *__restrict__ joint) {
     const int h = blockIdx.x, nb = o.nb;
     const float grad = units_of(o).grad;
@@ -716,6 +850,10 @@ __global__ static void curves_v2(operands o, float *__restrict__ joint) {
             const float4 x = *reinterpret_cast<const float4 *>(o.curve + (row * (nb + 1) + w) * 4),
                          y = *reinterpret_cast<const float4 *>(o.whole + row * 4);
             sum += (double)(x.x - y.x) + (double)(x.y - y.y) + ((double)(x.z - y.z) + (double)(x.w - y.w));
+        }
+        for (int qb = 0; o.in.span && w > 0 && qb <= min(w, nb - 1); qb++) {
+            const float4 x = *reinterpret_cast<const float4 *>(o.wide + ((int64_t)h * nb + qb) * 4);
+            sum += (double)x.x + x.y + ((double)x.z + x.w);
         }
         joint[(int64_t)h * (nb + 1) + w] = (float)(sum * grad);
     }
@@ -759,7 +897,7 @@ template <class T, typename K> static cudaError_t launch(moa_cuda *c, K kernel, 
 bool moa_cuda_full_wgmma_takes(const moa_cuda *c, const moa_full *in) {
     int major = 0, minor = 0;
     const uintptr_t all = (uintptr_t)in->q | (uintptr_t)in->k | (uintptr_t)in->v;
-    if (c->precise || c->gemm != MOA_GEMM_F16 || in->span || all % 16 != 0 || (in->d_head != 64 && in->d_head != 128))
+    if (c->precise || c->gemm != MOA_GEMM_F16 || all % 16 != 0 || (in->d_head != 64 && in->d_head != 128))
         return false;
     if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device) != cudaSuccess ||
         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, c->device) != cudaSuccess)
@@ -789,17 +927,24 @@ moa_status moa_cuda_full_wgmma(moa_cuda *c, const moa_args_attn_full *a, moa_err
 
 /* what the workspace holds after an influence: the operands of this attention and this gradient */
 static moa_cuda_half mark(const moa_full &in, const forward_made &f) {
-    const void *all[] = {in.k, in.v, f.o, f.lse};
+    const void *all[] = {in.k, in.v, in.span, f.o, f.lse};
     uint64_t hash = 14695981039346656037u;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         hash = (hash ^ (uint64_t)(uintptr_t)all[i]) * 1099511628211u;
     return {in.q, f.d_o, in.n_tok, -1 - (int32_t)(hash >> 34)}; /* no product has such an n_in */
 }
 
-template <int D> static moa_status backward(moa_cuda *c, const full_job &j, const moa_args_attn_bwd *a, moa_err *err) {
+/* dq_there: the influence has made it */
+template <int D>
+static moa_status backward(moa_cuda *c, const full_job &j, const moa_args_attn_bwd *a, bool dq_there, moa_err *err) {
     typedef full_tile<D> tile;
-    MOA_CU(c, (launch<tile>(c, queries_v2<tile, false, true>, j)));
-    MOA_CU(c, (launch<tile>(c, keys_v2<tile>, j)));
+    const bool spans = a->in.span != nullptr;
+    const size_t dq_bytes = sizeof(float) * (size_t)a->in.n_tok * (size_t)a->in.n_head * D;
+    if (dq_there)
+        MOA_CU(c, cudaMemcpyAsync(a->dq, j.o.dq, dq_bytes, cudaMemcpyDeviceToDevice, c->stream));
+    else
+        MOA_CU(c, (launch<tile>(c, spans ? queries_v2<tile, false, true, true> : queries_v2<tile, false, true, false>, j)));
+    MOA_CU(c, (launch<tile>(c, spans ? keys_v2<tile, true> : keys_v2<tile, false>, j)));
     if (j.o.group == 1) return MOA_OK;
     const int64_t n = (int64_t)a->in.n_tok * a->in.n_head_kv * (D / 4);
     groups_v2<<<dim3((unsigned)moa_ceil_div<int64_t>(n, 256), 2), 256, 0, c->stream>>>(j.o, a->dk, a->dv);
@@ -814,13 +959,19 @@ moa_status moa_cuda_full_wgmma_bwd(moa_cuda *c, const moa_args_attn_bwd *a, cons
     full_job j;
     const void *was = c->scratch;
     MOA_RETURN(open_operands(c, a->in, BACKWARD, o, err));
-    const bool there = kept->x == want.x && kept->space == want.space && kept->n_tok == want.n_tok && kept->n_in == want.n_in;
-    if (!there || was != c->scratch) MOA_RETURN(prepare(c, o, f, err));
+    const bool there = was == c->scratch && kept->x == want.x && kept->space == want.space && kept->n_tok == want.n_tok &&
+                       kept->n_in == want.n_in;
+    if (!there) MOA_RETURN(prepare(c, o, f, err));
     MOA_RETURN(job_of(c, o, &j, err));
     j.dq = a->dq;
     j.dk = o.group > 1 ? o.dk : a->dk;
     j.dv = o.group > 1 ? o.dv : a->dv;
-    return a->in.d_head == 64 ? backward<64>(c, j, a, err) : backward<128>(c, j, a, err);
+    return a->in.d_head == 64 ? backward<64>(c, j, a, there, err) : backward<128>(c, j, a, there, err);
+}
+
+template <int D> static cudaError_t influence(moa_cuda *c, const full_job &j) {
+    typedef full_tile<D> tile;
+    return launch<tile>(c, j.o.in.span ? queries_v2<tile, true, true, true> : queries_v2<tile, true, true, false>, j);
 }
 
 moa_status moa_cuda_full_wgmma_influence(moa_cuda *c, const moa_args_attn_influence *a, moa_err *err) {
@@ -831,10 +982,8 @@ moa_status moa_cuda_full_wgmma_influence(moa_cuda *c, const moa_args_attn_influe
     MOA_RETURN(prepare(c, o, f, err));
     MOA_RETURN(job_of(c, o, &j, err));
     j.clamped = a->clamped;
-    if (a->in.d_head == 64)
-        MOA_CU(c, (launch<full_tile<64>>(c, queries_v2<full_tile<64>, true, false>, j)));
-    else
-        MOA_CU(c, (launch<full_tile<128>>(c, queries_v2<full_tile<128>, true, false>, j)));
+    j.dq = o.dq;
+    MOA_CU(c, a->in.d_head == 64 ? influence<64>(c, j) : influence<128>(c, j));
     maps_v2<<<dim3((unsigned)o.nb, (unsigned)a->in.n_head), BLOCK, 0, c->stream>>>(o, a->abs, a->sum);
     MOA_LAUNCHED(c, "influence by blocks");
     curves_v2<<<(unsigned)a->in.n_head, 256, 0, c->stream>>>(o, a->joint);

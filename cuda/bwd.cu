@@ -3,12 +3,11 @@
  *   matmul_t        W is decoded to float32, at most TILE_BYTES of it at a time, and multiplied by cuBLAS: dx = dy W. Tiles are
  *                   rows of W, so their products add up, in order. $MOASCOPE_CUDA_GEMM=f32, or tf32 with tf32 and bf16; f16, the
  *                   default, is matmul_gemm.cu's
- *   rmsnorm_bwd     one block a row, sums in float32 over 256 threads
+ *   rmsnorm_bwd     one warp a row, 16 bytes a lane (v2); rows of any length and alignment: one block a row (v1)
  *   silu_mul_bwd    an element a thread
  *   cross_entropy   one block a row: maximum, sum, gradient: three passes over the row
  *
- *   version   idea        H100
- *   v1        as above    not timed yet */
+ *   measured as part of whole items: docs/measurements/2026-11-24-h100-profile.md */
 #include "cuda/bwd.cuh"
 
 enum { THREADS = 256 };
@@ -62,12 +61,50 @@ __global__ static void rmsnorm_bwd_v1(const float *__restrict__ x, const float *
         dx[i] = (accumulate ? dx[i] : 0.0f) + (r * w[i] * dy[i] - back * x[i]);
 }
 
+/* the same, a warp a row, 16 bytes a lane; n a multiple of 4 and everything 16-byte aligned. What is read twice is still in the L1 */
+__global__ static void __launch_bounds__(THREADS) rmsnorm_bwd_v2(const float *__restrict__ x, const float *__restrict__ w,
+                                                                 const float *__restrict__ dy, float *__restrict__ dx, int n_tok, int n,
+                                                                 float eps, bool accumulate) {
+    const int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32, n4 = n / 4;
+    if (row >= n_tok) return;
+    const float4 *x4 = reinterpret_cast<const float4 *>(x + row * n), *y4 = reinterpret_cast<const float4 *>(dy + row * n),
+                 *w4 = reinterpret_cast<const float4 *>(w);
+    float4 *to = reinterpret_cast<float4 *>(dx + row * n);
+    float square = 0, dot = 0;
+#pragma unroll 4
+    for (int i = lane; i < n4; i += 32) {
+        const float4 a = x4[i], b = w4[i], d = y4[i];
+        square += a.x * a.x + a.y * a.y + a.z * a.z + a.w * a.w;
+        dot += a.x * b.x * d.x + a.y * b.y * d.y + a.z * b.z * d.z + a.w * b.w * d.w;
+    }
+    square = warp_sum(square);
+    dot = warp_sum(dot);
+    const float r = rsqrtf(square / (float)n + eps), back = r * r * r * dot / (float)n;
+#pragma unroll 4
+    for (int i = lane; i < n4; i += 32) {
+        const float4 a = x4[i], b = w4[i], d = y4[i];
+        float4 y = accumulate ? to[i] : make_float4(0, 0, 0, 0);
+        y.x += r * b.x * d.x - back * a.x, y.y += r * b.y * d.y - back * a.y;
+        y.z += r * b.z * d.z - back * a.z, y.w += r * b.w * d.w - back * a.w;
+        to[i] = y;
+    }
+}
+
+static bool is_wide(const void *p) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
 moa_status moa_cuda_rmsnorm_bwd(moa_backend *b, const moa_args_rmsnorm_bwd *a, moa_err *err) {
     moa_cuda *c = moa_cuda_self(b);
     MOA_RETURN(moa_cuda_enter_op(c, err));
     if (a->n_tok <= 0) return MOA_OK;
-    rmsnorm_bwd_v1<<<a->n_tok, THREADS, 0, c->stream>>>(a->x, static_cast<const float *>(a->w->data), a->dy, a->dx,
-                                                        a->n, a->eps, a->accumulate);
+    const float *w = static_cast<const float *>(a->w->data);
+    if (a->n % 4 == 0 && is_wide(a->x) && is_wide(w) && is_wide(a->dy) && is_wide(a->dx))
+        rmsnorm_bwd_v2<<<(unsigned)moa_ceil_div(a->n_tok, THREADS / 32), THREADS, 0, c->stream>>>(a->x, w, a->dy, a->dx, a->n_tok, a->n,
+                                                                                              a->eps, a->accumulate);
+    else
+        rmsnorm_bwd_v1<<<a->n_tok, THREADS, 0, c->stream>>>(a->x, w, a->dy, a->dx, a->n, a->eps, a->accumulate);
     MOA_LAUNCHED(c, "the gradient of rmsnorm");
     return MOA_OK;
 }

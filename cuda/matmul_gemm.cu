@@ -17,7 +17,7 @@
 #include "cuda/matmul.cuh"
 
 static const size_t TILE_BYTES = (size_t)128 << 20;
-enum { THREADS = 256, X_THREADS = 512, PART_ROWS = 256 };
+enum { THREADS = 256, X_THREADS = 512, PART_ROWS = 256, FINISH_ROWS = 4 };
 
 /* --- x to float16 --------------------------------------------------------------------------------------- */
 
@@ -148,14 +148,33 @@ static moa_status half_w(moa_cuda *c, const moa_dev_weight *w, int32_t row0, int
 
 /* --- the product ------------------------------------------------------------------------------------------ */
 
-/* y = y * back (+ bias), a block a row; nothing to do for most rows without a bias */
+/* y = y * back + bias, a block a row */
 __global__ static void __launch_bounds__(THREADS)
     finish_v2(float *y, const float *__restrict__ back, const float *__restrict__ bias, int n_out) {
     const float f = back[blockIdx.x];
-    if (f == 1.0f && !bias) return;
     y += (int64_t)blockIdx.x * n_out;
     for (int i = threadIdx.x; i < n_out; i += THREADS)
-        y[i] = y[i] * f + (bias ? bias[i] : 0.0f);
+        y[i] = y[i] * f + bias[i];
+}
+/* y = y * back, a warp some rows: nothing is to be done for most of them, and finding that out should not take a block each */
+__global__ static void __launch_bounds__(THREADS) unscale_v2(float *y, const float *__restrict__ back, int n_tok, int n_out) {
+    const int lane = threadIdx.x % 32, row = ((int)blockIdx.x * THREADS + (int)threadIdx.x) / 32 * FINISH_ROWS;
+    const float mine = lane < FINISH_ROWS && row + lane < n_tok ? back[row + lane] : 1.0f;
+    for (int r = 0; r < FINISH_ROWS; r++) {
+        const float f = __shfl_sync(0xffffffffu, mine, r);
+        if (f == 1.0f) continue;
+        float *to = y + (int64_t)(row + r) * n_out;
+        for (int i = lane; i < n_out; i += 32)
+            to[i] *= f;
+    }
+}
+static moa_status finish(moa_cuda *c, float *y, const float *back, const float *bias, int n_tok, int n_out, moa_err *err) {
+    if (bias)
+        finish_v2<<<(unsigned)n_tok, THREADS, 0, c->stream>>>(y, back, bias, n_out);
+    else
+        unscale_v2<<<(unsigned)moa_ceil_div(n_tok, FINISH_ROWS * THREADS / 32), THREADS, 0, c->stream>>>(y, back, n_tok, n_out);
+    MOA_LAUNCHED(c, "bias and scale of a product's rows");
+    return MOA_OK;
 }
 
 static size_t pad256(size_t bytes) {
@@ -210,8 +229,7 @@ moa_status moa_cuda_matmul_gemm(moa_cuda *c, const moa_args_matmul *a, const moa
                          w->n_out, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
         if (s != CUBLAS_STATUS_SUCCESS) return moa_cuda_blas_fail(c, s, a, err);
     }
-    finish_v2<<<(unsigned)a->n_tok, THREADS, 0, c->stream>>>(a->y, back, matmul_out_of(a).bias, w->n_out);
-    MOA_LAUNCHED(c, "bias");
+    MOA_RETURN(finish(c, a->y, back, matmul_out_of(a).bias, a->n_tok, w->n_out, err));
     if (apart(a)) c->half = here;
     return MOA_OK;
 }
@@ -244,7 +262,5 @@ moa_status moa_cuda_matmul_t_gemm(moa_cuda *c, const moa_args_matmul_t *a, moa_e
         const moa_args_matmul like = {a->dy, w, nullptr, a->dx, a->n_tok, a->accumulate};
         if (s != CUBLAS_STATUS_SUCCESS) return moa_cuda_blas_fail(c, s, &like, err);
     }
-    finish_v2<<<(unsigned)a->n_tok, THREADS, 0, c->stream>>>(a->dx, back, nullptr, n_in);
-    MOA_LAUNCHED(c, "the scale of a gradient's rows");
-    return MOA_OK;
+    return finish(c, a->dx, back, nullptr, a->n_tok, n_in, err);
 }

@@ -233,7 +233,7 @@ static void kept_layers_change_nothing(void **state) {
         uint64_t keep = i == 0 ? 0 : i == 1 ? 1 : (uint64_t)1 << 30;
         do { /* grows until there is room for one layer */
             moa_profile_close(&p);
-            must(moa_profile_open_keeping(&p, b.e, N, keep, err));
+            must(moa_profile_open_as(&p, b.e, &(moa_profile_config){.n_tok_max = N, .n_room = i == 2 ? 2 * N + 7 : N, .keep_bytes = keep}, err));
             kept[i] = moa_profile_kept(p);
             keep += keep / 8 + 1;
         } while (i == 1 && kept[i] == 0);
@@ -271,6 +271,68 @@ static void times_add_up(void **state) {
     moa_influence_free(&x);
     moa_influence_free(&y);
     bench_close(&b);
+}
+
+/* several items at once are what they are one after the other; what does not go together is refused */
+static void items_go_together(void **state) {
+    (void)state;
+    for (size_t m = 0; m < 2; m++) {
+        bench b = bench_open(tiny_models[m], false);
+        const size_t n = n_heads(&b);
+        moa_rule rules[64];
+        moa_pcg32 g = moa_pcg32_seed(11, 1);
+        assert_true(n <= 64);
+        random_rules(&g, rules, (int32_t)n, 2);
+        const moa_rule *r = m == 1 ? rules : NULL;
+        moa_profile_item items[100] = {{.ids = b.ids, .n = 30, .supervise_from = 20, .rules = r},
+                                       {.ids = b.ids + 50, .n = 2, .supervise_from = 1, .rules = r, .margin = true},
+                                       {.ids = b.ids + 9, .n = N - 32, .supervise_from = 150, .rules = r}};
+        moa_influence x = {0}, y = {0}, z = {0};
+        moa_profile *p = NULL;
+        moa_err e = {0};
+        double loss[3] = {0}, one[3];
+        must(moa_influence_open(&x, &b.model->shape, N, err));
+        must(moa_influence_open(&y, &b.model->shape, N, err));
+        must(moa_influence_open(&z, &b.model->shape, N, err));
+        must(moa_profile_open_as(&p, b.e, &(moa_profile_config){.n_tok_max = N, .n_room = N}, err));
+        assert_int_equal(moa_profile_take(p, items, 0), 0);
+        assert_int_equal(moa_profile_take(p, items, 2), 2);
+        assert_int_equal(moa_profile_take(p, items, 3), 3);
+        must(moa_profile_add_all(p, items, 3, &x, loss, err));
+        for (int i = 0; i < 3; i++) must(moa_profile_add(p, &items[i], &y, &one[i], err));
+        for (int i = 0; i < 3; i++) assert_float_equal(loss[i], one[i], 1e-3 * one[i]);
+        const double limit = test_device() ? 1e-2 : 1e-4;
+        assert_near("abs", x.abs, y.abs, n * NB * NB, limit);
+        assert_near("sum", x.sum, y.sum, n * NB * NB, limit);
+        assert_near("joint", x.joint, y.joint, n * (NB + 1), limit);
+        assert_int_equal(x.n_item, 3);
+        assert_true(x.n_supervised == y.n_supervised && x.n_clamped == y.n_clamped);
+        items[2].n++; /* a token too many */
+        assert_int_equal(moa_profile_take(p, items, 3), 2);
+        assert_int_equal(moa_profile_add_all(p, items, 3, &z, NULL, &e), MOA_E_INVALID);
+        items[2].n--;
+        items[2].rules = m == 1 ? NULL : rules;
+        assert_int_equal(moa_profile_take(p, items, 3), 2);
+        assert_int_equal(moa_profile_add_all(p, items, 3, &z, NULL, &e), MOA_E_INVALID);
+        assert_int_equal(moa_profile_add_all(p, items, 0, &z, NULL, &e), MOA_E_INVALID);
+        items[0].n = N; /* alone it goes, and what is wrong with it is said then */
+        items[0].supervise_from = N;
+        assert_int_equal(moa_profile_take(p, items, 3), 1);
+        assert_int_equal(moa_profile_add_all(p, items, 1, &z, NULL, &e), MOA_E_INVALID);
+        /* as many as there is room for the maps of: of 100 x 2 tokens not all */
+        for (int i = 0; i < 100; i++) items[i] = (moa_profile_item){.ids = b.ids + i, .n = 2, .supervise_from = 1};
+        const int32_t k = moa_profile_take(p, items, 100);
+        assert_in_range(k, 2, 99);
+        assert_int_equal(moa_profile_add_all(p, items, k + 1, &z, NULL, &e), MOA_E_INVALID);
+        assert_int_equal(z.n_item, 0);
+        must(moa_profile_add_all(p, items, k, &z, NULL, err));
+        assert_int_equal(z.n_item, k);
+        moa_profile_close(&p);
+        moa_influence_free(&x);
+        moa_influence_free(&y);
+        moa_influence_free(&z);
+        bench_close(&b);
+    }
 }
 
 typedef struct stop {
@@ -342,7 +404,8 @@ int main(void) {
         cmocka_unit_test(loss_is_the_models),       cmocka_unit_test(rules_of_the_length),
         cmocka_unit_test(shapes_and_signs),
         cmocka_unit_test(last_layer_starts_at_the_answer), cmocka_unit_test(fast_as_reference),
-        cmocka_unit_test(items_add_up),             cmocka_unit_test(kept_layers_change_nothing),
+        cmocka_unit_test(items_add_up),             cmocka_unit_test(items_go_together),
+        cmocka_unit_test(kept_layers_change_nothing),
         cmocka_unit_test(times_add_up),             cmocka_unit_test(cancelling_adds_nothing),
         cmocka_unit_test(refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);

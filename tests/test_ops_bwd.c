@@ -456,7 +456,7 @@ static void attention_as_reference(void **state) {
     static const shape shapes[] = {{1, 1, 1, 8, 1},    {2, 3, 1, 16, 1},    {63, 2, 2, 32, 1},  {64, 6, 1, 64, 1},
                                    {65, 7, 1, 64, 1},  {128, 9, 3, 64, 2},  {200, 6, 2, 16, 8}, {257, 4, 4, 128, 1},
                                    {320, 12, 2, 24, 1}, {129, 2, 1, 256, 1}, {577, 3, 1, 64, 3},
-                                   {705, 4, 2, 128, 1}};
+                                   {705, 4, 2, 128, 1}, {200, 6, 2, 64, 6}};
     for (size_t t = 0; t < 2 * sizeof shapes / sizeof *shapes; t++) {
         input in = input_make(shapes[t / 2]);
         if (t % 2) give_spans(&in);
@@ -559,12 +559,11 @@ static double norm_loss(const float *x, const float *w, const float *dy, int32_t
     return sum / sqrt(square / n + eps);
 }
 
-static void rmsnorm_bwd_is_slope(void **state) {
-    (void)state;
-    enum { N_TOK = 19, N = 101 };
-    const size_t n = (size_t)N_TOK * N;
+static void check_rmsnorm_bwd(int32_t n_col) {
+    enum { N_TOK = 19 };
+    const size_t n_in = (size_t)n_col, n = N_TOK * n_in;
     float *x = normals(n, 1), *dy = normals(n, 1), *start = normals(n, 1);
-    moa_weight w = weight_make(MOA_F32, 1, N);
+    moa_weight w = weight_make(MOA_F32, 1, n_col);
     float *want = malloc(n * sizeof *want);
     assert_non_null(want);
     for (int b = REF; b <= TESTED; b++) {
@@ -574,17 +573,17 @@ static void rmsnorm_bwd_is_slope(void **state) {
         must(be->vt->weight_load(be, &w, false, &dev, &err), &err);
         for (int accumulate = 0; accumulate < 2; accumulate++) {
             for (size_t i = 0; i < n; i++) {
-                const size_t row = i / N * N;
+                const size_t row = i / n_in * n_in;
                 const float was = x[i], up = was + 1e-2f, down = was - 1e-2f;
                 x[i] = up;
-                const double high = norm_loss(x + row, w.data, dy + row, N, 1e-5);
+                const double high = norm_loss(x + row, w.data, dy + row, n_col, 1e-5);
                 x[i] = down;
-                const double low = norm_loss(x + row, w.data, dy + row, N, 1e-5);
+                const double low = norm_loss(x + row, w.data, dy + row, n_col, 1e-5);
                 x[i] = was;
                 want[i] = (float)((high - low) / ((double)up - (double)down) + (accumulate ? start[i] : 0));
             }
             float *dx = put(be, accumulate ? start : NULL, n);
-            CALL(be, rmsnorm_bwd, .x = put(be, x, n), .w = dev, .dy = put(be, dy, n), .dx = dx, .n_tok = N_TOK, .n = N,
+            CALL(be, rmsnorm_bwd, .x = put(be, x, n), .w = dev, .dy = put(be, dy, n), .dx = dx, .n_tok = N_TOK, .n = n_col,
                  .eps = 1e-5f, .accumulate = accumulate);
             float *got = get(be, dx, n);
             CLOSE("rmsnorm_bwd", got, want, n);
@@ -598,6 +597,12 @@ static void rmsnorm_bwd_is_slope(void **state) {
     free(start);
     free(want);
     free((void *)(uintptr_t)w.data);
+}
+
+static void rmsnorm_bwd_is_slope(void **state) {
+    (void)state;
+    check_rmsnorm_bwd(101);
+    check_rmsnorm_bwd(132); /* whole vectors of four */
 }
 
 static double silu(double g) {

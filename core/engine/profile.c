@@ -10,14 +10,17 @@
  * What is between x and the output takes the memory of some ten times x. The layers from first_kept on keep it, as many as the device
  * has memory for, and are not computed again: a third of the products less.
  *
- * Gradients are GAIN times their size, so that those of a long answer are not lost where products round to half precision; sums are
- * divided by it at the end. The maps of a layer are written to memory of the host by the device itself: nobody waits for them.
+ * Gradients are GAIN times their size, so that those of tokens long before the answer are still within half precision, whose products
+ * then need no scale of their own; sums are divided by it at the end. The maps of a layer are written to memory of the host by the device itself: nobody waits for them.
+ *
+ * Several items go through the layers together, one after the other in the rows of all buffers; attention alone takes them apart.
  *
  * The head of the model goes in chunks of rows, so that only ROWS_BYTES of logits exist at a time. Only rows that predict a
  * supervised token have a loss; the others have gradients through the layers above all the same, and count. */
 #include "core/engine/profile.h"
 
 #include <assert.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -26,9 +29,11 @@
 #include "core/engine/engine_impl.h"
 
 enum { ALIGN = 256, BLOCK = MOA_PAGE_TOK };
+enum { ADD_THREADS = 4, ADD_MANY = 1 << 20 }; /* of adding maps of so many numbers to the sums */
+enum { ROOM_TOK = 16384 };   /* tokens that a GPU likes to have at once: more make no product faster */
 enum { LAYERS_AHEAD = 8 }; /* that are queued without waiting, ^C is so far away */
 #define ROWS_BYTES ((size_t)64 << 20)
-#define GAIN 1024.0                         /* a power of two */
+#define GAIN 0x1p22                         /* a power of two */
 #define RESERVE_BYTES ((uint64_t)3 << 30) /* of a device's free memory: workspace of its operations */
 
 /* what a layer has computed from x, device */
@@ -57,26 +62,34 @@ struct moa_profile {
     moa_engine *e; /* borrowed */
     const moa_backend_vtable *vt;
     const moa_shape *shape;
-    int32_t n_max, n_row; /* tokens; rows of logits */
+    int32_t n_max, n_room, n_row; /* tokens of an item; of all items under way; rows of logits */
     int32_t first_kept; /* layer */
     moa_dev_mem mem;
     buffers at;
     between *layers; /* (n_layer): those before first_kept all the same memory */
-    int32_t *host;            /* (3 n_max) ids, positions, targets */
+    int32_t *host;            /* (3 n_room) ids, positions, targets */
     int32_t *span;            /* (n_layer, n_head) of the item under way */
-    float *loss;              /* (n_max) */
-    float *maps;              /* shared with the device: */
-    float *abs, *sum, *joint; /* of all layers of the item under way, (n_layer, n_head, nb, nb) and (n_layer, n_head, nb + 1) */
-    float *d_maps;            /* the device's name of maps */
+    float *loss;              /* (n_room) */
+    float *maps;   /* shared with the device: of all layers of the items under way */
+    float *d_maps; /* the device's name of maps */
+    size_t n_maps; /* numbers there is room for */
+    struct part *parts; /* (n_room): the items under way */
 };
 
-/* the item under way */
+/* an item under way */
+typedef struct part {
+    const moa_profile_item *item;
+    int32_t first, n, nb;     /* its rows, in all buffers; its blocks */
+    size_t abs, sum, joint;   /* where its maps begin: (n_layer, n_head, nb, nb) twice, (n_layer, n_head, nb + 1) */
+    double loss;
+} part;
+
+/* the items under way */
 typedef struct pass {
     moa_profile *p;
-    const moa_profile_item *item;
-    int32_t n, nb, done;
+    const moa_profile_item *item; /* the first, whose word counts for all */
+    int32_t n_part, n, done;      /* n: rows of all */
     double since; /* what is timed: the end of the last operation */
-    double loss;
     int32_t clamped;
 } pass;
 
@@ -143,7 +156,7 @@ static void lay_between(layout *l, const moa_shape *shape, size_t n, between *b)
 /* layers (n_layer), or NULL: not wanted */
 static layout lay(const moa_profile *p, char *base, buffers *b, between *layers) {
     const moa_shape *shape = p->shape;
-    const size_t n = (size_t)p->n_max, d = (size_t)shape->d_model, f = (size_t)shape->d_ff,
+    const size_t n = (size_t)p->n_room, d = (size_t)shape->d_model, f = (size_t)shape->d_ff,
                  nh = (size_t)shape->n_head, q = nh * (size_t)shape->d_head,
                  kv = (size_t)shape->n_head_kv * (size_t)shape->d_head;
     between one;
@@ -178,7 +191,7 @@ static layout lay(const moa_profile *p, char *base, buffers *b, between *layers)
 static uint64_t between_bytes(const moa_profile *p) {
     layout l = {.ok = true};
     between unused;
-    lay_between(&l, p->shape, (size_t)p->n_max, &unused);
+    lay_between(&l, p->shape, (size_t)p->n_room, &unused);
     return l.ok ? l.size : 0;
 }
 
@@ -189,7 +202,8 @@ static int32_t logit_rows(const moa_shape *shape, int32_t n_max) {
 
 uint64_t moa_profile_need(const moa_engine *e, int32_t n_tok_max) {
     const moa_shape *shape = &e->model->shape;
-    const moa_profile p = {.shape = shape, .n_max = n_tok_max, .n_row = logit_rows(shape, n_tok_max), .first_kept = shape->n_layer};
+    const moa_profile p = {
+        .shape = shape, .n_room = n_tok_max, .n_row = logit_rows(shape, n_tok_max), .first_kept = shape->n_layer};
     buffers unused;
     const layout l = lay(&p, NULL, &unused, NULL);
     return l.ok ? l.size : 0;
@@ -208,18 +222,19 @@ static bool has_gradients(const moa_backend_vtable *vt) {
 }
 
 static moa_status open_host(moa_profile *p, moa_err *err) {
-    const size_t n = (size_t)p->n_max, nb = (size_t)blocks_of(p->n_max), layers = (size_t)p->shape->n_layer,
+    const size_t n = (size_t)p->n_room, nb = (size_t)blocks_of(p->n_max), most = (n - 1) / (size_t)p->n_max + 1, layers = (size_t)p->shape->n_layer,
                  heads = layers * (size_t)p->shape->n_head;
-    size_t n_map, n_curve, bytes = 0;
+    size_t bytes = 0;
     void *host = NULL, *device = NULL;
-    if (moa_size_mul(heads, nb * nb, &n_map) && moa_size_mul(heads, nb + 1, &n_curve) && moa_size_mul(n_map, 2, &bytes) &&
-        moa_size_add(bytes, n_curve, &bytes) && moa_size_mul(bytes, sizeof(float), &bytes)) {
+    if (moa_size_mul(heads, 2 * nb * nb + nb + 1, &p->n_maps) && moa_size_mul(p->n_maps, most, &p->n_maps) &&
+        moa_size_mul(p->n_maps, sizeof(float), &bytes)) {
+        p->parts = calloc(n, sizeof *p->parts);
         p->host = malloc(3 * n * sizeof *p->host);
         p->span = malloc(heads * sizeof *p->span);
         p->loss = malloc(n * sizeof *p->loss);
         p->layers = calloc(layers, sizeof *p->layers);
     }
-    if (!p->host || !p->span || !p->loss || !p->layers)
+    if (!p->host || !p->span || !p->loss || !p->layers || !p->parts)
         return moa_fail(err, MOA_E_MEMORY, "no memory for the influence of %zu heads at %d tokens", heads, p->n_max);
     const moa_status s = p->vt->share(p->e->backend, bytes, &host, &device, err);
     p->maps = host;
@@ -227,12 +242,25 @@ static moa_status open_host(moa_profile *p, moa_err *err) {
     return s;
 }
 
-/* layers that a device keeps: as many as its free memory holds, not counting a reserve */
-static uint64_t keep_of(const moa_profile *p) {
+/* what a GPU has to spare; of a CPU nothing: its memory is everybody's */
+static uint64_t spare_bytes(const moa_profile *p) {
     moa_device_info info = {0};
-    const uint64_t need = moa_profile_need(p->e, p->n_max) + RESERVE_BYTES;
-    if (p->vt->info(p->e->backend, &info, NULL) != MOA_OK || info.sm == 0) return 0; /* a CPU: its memory is everybody's */
-    return info.free_bytes > need ? info.free_bytes - need : 0;
+    if (p->vt->info(p->e->backend, &info, NULL) != MOA_OK || info.sm == 0) return 0;
+    return info.free_bytes > RESERVE_BYTES ? info.free_bytes - RESERVE_BYTES : 0;
+}
+
+/* as much room as lets every layer be kept; and what is left for keeping layers */
+static void choose(moa_profile *p, const moa_profile_config *c, uint64_t *keep_bytes) {
+    const uint64_t spare = spare_bytes(p), n_layer = (uint64_t)p->shape->n_layer;
+    p->n_room = c->n_room > p->n_max ? c->n_room : p->n_max;
+    for (int32_t room = ROOM_TOK; c->n_room == 0 && room > p->n_room; room /= 2) {
+        moa_profile wide = *p;
+        wide.n_room = room;
+        const uint64_t need = moa_profile_need(p->e, room), all = between_bytes(&wide);
+        if (need > 0 && all > 0 && need <= spare && (spare - need) / all >= n_layer) p->n_room = room;
+    }
+    const uint64_t need = moa_profile_need(p->e, p->n_room);
+    *keep_bytes = c->keep_bytes != MOA_PROFILE_KEEP ? c->keep_bytes : spare > need ? spare - need : 0;
 }
 
 /* as many layers kept as keep_bytes hold; where the device has not that much in one piece, half as many, and so on */
@@ -244,7 +272,7 @@ static moa_status open_device(moa_profile *p, uint64_t keep_bytes, moa_err *err)
         p->first_kept = p->shape->n_layer - n_kept;
         const layout need = lay(p, NULL, &p->at, NULL);
         if (!need.ok)
-            s = moa_fail(err, MOA_E_MEMORY, "the activations of %d tokens do not fit the address space", p->n_max);
+            s = moa_fail(err, MOA_E_MEMORY, "the activations of %d tokens do not fit the address space", p->n_room);
         else
             s = moa_engine_alloc(p->e, need.size, &p->mem, err);
         if (s != MOA_E_MEMORY || n_kept == 0) break;
@@ -253,8 +281,10 @@ static moa_status open_device(moa_profile *p, uint64_t keep_bytes, moa_err *err)
     return s;
 }
 
-moa_status moa_profile_open_keeping(moa_profile **out, moa_engine *e, int32_t n_tok_max, uint64_t keep_bytes, moa_err *err) {
+moa_status moa_profile_open_as(moa_profile **out, moa_engine *e, const moa_profile_config *c, moa_err *err) {
     const moa_shape *shape = &e->model->shape;
+    const int32_t n_tok_max = c->n_tok_max;
+    uint64_t keep_bytes = 0;
     moa_status s = MOA_OK;
     *out = NULL;
     if (!has_gradients(e->vt))
@@ -266,8 +296,9 @@ moa_status moa_profile_open_keeping(moa_profile **out, moa_engine *e, int32_t n_
     moa_profile *p = calloc(1, sizeof *p);
     if (!p) return moa_fail(err, MOA_E_MEMORY, "no memory for the profile");
     *p = (moa_profile){.e = e, .vt = e->vt, .shape = shape, .n_max = n_tok_max, .n_row = logit_rows(shape, n_tok_max)};
+    choose(p, c, &keep_bytes);
     MOA_TRY(open_host(p, err));
-    MOA_TRY(open_device(p, keep_bytes == MOA_PROFILE_KEEP ? keep_of(p) : keep_bytes, err));
+    MOA_TRY(open_device(p, keep_bytes, err));
     *out = p;
     p = NULL;
 out:
@@ -276,7 +307,7 @@ out:
 }
 
 moa_status moa_profile_open(moa_profile **out, moa_engine *e, int32_t n_tok_max, moa_err *err) {
-    return moa_profile_open_keeping(out, e, n_tok_max, MOA_PROFILE_KEEP, err);
+    return moa_profile_open_as(out, e, &(moa_profile_config){.n_tok_max = n_tok_max, .keep_bytes = MOA_PROFILE_KEEP}, err);
 }
 
 void moa_profile_close(moa_profile **out) {
@@ -287,6 +318,7 @@ void moa_profile_close(moa_profile **out) {
     free(p->span);
     free(p->loss);
     free(p->layers);
+    free(p->parts);
     if (p->maps) p->vt->unshare(p->e->backend, p->maps);
     free(p);
     *out = NULL;
@@ -375,7 +407,7 @@ static moa_status rotate(pass *a, float *x, int32_t n_head, float sign, moa_err 
 }
 
 static float *layer_input(pass *a, int32_t layer) {
-    return a->p->at.x + (int64_t)layer * a->p->n_max * a->p->shape->d_model;
+    return a->p->at.x + (int64_t)layer * a->p->n_room * a->p->shape->d_model;
 }
 
 static size_t stream_bytes(pass *a) {
@@ -386,18 +418,26 @@ static const between *between_of(const pass *a, int32_t layer) {
     return &a->p->layers[layer];
 }
 
-static moa_full full_of(pass *a, int32_t layer) {
+/* the layer's q, k, v, o and log-sum-exp of a part */
+static moa_full full_of(pass *a, int32_t layer, const part *t) {
     const moa_shape *shape = a->p->shape;
     const between *m = between_of(a, layer);
-    return (moa_full){.q = m->q,
-                      .k = m->k,
-                      .v = m->v,
-                      .n_tok = a->n,
+    const int64_t q = (int64_t)t->first * shape->n_head * shape->d_head, kv = (int64_t)t->first * shape->n_head_kv * shape->d_head;
+    return (moa_full){.q = m->q + q,
+                      .k = m->k + kv,
+                      .v = m->v + kv,
+                      .n_tok = t->n,
                       .n_head = shape->n_head,
                       .n_head_kv = shape->n_head_kv,
                       .d_head = shape->d_head,
                       .scale = moa_attn_scale(shape),
                       .span = a->item->rules ? a->p->at.span + (int64_t)layer * shape->n_head : NULL};
+}
+static float *o_of(pass *a, int32_t layer, const part *t) {
+    return between_of(a, layer)->o + (int64_t)t->first * a->p->shape->n_head * a->p->shape->d_head;
+}
+static float *lse_of(pass *a, int32_t layer, const part *t) {
+    return between_of(a, layer)->lse + (int64_t)t->first * a->p->shape->n_head;
 }
 
 static moa_status copy_stream(pass *a, float *to, const float *from, moa_err *err) {
@@ -409,8 +449,7 @@ static moa_status step(pass *a, moa_err *err) {
     const moa_profile_item *item = a->item;
     const int32_t total = 2 * a->p->shape->n_layer + 1;
     if (item->cancelled && item->cancelled(item->user))
-        return moa_fail(err, MOA_E_CANCELLED, "interrupted after %d of %d layers of an item of %d tokens",
-                        a->done, total, a->n);
+        return moa_fail(err, MOA_E_CANCELLED, "interrupted after %d of %d layers of %d tokens", a->done, total, a->n);
     const moa_status s = a->done % LAYERS_AHEAD == 0 ? a->p->vt->sync(a->p->e->backend, err) : MOA_OK;
     if (item->progress && a->done > 0) item->progress(item->user, a->done, total);
     a->done++;
@@ -433,8 +472,10 @@ static moa_status attention(pass *a, int32_t l, moa_err *err) {
     MOA_TRY(multiply(a, h, w->wv, w->bv, m->v, err));
     MOA_TRY(rotate(a, m->q, shape->n_head, 1, err));
     MOA_TRY(rotate(a, m->k, shape->n_head_kv, 1, err));
-    MOA_TRY(a->p->vt->attn_full(a->p->e->backend,
-                                &(moa_args_attn_full){.in = full_of(a, l), .o = m->o, .lse = m->lse}, err));
+    for (const part *t = a->p->parts; t < a->p->parts + a->n_part; t++)
+        MOA_TRY(a->p->vt->attn_full(
+            a->p->e->backend,
+            &(moa_args_attn_full){.in = full_of(a, l, t), .o = o_of(a, l, t), .lse = lse_of(a, l, t)}, err));
     MOA_TRY(spent(a, MOA_PROFILE_ATTENTION, err));
     MOA_TRY(copy_stream(a, m->y, x, err));
     MOA_TRY(multiply_add(a, m->o, w->wo, m->y, err));
@@ -481,8 +522,8 @@ out:
 
 /* --- the loss ----------------------------------------------------------------------------------------------------------- */
 
-/* rows row .. row + n - 1 of the last x: their losses, and their gradients into dx */
-static moa_status head_rows(pass *a, int32_t row, int32_t n, moa_err *err) {
+/* rows row .. row + n - 1 of the last x, of a part: their losses, and their gradients into dx */
+static moa_status head_rows(pass *a, const part *t, int32_t row, int32_t n, moa_err *err) {
     const buffers *b = &a->p->at;
     const moa_shape *shape = a->p->shape;
     const moa_engine *e = a->p->e;
@@ -498,8 +539,8 @@ static moa_status head_rows(pass *a, int32_t row, int32_t n, moa_err *err) {
                                                         .loss = b->loss + row,
                                                         .n_row = n,
                                                         .n_vocab = shape->n_vocab,
-                                                        .scale = (float)(GAIN / (a->n - a->item->supervise_from)),
-                                                        .margin = a->item->margin},
+                                                        .scale = (float)(GAIN / (t->n - t->item->supervise_from)),
+                                                        .margin = t->item->margin},
                               err));
     MOA_TRY(vt->matmul_t(e->backend,
                          &(moa_args_matmul_t){.dy = b->logits, .w = e->output, .dx = b->h, .n_tok = n}, err));
@@ -518,19 +559,24 @@ out:
 /* the row of token t predicts token t + 1 */
 static moa_status head(pass *a, moa_err *err) {
     const buffers *b = &a->p->at;
-    const int32_t first = a->item->supervise_from - 1, n_loss = a->n - 1 - first;
     moa_backend *dev = a->p->e->backend;
     moa_status s = MOA_OK;
     MOA_TRY(step(a, err));
     MOA_TRY(a->p->vt->zero(dev, b->dx, stream_bytes(a), err));
-    for (int32_t row = first; row < a->n - 1; row += a->p->n_row)
-        MOA_TRY(head_rows(a, row, a->n - 1 - row < a->p->n_row ? a->n - 1 - row : a->p->n_row, err));
-    MOA_TRY(a->p->vt->download(dev, a->p->loss, b->loss + first, (size_t)n_loss * sizeof *a->p->loss, err));
-    a->loss = 0;
-    for (int32_t i = 0; i < n_loss; i++)
-        a->loss += a->p->loss[i] / n_loss;
-    if (!isfinite(a->loss))
-        MOA_TRY(moa_fail(err, MOA_E_FAILED, "the loss over %d tokens is not a number", n_loss));
+    for (const part *t = a->p->parts; t < a->p->parts + a->n_part; t++) {
+        const int32_t end = t->first + t->n - 1;
+        for (int32_t row = t->first + t->item->supervise_from - 1; row < end; row += a->p->n_row)
+            MOA_TRY(head_rows(a, t, row, end - row < a->p->n_row ? end - row : a->p->n_row, err));
+    }
+    for (part *t = a->p->parts; t < a->p->parts + a->n_part; t++) {
+        const int32_t from = t->item->supervise_from - 1, n_loss = t->n - 1 - from;
+        MOA_TRY(a->p->vt->download(dev, a->p->loss, b->loss + t->first + from, (size_t)n_loss * sizeof *a->p->loss, err));
+        t->loss = 0;
+        for (int32_t i = 0; i < n_loss; i++)
+            t->loss += a->p->loss[i] / n_loss;
+        if (!isfinite(t->loss))
+            MOA_TRY(moa_fail(err, MOA_E_FAILED, "the loss over %d tokens is not a number", n_loss));
+    }
 out:
     return s;
 }
@@ -564,43 +610,46 @@ out:
     return s;
 }
 
-/* the layer's influence from d_o, to the host */
-static moa_status influence(pass *a, int32_t l, moa_err *err) {
+/* a part's influence from d_o, to the host */
+static moa_status influence(pass *a, int32_t l, const part *t, moa_err *err) {
     const moa_profile *p = a->p;
-    const buffers *b = &p->at;
-    const between *m = between_of(a, l);
-    const int64_t n_head = p->shape->n_head, nb = a->nb;
-    const moa_status s = p->vt->attn_influence(
+    const moa_shape *shape = p->shape;
+    const size_t map = (size_t)shape->n_head * (size_t)t->nb * (size_t)t->nb, curve = (size_t)shape->n_head * ((size_t)t->nb + 1);
+    return p->vt->attn_influence(
         p->e->backend,
-        &(moa_args_attn_influence){.in = full_of(a, l),
-                                   .o = m->o,
-                                   .lse = m->lse,
-                                   .d_o = b->d_o,
-                                   .abs = p->d_maps + (p->abs - p->maps) + l * n_head * nb * nb,
-                                   .sum = p->d_maps + (p->sum - p->maps) + l * n_head * nb * nb,
-                                   .joint = p->d_maps + (p->joint - p->maps) + l * n_head * (nb + 1),
-                                   .clamped = b->clamped},
+        &(moa_args_attn_influence){.in = full_of(a, l, t),
+                                   .o = o_of(a, l, t),
+                                   .lse = lse_of(a, l, t),
+                                   .d_o = p->at.d_o + (int64_t)t->first * shape->n_head * shape->d_head,
+                                   .abs = p->d_maps + t->abs + (size_t)l * map,
+                                   .sum = p->d_maps + t->sum + (size_t)l * map,
+                                   .joint = p->d_maps + t->joint + (size_t)l * curve,
+                                   .clamped = p->at.clamped},
         err);
-    return s == MOA_OK ? spent(a, MOA_PROFILE_INFLUENCE, err) : s;
 }
 
-/* d_o -> dx of the layer's input */
-static moa_status attention_back(pass *a, int32_t l, moa_err *err) {
+/* a part's d_o -> dq, dk, dv; right after its influence, of which a backend may use what it has made */
+static moa_status attention_back(pass *a, int32_t l, const part *t, moa_err *err) {
+    const buffers *b = &a->p->at;
+    const moa_shape *shape = a->p->shape;
+    const int64_t q = (int64_t)t->first * shape->n_head * shape->d_head, kv = (int64_t)t->first * shape->n_head_kv * shape->d_head;
+    return a->p->vt->attn_bwd(a->p->e->backend,
+                              &(moa_args_attn_bwd){.in = full_of(a, l, t),
+                                                   .o = o_of(a, l, t),
+                                                   .lse = lse_of(a, l, t),
+                                                   .d_o = b->d_o + q,
+                                                   .dq = b->dq + q,
+                                                   .dk = b->dk + kv,
+                                                   .dv = b->dv + kv},
+                              err);
+}
+
+/* dq, dk, dv -> dx of the layer's input */
+static moa_status qkv_back(pass *a, int32_t l, moa_err *err) {
     const moa_engine_layer *w = &a->p->e->layers[l];
     const buffers *b = &a->p->at;
-    const between *m = between_of(a, l);
     const moa_shape *shape = a->p->shape;
     moa_status s = MOA_OK;
-    MOA_TRY(a->p->vt->attn_bwd(a->p->e->backend,
-                               &(moa_args_attn_bwd){.in = full_of(a, l),
-                                                    .o = m->o,
-                                                    .lse = m->lse,
-                                                    .d_o = b->d_o,
-                                                    .dq = b->dq,
-                                                    .dk = b->dk,
-                                                    .dv = b->dv},
-                               err));
-    MOA_TRY(spent(a, MOA_PROFILE_GRADIENTS, err));
     MOA_TRY(rotate(a, b->dq, shape->n_head, -1, err));
     MOA_TRY(rotate(a, b->dk, shape->n_head_kv, -1, err));
     MOA_TRY(back(a, b->dq, w->wq, b->h, false, err));
@@ -631,15 +680,37 @@ static moa_status backward(pass *a, moa_err *err) {
         }
         MOA_TRY(ffn_back(a, l, err));
         MOA_TRY(back(a, b->dx, a->p->e->layers[l].wo, b->d_o, false, err));
-        MOA_TRY(influence(a, l, err));
-        if (l > 0) MOA_TRY(attention_back(a, l, err)); /* nothing is below the first layer */
+        for (const part *t = a->p->parts; t < a->p->parts + a->n_part; t++) {
+            MOA_TRY(influence(a, l, t, err));
+            if (l > 0) MOA_TRY(attention_back(a, l, t, err)); /* nothing is below the first layer */
+        }
+        MOA_TRY(spent(a, MOA_PROFILE_INFLUENCE, err));
+        if (l > 0) MOA_TRY(qkv_back(a, l, err));
     }
     MOA_TRY(a->p->vt->download(dev, &a->clamped, b->clamped, sizeof a->clamped, err));
 out:
     return s;
 }
 
-/* --- an item ------------------------------------------------------------------------------------------------------------- */
+/* --- items ------------------------------------------------------------------------------------------------------------- */
+
+static size_t maps_of(const moa_profile *p, int32_t n) {
+    const size_t heads = (size_t)p->shape->n_layer * (size_t)p->shape->n_head, nb = (size_t)blocks_of(n);
+    return heads * (2 * nb * nb + nb + 1);
+}
+
+int32_t moa_profile_take(const moa_profile *p, const moa_profile_item *items, int32_t n_item) {
+    int64_t tok = 0;
+    size_t maps = 0;
+    int32_t k = 0;
+    for (; k < n_item; k++) {
+        tok += items[k].n;
+        if (items[k].n < 2 || tok > p->n_room || items[k].rules != items[0].rules) break;
+        maps += maps_of(p, items[k].n);
+        if (maps > p->n_maps) break;
+    }
+    return k > 0 ? k : n_item > 0;
+}
 
 static moa_status check(const moa_profile *p, const moa_profile_item *item, const moa_influence *to, moa_err *err) {
     const int32_t most = to->n_tok < p->n_max ? to->n_tok : p->n_max;
@@ -656,8 +727,24 @@ static moa_status check(const moa_profile *p, const moa_profile_item *item, cons
     return MOA_OK;
 }
 
+/* places of the items' rows and maps */
+static moa_status lay_parts(pass *a, const moa_profile_item *items, const moa_influence *to, moa_err *err) {
+    moa_profile *p = a->p;
+    const size_t heads = (size_t)p->shape->n_layer * (size_t)p->shape->n_head;
+    size_t at = 0;
+    for (int32_t i = 0; i < a->n_part; i++) {
+        const moa_status s = check(p, &items[i], to, err);
+        if (s != MOA_OK) return s;
+        const size_t nb = (size_t)blocks_of(items[i].n), map = heads * nb * nb;
+        p->parts[i] = (part){.item = &items[i], .first = a->n, .n = items[i].n, .nb = (int32_t)nb, .abs = at, .sum = at + map, .joint = at + 2 * map};
+        a->n += items[i].n;
+        at += maps_of(p, items[i].n);
+    }
+    return MOA_OK;
+}
+
 /* n_tok: what the spans are of */
-static moa_status upload_spans(pass *a, int32_t n_tok, moa_err *err) {
+static moa_status upload_spans(const pass *a, int32_t n_tok, moa_err *err) {
     const moa_profile *p = a->p;
     const size_t n = (size_t)p->shape->n_layer * (size_t)p->shape->n_head;
     if (!a->item->rules) return MOA_OK;
@@ -666,16 +753,17 @@ static moa_status upload_spans(pass *a, int32_t n_tok, moa_err *err) {
     return p->vt->upload(p->e->backend, p->at.span, p->span, n * sizeof *p->span, err);
 }
 
-static moa_status upload(pass *a, moa_err *err) {
+static moa_status upload(const pass *a, moa_err *err) {
     const moa_profile *p = a->p;
     const size_t bytes = (size_t)a->n * sizeof *p->host;
     int32_t *ids = p->host, *pos = ids + a->n, *target = pos + a->n;
     moa_status s = MOA_OK;
-    for (int32_t i = 0; i < a->n; i++) {
-        ids[i] = a->item->ids[i];
-        pos[i] = i;
-        target[i] = i + 1 < a->n ? a->item->ids[i + 1] : 0;
-    }
+    for (const part *t = p->parts; t < p->parts + a->n_part; t++)
+        for (int32_t i = 0; i < t->n; i++) {
+            ids[t->first + i] = t->item->ids[i];
+            pos[t->first + i] = i;
+            target[t->first + i] = i + 1 < t->n ? t->item->ids[i + 1] : 0;
+        }
     MOA_TRY(p->vt->upload(p->e->backend, p->at.ids, ids, bytes, err));
     MOA_TRY(p->vt->upload(p->e->backend, p->at.pos, pos, bytes, err));
     MOA_TRY(p->vt->upload(p->e->backend, p->at.target, target, bytes, err));
@@ -683,47 +771,76 @@ out:
     return s;
 }
 
+/* heads from .. to - 1 of a part's maps to the sums */
+typedef struct adding {
+    const moa_profile *p;
+    const part *t;
+    moa_influence *to;
+    int64_t from, end;
+    pthread_t thread;
+    bool started;
+} adding;
+
 /* the item's blocks (nb of its own) into the sums' (to->nb) */
-static void add_item(pass *a, moa_influence *to) {
-    const moa_profile *p = a->p;
-    const int64_t heads = (int64_t)to->n_layer * to->n_head, nb = a->nb, nb_to = to->nb;
-    for (int64_t h = 0; h < heads; h++) {
+static void *add_heads(void *arg) {
+    const adding *x = arg;
+    const part *t = x->t;
+    moa_influence *to = x->to;
+    const int64_t nb = t->nb, nb_to = to->nb;
+    const float *abs = x->p->maps + t->abs, *sum = x->p->maps + t->sum, *joint = x->p->maps + t->joint;
+    for (int64_t h = x->from; h < x->end; h++) {
         for (int64_t q = 0; q < nb; q++)
             for (int64_t k = 0; k <= q; k++) {
-                to->abs[(h * nb_to + q) * nb_to + k] += p->abs[(h * nb + q) * nb + k] * (1 / GAIN);
-                to->sum[(h * nb_to + q) * nb_to + k] += p->sum[(h * nb + q) * nb + k] * (1 / GAIN);
+                to->abs[(h * nb_to + q) * nb_to + k] += abs[(h * nb + q) * nb + k] * (1 / GAIN);
+                to->sum[(h * nb_to + q) * nb_to + k] += sum[(h * nb + q) * nb + k] * (1 / GAIN);
             }
         for (int64_t w = 0; w <= nb_to; w++) /* beyond the item's blocks: nothing more is cut */
-            to->joint[h * (nb_to + 1) + w] += p->joint[h * (nb + 1) + (w < nb ? w : nb)] * (1 / GAIN);
+            to->joint[h * (nb_to + 1) + w] += joint[h * (nb + 1) + (w < nb ? w : nb)] * (1 / GAIN);
     }
+    return NULL;
+}
+
+/* by several threads where it is much: the sums of a head are one thread's, so that they come out alike */
+static void add_part(const pass *a, const part *t, moa_influence *to) {
+    const int64_t heads = (int64_t)to->n_layer * to->n_head;
+    const int32_t n_thread = heads * t->nb * t->nb > ADD_MANY && heads >= ADD_THREADS ? ADD_THREADS : 1;
+    adding x[ADD_THREADS];
+    for (int32_t i = 0; i < n_thread; i++)
+        x[i] = (adding){.p = a->p, .t = t, .to = to, .from = heads * i / n_thread, .end = heads * (i + 1) / n_thread};
+    for (int32_t i = 1; i < n_thread; i++)
+        x[i].started = pthread_create(&x[i].thread, NULL, add_heads, &x[i]) == 0;
+    for (int32_t i = 0; i < n_thread; i++)
+        if (!x[i].started) add_heads(&x[i]);
+    for (int32_t i = 1; i < n_thread; i++)
+        if (x[i].started) (void)pthread_join(x[i].thread, NULL);
     to->n_item++;
-    to->n_supervised += a->n - a->item->supervise_from;
-    to->n_clamped += a->clamped;
-    to->loss += a->loss;
+    to->n_supervised += t->n - t->item->supervise_from;
+    to->loss += t->loss;
 }
 
-/* where the item's maps lie: one layer after the other, as long as its blocks make them */
-static void lay_maps(moa_profile *p, int32_t nb) {
-    const size_t n_map = (size_t)p->shape->n_layer * (size_t)p->shape->n_head * (size_t)nb * (size_t)nb;
-    p->abs = p->maps;
-    p->sum = p->abs + n_map;
-    p->joint = p->sum + n_map;
-}
-
-moa_status moa_profile_add(moa_profile *p, const moa_profile_item *item, moa_influence *to, double *loss,
-                           moa_err *err) {
-    pass a = {.p = p, .item = item, .n = item->n, .nb = blocks_of(item->n), .since = now_s()};
+moa_status moa_profile_add_all(moa_profile *p, const moa_profile_item *items, int32_t n_item, moa_influence *to, double *loss,
+                               moa_err *err) {
+    pass a = {.p = p, .item = items, .n_part = n_item, .since = now_s()};
     moa_status s = MOA_OK;
-    MOA_TRY(check(p, item, to, err));
-    lay_maps(p, a.nb);
+    if (n_item < 1 || (n_item > 1 && moa_profile_take(p, items, n_item) < n_item))
+        return moa_fail(err, MOA_E_INVALID, "%d items do not go together in %d tokens", n_item, p->n_room);
+    MOA_TRY(lay_parts(&a, items, to, err));
     MOA_TRY(upload(&a, err));
     MOA_TRY(upload_spans(&a, to->n_tok, err));
     MOA_TRY(forward(&a, err));
     MOA_TRY(head(&a, err));
     MOA_TRY(backward(&a, err));
-    add_item(&a, to);
+    for (int32_t i = 0; i < n_item; i++) {
+        add_part(&a, &p->parts[i], to);
+        if (loss) loss[i] = p->parts[i].loss;
+    }
+    to->n_clamped += a.clamped;
     MOA_TRY(spent(&a, MOA_PROFILE_HOST, err));
-    if (loss) *loss = a.loss;
 out:
     return s;
+}
+
+moa_status moa_profile_add(moa_profile *p, const moa_profile_item *item, moa_influence *to, double *loss,
+                           moa_err *err) {
+    return moa_profile_add_all(p, item, 1, to, loss, err);
 }

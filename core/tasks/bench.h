@@ -95,10 +95,11 @@ typedef struct moa_bench_profile_case {
 } moa_bench_profile_case;
 typedef struct moa_bench_profile_row {
     int32_t depth, n_item, n_supervised, n_kept; /* n_kept: layers that are not computed again */
-    moa_bench_time item;                         /* of the items */
+    int32_t n_together;                          /* items that go through at once: a round */
+    moa_bench_time item;                         /* of an item, by round */
     double total_s;                              /* of all of them */
     double flop;                                 /* of an item */
-    double part_s[MOA_N_PROFILE_KIND], watched_s; /* of one item whose operations are waited for one by one */
+    double part_s[MOA_N_PROFILE_KIND], watched_s; /* of a round whose operations are waited for one by one */
     double device_bytes; /* in use on the device, by its own account, weights included; NaN: it does not tell */
     double map_bytes;    /* of an item's maps */
     double n_clamped, loss; /* sum, mean of all items */

@@ -318,7 +318,7 @@ static moa_status one_case(job *j, what w, const char *plan_name, const moa_benc
 
 /* --- the influence profile -------------------------------------------------------------------------------------------------------- */
 
-static const char *const part_names[MOA_N_PROFILE_KIND] = {"products", "attention", "gradients", "influence", "rows", "head", "host"};
+static const char *const part_names[MOA_N_PROFILE_KIND] = {"products", "attention", "influence", "rows", "head", "host"};
 
 static void tell_profile(job *j, const moa_bench_profile_row *r) {
     const double item_s = r->item.median_us * 1e-6, rate = r->flop / item_s;
@@ -326,6 +326,7 @@ static void tell_profile(job *j, const moa_bench_profile_row *r) {
     begin_row(j, "profile", "full");
     json_number(b, "depth", r->depth);
     json_number(b, "items", r->n_item);
+    json_number(b, "together", r->n_together);
     json_number(b, "supervised", r->n_supervised);
     json_number(b, "item_s", item_s);
     json_number(b, "item_p10_s", r->item.p10_us * 1e-6);
@@ -340,9 +341,9 @@ static void tell_profile(job *j, const moa_bench_profile_row *r) {
     json_number(b, "map_bytes", r->map_bytes);
     json_number(b, "clamped", r->n_clamped);
     json_number(b, "loss", r->loss);
-    (void)printf("%-13s %6d tokens: %.4f s an item (p10 %.4f, p90 %.4f, %d items), %.0f tok/s, %.1f TFLOP/s, %.0f %% of a large product; ",
-                 "profile", r->depth, item_s, r->item.p10_us * 1e-6, r->item.p90_us * 1e-6, r->n_item, r->depth / item_s, rate / 1e12,
-                 100 * rate / j->matrix_flop_s);
+    (void)printf("%-13s %6d tokens: %.4f s an item (p10 %.4f, p90 %.4f, %d items, %d together), %.0f tok/s, %.1f TFLOP/s, ", "profile",
+                 r->depth, item_s, r->item.p10_us * 1e-6, r->item.p90_us * 1e-6, r->n_item, r->n_together, r->depth / item_s, rate / 1e12);
+    (void)printf("%.0f %% of a large product; ", 100 * rate / j->matrix_flop_s);
     (void)printf("%d layers kept, ", r->n_kept);
     if (!isnan(r->device_bytes)) (void)printf("%.2f GB of the device in use, ", r->device_bytes / 1e9);
     (void)printf("maps %.2f MB\n  of %.4f s watched:", r->map_bytes / 1e6, r->watched_s);

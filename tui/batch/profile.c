@@ -13,7 +13,9 @@
  * --plan P profiles the model that P makes, as if it reserved N tokens: what another window of a head would change then. That is where
  * the sum over heads is right to first order; at full attention it is not (docs/proof.md). `refine` does it in rounds.
  *
- * ^C ends the work after the layer under way: the mean over the items done by then is written and said to be that; the exit code is
+ * Items go through the model several at once, as many as have the tokens of the longest length together.
+ *
+ * ^C ends the work after the layers under way: the mean over the items done by then is written and said to be that; the exit code is
  * 130. A length without any finished item is not in the file. */
 #include <stdlib.h>
 #include <string.h>
@@ -45,7 +47,7 @@ typedef struct job {
     int n_stage;
     bool planned, margin; /* a plan that cuts something; the loss is the margin */
     double tok_done, tok_total; /* of whole items */
-    double tok_item;            /* of the one under way */
+    double tok_item;            /* of those under way */
 } job;
 
 static double now_s(void) {
@@ -242,25 +244,38 @@ static void on_progress(void *user, int32_t done, int32_t total) {
     moa_progress_show(j->args, "profile", j->tok_done + j->tok_item * done / total, j->tok_total, "tokens");
 }
 
-static moa_status run_stage(job *j, stage *t, moa_err *err) {
-    moa_status s = moa_influence_open(&t->sums, &j->loaded.model->shape, t->n_tok, err);
-    for (int32_t i = 0; i < t->items.n && s == MOA_OK; i++) {
-        const moa_tokens *item = &t->items.data[i];
-        const moa_profile_item one = {.ids = item->ids,
-                                      .n = item->n,
-                                      .supervise_from = item->supervise_from,
+/* of a stage's items, as many at once as go together */
+static moa_status run_items(job *j, stage *t, moa_profile_item *items, moa_err *err) {
+    moa_status s = MOA_OK;
+    for (int32_t i = 0; i < t->items.n; i++)
+        items[i] = (moa_profile_item){.ids = t->items.data[i].ids,
+                                      .n = t->items.data[i].n,
+                                      .supervise_from = t->items.data[i].supervise_from,
                                       .cancelled = moa_interrupted,
                                       .progress = on_progress,
                                       .user = j,
                                       .rules = j->planned ? j->loaded.plan->rules : NULL,
                                       .margin = j->margin};
+    for (int32_t i = 0, n; i < t->items.n && s == MOA_OK; i += n) {
         const double start = now_s();
-        j->tok_item = item->n;
-        s = moa_profile_add(j->profile, &one, &t->sums, NULL, err);
+        n = moa_profile_take(j->profile, items + i, t->items.n - i);
+        j->tok_item = 0;
+        for (int32_t k = i; k < i + n; k++)
+            j->tok_item += items[k].n;
+        s = moa_profile_add_all(j->profile, items + i, n, &t->sums, NULL, err);
         if (s != MOA_OK) break;
         t->seconds += now_s() - start;
-        j->tok_done += item->n;
+        j->tok_done += j->tok_item;
     }
+    return s;
+}
+
+static moa_status run_stage(job *j, stage *t, moa_err *err) {
+    moa_profile_item *items = calloc((size_t)t->items.n + 1, sizeof *items);
+    moa_status s = items ? moa_influence_open(&t->sums, &j->loaded.model->shape, t->n_tok, err)
+                         : moa_fail(err, MOA_E_MEMORY, "no memory for %d items", t->items.n);
+    if (s == MOA_OK) s = run_items(j, t, items, err);
+    free(items);
     if (t->sums.n_item == 0) return s;
     moa_progress_show(j->args, "profile", j->tok_total, j->tok_total, "tokens"); /* clears the line */
     moa_remark(j->args, "length %d: %d items in %.2f s, %s loss %.4f nats, %lld rows clamped", t->n_tok, t->sums.n_item,
