@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds and runs all tests from a fresh clone: packages, demo model, the release build's tests, then the same suite under the address,
-# undefined-behaviour and thread sanitizers (the last without what starts no thread). A test that cannot run here says "skipped" and why; each preset ends with a summary.
+# undefined-behaviour and thread sanitizers (the last without what starts no thread). A test that cannot run here says "skipped" and why; each
+# preset ends with a summary.
 #   scripts/test.sh             all
 #   scripts/test.sh release     one preset (release, dev, asan, tsan, fuzz, cpu-only)
 #   MOA_TEST_CUDA_ARCHS=LIST    GPU architectures of the release build, where there is nvcc but no GPU to run on (default 90-real)

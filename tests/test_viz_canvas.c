@@ -43,6 +43,21 @@ static void test_sizes(void **state) {
     viz_canvas_close(&c);
 }
 
+static void test_wrap(void **state) {
+    (void)state;
+    viz_canvas *c = canvas(4, 9, rich);
+    viz_pane p = viz_pane_all(c);
+    assert_int_equal(viz_text_wrap(p, 0, 0, 9, 4, viz_fg(VIZ_TEXT), "one two three, 作作作作作 four"), 4);
+    check_text(c, "one two\nthree,\n作作作作\n作 four\n");
+    assert_int_equal(viz_text_wrap(p, 0, 0, 9, 0, viz_fg(VIZ_TEXT), "unbreakable"), 2); /* 0: nothing is drawn */
+    viz_fill(p, 0, 0, 4, 9, viz_fg(VIZ_TEXT), " ");
+    assert_int_equal(viz_text_wrap(p, 1, 0, 9, 2, viz_fg(VIZ_TEXT), "one two three four five"), 3);
+    check_text(c, "\none two\nthree fo~\n\n");
+    assert_int_equal(viz_text_wrap(p, 0, 0, 1, 0, viz_fg(VIZ_TEXT), "作作"), 2); /* wider than the line: one each */
+    assert_int_equal(viz_text_wrap(p, 0, 0, 9, 0, viz_fg(VIZ_TEXT), ""), 1);
+    viz_canvas_close(&c);
+}
+
 /* whatever is drawn into a pane stays in it: canaries all around survive random drawing */
 static void test_clipping(void **state) {
     (void)state;
@@ -63,6 +78,7 @@ static void test_clipping(void **state) {
             const float values[] = {1, 2, NAN, 4};
             (void)viz_text(p, y, x, viz_fg(VIZ_TEXT), words[k % 6]);
             (void)viz_text_cut(p, y, x, w, viz_fg(VIZ_TEXT), words[k % 6]);
+            (void)viz_text_wrap(p, y, x, w, 1 + k % 3, viz_fg(VIZ_TEXT), words[(k + 1) % 6]);
             (void)viz_text_right(p, y, x, w, viz_fg(VIZ_TEXT), words[k % 6]);
             viz_bar(p, y, x, w, (double)k / 30, VIZ_BAR);
             viz_spark(p, y, x, w, viz_fg(VIZ_BAR), values, 4, 0, 0);
@@ -199,7 +215,7 @@ static void test_sinks(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sizes),    cmocka_unit_test(test_clipping),          cmocka_unit_test(test_hostile_text),
+        cmocka_unit_test(test_wrap),     cmocka_unit_test(test_sizes),    cmocka_unit_test(test_clipping),          cmocka_unit_test(test_hostile_text),
         cmocka_unit_test(test_wide),     cmocka_unit_test(test_frames_and_charts), cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_sinks),
     };

@@ -244,6 +244,40 @@ int viz_text_cut(viz_pane p, int y, int x, int w, viz_style s, const char *utf8)
     return w;
 }
 
+/* bytes of the first line of w cells: up to the last space in it when not all fits, at least one cluster */
+static size_t line_of(viz_pane p, int w, const char *s, size_t n) {
+    size_t i = 0, space = 0;
+    for (int cells = 0; i < n;) {
+        char text[VIZ_CELL_BYTES];
+        size_t m;
+        int width;
+        const size_t used = next_cluster(p.c->caps, s + i, n - i, text, &m, &width);
+        if (s[i] == ' ') space = i;
+        if (i > 0 && cells + width > w) return space > 0 ? space : i;
+        cells += width;
+        i += used;
+    }
+    return n;
+}
+
+int viz_text_wrap(viz_pane p, int y, int x, int w, int n_row, viz_style s, const char *utf8) {
+    size_t left = strlen(utf8);
+    int row = 0;
+    if (w <= 0) return 0;
+    do {
+        const size_t n = line_of(p, w, utf8, left);
+        if (row + 1 == n_row && n < left)
+            (void)viz_text_cut(p, y + row, x, w, s, utf8);
+        else if (row < n_row)
+            (void)viz_bytes(p, y + row, x, s, utf8, n);
+        utf8 += n;
+        left -= n;
+        while (left > 0 && *utf8 == ' ') utf8++, left--;
+        row++;
+    } while (left > 0);
+    return row;
+}
+
 int viz_text_right(viz_pane p, int y, int x, int w, viz_style s, const char *utf8) {
     if (w <= 0) return 0;
     const int cells = cells_of(p, utf8, strlen(utf8));

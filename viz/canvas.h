@@ -162,6 +162,8 @@ int viz_printf(viz_pane p, int y, int x, viz_style s, const char *format, ...) _
 /* exactly w cells: cut with `~` or padded; viz_text_right pads on the left */
 int viz_text_cut(viz_pane p, int y, int x, int w, viz_style s, const char *utf8);
 int viz_text_right(viz_pane p, int y, int x, int w, viz_style s, const char *utf8);
+/* in lines of at most w cells, broken at spaces, the last of n_row cut with `~`. Returns the lines that the whole takes; n_row 0 only counts. */
+int viz_text_wrap(viz_pane p, int y, int x, int w, int n_row, viz_style s, const char *utf8);
 /* one line of clean text, its replaced parts dim, cut with `~` at w cells; NULL: nothing. Returns the cells taken. */
 int viz_clean(viz_pane p, int y, int x, int w, viz_style s, const moa_clean *text);
 void viz_fill(viz_pane p, int y, int x, int h, int w, viz_style s, const char *glyph);

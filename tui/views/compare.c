@@ -79,9 +79,9 @@ static void cost_row(viz_pane in, int y, const char *name, viz_role color, const
     const tui_pages *p = &r->pages;
     viz_text_right(in, y, 7, 9, viz_fg(VIZ_TEXT), viz_bytes_text(kv, p->there ? p->used_bytes : r->result.kv_bytes));
     (void)snprintf(pre, sizeof pre, "%.2f s", r->prefill_s);
-    viz_text_right(in, y, 17, 9, viz_fg(VIZ_TEXT), pre);
+    viz_text_right(in, y, 16, 9, viz_fg(VIZ_TEXT), pre);
     (void)snprintf(dec, sizeof dec, "%.1f t/s", r->decode_s > 0 ? r->n_token / r->decode_s : 0.0);
-    viz_text_right(in, y, 27, 10, viz_fg(VIZ_TEXT), dec);
+    viz_text_right(in, y, 25, 11, viz_fg(VIZ_TEXT), dec);
     if (in.w > 48) viz_bar(in, y, 39, in.w - 40 > 24 ? 24 : in.w - 40, most ? (double)(p->there ? p->used_bytes : r->result.kv_bytes) / (double)most : (double)NAN, color);
 }
 
@@ -90,16 +90,16 @@ static void draw_cost(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     const tui_run *a = &app->runs[TUI_A], *b = &app->runs[TUI_B], *f = &app->runs[TUI_F];
     in = viz_pane_sub(in, 0, 1, in.h, in.w - 2);
     viz_text_right(in, 0, 7, 9, viz_fg(VIZ_DIM), "KV held");
-    viz_text_right(in, 0, 17, 9, viz_fg(VIZ_DIM), "prefill");
-    viz_text_right(in, 0, 27, 10, viz_fg(VIZ_DIM), "decode");
+    viz_text_right(in, 0, 16, 9, viz_fg(VIZ_DIM), "prefill");
+    viz_text_right(in, 0, 25, 11, viz_fg(VIZ_DIM), "decode");
     const uint64_t most = a->result.kv_bytes > b->result.kv_bytes ? a->result.kv_bytes : b->result.kv_bytes;
     cost_row(in, 1, "A full", VIZ_RUN_A, a, most);
     cost_row(in, 2, "B plan", VIZ_RUN_B, b, most);
     double pa, pf, top;
     char t[16], x[24], y[24];
     agreement(app, &pa, &pf, &top);
-    viz_printf(in, 3, 0, viz_fg(VIZ_DIM), "A's text: perplexity %s full, %s plan", viz_real_text(x, pa, 2), viz_real_text(y, pf, 2));
-    viz_printf(in, 4, 0, viz_fg(VIZ_DIM), "first choice agrees in %s of tokens%s", viz_percent_text(t, top, 1), f->number && f->state != TUI_RUN_DONE ? " so far" : "");
+    viz_printf(in, 3, 0, viz_fg(VIZ_DIM), "%sperplexity %s full, %s plan", in.w < 48 ? "" : "A's text: ", viz_real_text(x, pa, 2), viz_real_text(y, pf, 2));
+    viz_printf(in, 4, 0, viz_fg(VIZ_DIM), in.w < 48 ? "first choice agrees %s%s" : "first choice agrees in %s of tokens%s", viz_percent_text(t, top, 1), f->number && f->state != TUI_RUN_DONE ? " so far" : "");
     const int32_t d = tui_divergence(app);
     if (in.h > 5 && a->number && b->number) {
         if (a->prompt_key != b->prompt_key) viz_text(in, 5, 0, viz_fg(VIZ_WARN), "A and B had different prompts");
@@ -120,8 +120,7 @@ static void draw_blame(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     in = viz_pane_sub(in, 0, 1, in.h, in.w - 2);
     const int32_t n = tui_blame_top(app, top, BLAME_MAX);
     if (b->query < 0) {
-        viz_text_cut(in, 0, 0, in.w, viz_fg(VIZ_DIM), "Enter asks every head how much of what this");
-        viz_text_cut(in, 1, 0, in.w, viz_fg(VIZ_DIM), "token's query wanted lies outside its span.");
+        (void)viz_text_wrap(in, 0, 0, in.w, in.h, viz_fg(VIZ_DIM), "Enter asks every head how much of what this token's query wanted lies outside its span.");
         return;
     }
     if (n == 0 && !b->active) viz_text(in, 0, 0, viz_fg(VIZ_GOOD), "No head lost anything here.");

@@ -11,6 +11,12 @@ static tui_view_state *vars(tui_app *app) { return tui_view_vars(app, &tui_view_
 static int kept(const tui_app *app) { return app->n_log < TUI_LOG_MAX ? app->n_log : TUI_LOG_MAX; }
 static const tui_line *line_at(const tui_app *app, int back) { return &app->log[(app->n_log - 1 - back) % TUI_LOG_MAX]; }
 
+enum { LINE_ROWS_MAX = 4 };
+static int rows_of(viz_pane in, const tui_line *l) {
+    const int rows = viz_text_wrap(in, 0, 0, in.w - 12, 0, viz_fg(VIZ_TEXT), l->text);
+    return rows < 1 ? 1 : rows > LINE_ROWS_MAX ? LINE_ROWS_MAX : rows;
+}
+
 static void draw_list(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     static const viz_role tones[] = {VIZ_TEXT, VIZ_GOOD, VIZ_WARN, VIZ_BAD};
     static const char *const signs[] = {" ", "+", "!", "x"};
@@ -19,16 +25,23 @@ static void draw_list(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     viz_pane in = viz_box(viz_pane_of(c, rect), "Log", note, focus);
     in = viz_pane_sub(in, 0, 1, in.h, in.w - 2);
     const int n = kept(app), at = (int)vars(app)->v[V_AT];
-    int first = at - in.h / 2; /* newest at the bottom */
-    if (first > n - in.h) first = n - in.h;
-    if (first < 0) first = 0;
-    for (int i = 0; i < in.h && first + i < n; i++) {
-        const tui_line *l = line_at(app, first + i);
-        const int y = (n < in.h ? n : in.h) - 1 - i;
+    int first = at, below = 0, total = 0; /* newest at the bottom, the chosen line in the middle */
+    while (first > 0 && below < in.h / 2) below += rows_of(in, line_at(app, --first));
+    int shown = 0;
+    for (int i = first; i < n && shown < in.h; i++) shown += rows_of(in, line_at(app, i));
+    while (first > 0 && shown < in.h) shown += rows_of(in, line_at(app, --first)); /* the oldest stands at the top */
+    for (int i = 0; i < n && total < in.h; i++) total += rows_of(in, line_at(app, i));
+    if (total < in.h) first = 0; /* all of it, from the top */
+    int y = total < in.h ? total : in.h;
+    for (int i = first; i < n && y > 0; i++) {
+        const tui_line *l = line_at(app, i);
+        const int rows = rows_of(in, l);
+        y -= rows;
+        if (y < 0) break; /* half a message misleads */
         viz_printf(in, y, 0, viz_fg(VIZ_FAINT), "%7.1f s", l->at - app->started_at);
         viz_text(in, y, 10, viz_bold(tones[l->tone]), signs[l->tone]);
-        viz_text_cut(in, y, 12, in.w - 12, viz_fg(tones[l->tone]), l->text);
-        if (first + i == at && focus && n > 1) viz_restyle(in, y, 0, 1, in.w, VIZ_BG_SELECT, 0);
+        (void)viz_text_wrap(in, y, 12, in.w - 12, rows, viz_fg(tones[l->tone]), l->text);
+        if (i == at && focus && n > 1) viz_restyle(in, y, 0, rows, in.w, VIZ_BG_SELECT, 0);
     }
 }
 
