@@ -13,15 +13,17 @@
  *
  *   row r of a warp's tokens is of block Q(r) = (r/2 % 4) ^ (2 (r % 2)) the row 4w + W(r),  W = r % 2 + 2 (r / 8)
  *
- * A lane reads whole 16-byte pieces: which 16 columns of K form step k of the product does not matter as long as those of Q agree, and
+ * Codes of 8 bits (kv_page.h) become halves on their way from shared memory, exactly. K's powers of two, one a channel and page, are taken
+ * relative to the page's largest; V's scale of a token goes to its weight. Nothing more is rounded than for f16.
+ *
+ * A lane reads whole 16-byte pieces (8 of codes): which 16 columns of K form step k of the product does not matter as long as those of Q agree, and
  * which 8 of V form a tile does not matter as long as o is written accordingly. With Q(r) and the 32 bytes the 8 lanes that share a
  * pass touch all 32 banks once, for K and for V (heads of 64, 128, 256). Pairs of tokens of V are put together by byte permutation. */
 #ifndef MOA_CUDA_ATTN_DECODE_PAGE_CUH
 #define MOA_CUDA_ATTN_DECODE_PAGE_CUH
 
-#include <cuda_bf16.h>
-
 #include "cuda/attn_decode.cuh"
+#include "cuda/kv_types.cuh"
 
 static constexpr int MAX_GROUP = 8;                                 /* heads of an item */
 static constexpr int BLOCKS = 4, BLOCK_TOK = MOA_PAGE_TOK / BLOCKS; /* of a page */
@@ -33,10 +35,16 @@ static constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 static constexpr unsigned ALL = 0xffffffffu;
 static constexpr int N_STATE = 6; /* m, l, t, sink, window, distance */
 
-/* bytes of a head size's page in shared memory */
-template <int D> struct page_layout {
-    static constexpr int ROW = D * 2, BLOCK = BLOCK_TOK * ROW + 32, SIDE = BLOCKS * BLOCK, PAGE = 2 * SIDE;
+/* bytes of a head size's page in shared memory; E: what K and V are, __half, __nv_bfloat16 or moa_q8 */
+template <int D, typename E> struct page_layout {
+    static constexpr bool CODED = sizeof(E) == 1;
+    static constexpr int ROW = D * (int)sizeof(E), BLOCK = BLOCK_TOK * ROW + 32, SIDE = BLOCKS * BLOCK;
+    static constexpr int SCALES = 2 * SIDE,
+                         SCALE_BYTES = CODED ? MOA_PAGE_TOK * 4 + D : 0; /* V's, then K's exponents */
+    static constexpr int PAGE = SCALES + SCALE_BYTES;
+    static constexpr int WHOLE = (2 * MOA_PAGE_TOK * ROW + SCALE_BYTES + 15) / 16 * 16; /* in the cache */
     static constexpr int STEPS = D / 16, TILES = D / 8; /* products along d, tiles of o */
+    static_assert(BLOCK % 16 == 0 && PAGE % 16 == 0 && SCALE_BYTES % 16 == 0, "bulk copies");
 };
 
 struct page_job {
@@ -67,7 +75,6 @@ __device__ static inline float exp2_fast(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-/* E: what K and V are, __half or __nv_bfloat16 */
 template <typename E>
 __device__ static inline void mma(float c[4], const unsigned a[4], unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
@@ -105,6 +112,36 @@ __device__ static inline unsigned shared4(unsigned at) {
     asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(at) : "memory");
     return x;
 }
+__device__ static inline unsigned shared2(unsigned at) {
+    unsigned short x;
+    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(x) : "r"(at) : "memory");
+    return x;
+}
+
+/* Eight, four or two neighbours as pairs of 16 bits. Codes become halves, exactly: 0x6400 | u is 1024 + u. */
+__device__ static inline uint2 halves_of(unsigned codes) {
+    const __half2 zero = __floats2half2_rn(1152, 1152);
+    const unsigned u = codes ^ 0x80808080u, x = __byte_perm(u, 0x64646464u, 0x4140),
+                   y = __byte_perm(u, 0x64646464u, 0x4342);
+    __half2 a, b;
+    memcpy(&a, &x, 4), memcpy(&b, &y, 4);
+    return make_uint2(bits_of(__hsub2(a, zero)), bits_of(__hsub2(b, zero)));
+}
+template <typename E> struct pairs {
+    typedef E number; /* what the products get */
+    static __device__ inline uint4 of8(unsigned at) { return shared16(at); }
+    static __device__ inline uint2 of4(unsigned at) { return shared8(at); }
+    static __device__ inline unsigned of2(unsigned at) { return shared4(at); }
+};
+template <> struct pairs<moa_q8> {
+    typedef __half number;
+    static __device__ inline uint4 of8(unsigned at) {
+        const uint2 raw = shared8(at), a = halves_of(raw.x), b = halves_of(raw.y);
+        return make_uint4(a.x, a.y, b.x, b.y);
+    }
+    static __device__ inline uint2 of4(unsigned at) { return halves_of(shared4(at)); }
+    static __device__ inline unsigned of2(unsigned at) { return halves_of(shared2(at)).x; }
+};
 /* x = hi + lo, two at a time: 22 bits of halves, 16 of bfloat16 */
 template <typename E> __device__ static inline void split2(float x, float y, unsigned *hi, unsigned *lo) {
     const __half2 h = __floats2half2_rn(x, y);
@@ -157,36 +194,59 @@ static constexpr unsigned FILL_ARRIVALS =
     32;
 #endif
 
-/* The whole warp: tokens first .. n_tok - 1 of a page (first a multiple of 16) to `to`; rows NULL: nothing, the phase passes at once */
-template <int D>
-__device__ static void fill_page(unsigned to, unsigned bar, const __half *rows, int first, int n_tok) {
-    typedef page_layout<D> t;
+/* for what is read once a step: it need not push out of the L2 what others left there, their partial results first of all */
+__device__ static inline uint64_t read_once() {
+    uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 900
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+    return policy;
+}
+__device__ static inline void copy_bulk(unsigned to, const void *from, int bytes, unsigned bar,
+                                        uint64_t policy) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+                 "[%1], %2, [%3], %4;" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(bar), "l"(policy)
+                 : "memory");
+#else
+    (void)to, (void)from, (void)bytes, (void)bar, (void)policy;
+#endif
+}
+__device__ static inline void copy_16(unsigned to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+/* The whole warp: tokens first .. n_tok - 1 of a page (first a multiple of 16) to `to`; page NULL: nothing, the phase passes at once */
+template <int D, typename E>
+__device__ static void fill_page(unsigned to, unsigned bar, const char *page, int first, int n_tok,
+                                 uint64_t policy) {
+    typedef page_layout<D, E> t;
     const int lane = threadIdx.x % 32;
-    if (!rows) n_tok = first;
+    if (!page) n_tok = first;
 #if __CUDA_ARCH__ >= 900
     if (lane == 0)
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar),
-                     "r"(2 * (n_tok - first) * t::ROW)
+                     "r"(2 * (n_tok - first) * t::ROW + (page ? t::SCALE_BYTES : 0))
                      : "memory");
     __syncwarp();
     const int block = lane % BLOCKS, side = lane / BLOCKS, n_row = min(n_tok - block * BLOCK_TOK, BLOCK_TOK);
     if (lane < 2 * BLOCKS && block * BLOCK_TOK >= first && n_row > 0)
-        asm volatile(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                to + (unsigned)(side * t::SIDE + block * t::BLOCK)),
-            "l"(rows + (side * MOA_PAGE_TOK + block * BLOCK_TOK) * D), "r"(n_row * t::ROW), "r"(bar)
-            : "memory");
+        copy_bulk(to + (unsigned)(side * t::SIDE + block * t::BLOCK),
+                  page + (side * MOA_PAGE_TOK + block * BLOCK_TOK) * t::ROW, n_row * t::ROW, bar, policy);
+    if (t::CODED && page && lane == 2 * BLOCKS)
+        copy_bulk(to + t::SCALES, page + 2 * MOA_PAGE_TOK * t::ROW, t::SCALE_BYTES, bar, policy);
 #else
-    constexpr int PIECES = D / 8; /* of a row */
+    constexpr int PIECES = t::ROW / 16; /* of a row */
     for (int e = lane; e < 2 * (n_tok - first) * PIECES; e += 32) {
         const int piece = e % PIECES, row = first + e / PIECES % (n_tok - first),
                   side = e / PIECES / (n_tok - first);
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                         to + (unsigned)(side * t::SIDE + row / BLOCK_TOK * t::BLOCK +
-                                         row % BLOCK_TOK * t::ROW + piece * 16)),
-                     "l"(rows + (side * MOA_PAGE_TOK + row) * D + piece * 8)
-                     : "memory");
+        copy_16(to + (unsigned)(side * t::SIDE + row / BLOCK_TOK * t::BLOCK + row % BLOCK_TOK * t::ROW +
+                                piece * 16),
+                page + (side * MOA_PAGE_TOK + row) * t::ROW + piece * 16);
     }
+    for (int e = lane; page && e < t::SCALE_BYTES / 16; e += 32)
+        copy_16(to + (unsigned)(t::SCALES + e * 16), page + 2 * MOA_PAGE_TOK * t::ROW + e * 16);
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(bar) : "memory");
 #endif
 }
@@ -211,12 +271,12 @@ struct segment {
 
 /* the queries of an item as the product wants them */
 template <int D> struct queries {
-    unsigned a[page_layout<D>::STEPS]
-              [4]; /* rows 0 .. 7 of the product are q's upper halves, 8 .. 15 the lower */
-    float factor;  /* brings a raw score of head g to log2 units */
+    unsigned a[D / 16][4]; /* rows 0 .. 7 of the product are q's upper halves, 8 .. 15 the lower */
+    float factor;          /* brings a raw score of head g to log2 units */
 };
 template <int D, typename E>
 __device__ static void load_queries(const page_job &j, const segment &s, queries<D> &q) {
+    typedef typename pairs<E>::number N;
     constexpr int PIECES = D / 32; /* of 8 elements a lane; D % 32 == 16: 4 more */
     const int g = (int)threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     const float *row = j.q + ((int64_t)s.seq * j.n_head + s.head + g) * D;
@@ -235,9 +295,9 @@ __device__ static void load_queries(const page_job &j, const segment &s, queries
     const float up = __int_as_float((127 + power) << 23),
                 down = __int_as_float((127 - power) << 23) * j.scale * LOG2E;
 #pragma unroll
-    for (int i = 0; i < page_layout<D>::STEPS; i++) {
-        split2<E>(x[4 * i] * up, x[4 * i + 1] * up, &q.a[i][0], &q.a[i][1]);
-        split2<E>(x[4 * i + 2] * up, x[4 * i + 3] * up, &q.a[i][2], &q.a[i][3]);
+    for (int i = 0; i < D / 16; i++) {
+        split2<N>(x[4 * i] * up, x[4 * i + 1] * up, &q.a[i][0], &q.a[i][1]);
+        split2<N>(x[4 * i + 2] * up, x[4 * i + 3] * up, &q.a[i][2], &q.a[i][3]);
     }
     q.factor = down;
 }
@@ -245,13 +305,14 @@ __device__ static void load_queries(const page_job &j, const segment &s, queries
 /* a warp's softmax state of head g = lane / 4; l and st of this lane's tokens only; o: see column_of() */
 template <int D, bool STATS> struct warp_state {
     float m, l;
-    float o[page_layout<D>::TILES][4];
+    float o[D / 8][4];
     moa_soft_stat st;
+    int v_field; /* coded V: o is in units of 2^(v_field - 126) */
     __device__ void clear() {
-        m = -INFINITY, l = 0;
+        m = -INFINITY, l = 0, v_field = 0;
         if (STATS) st = moa_soft_stat();
 #pragma unroll
-        for (int i = 0; i < page_layout<D>::TILES; i++)
+        for (int i = 0; i < D / 8; i++)
             o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0;
     }
     __device__ void move(float to) {
@@ -259,33 +320,93 @@ template <int D, bool STATS> struct warp_state {
         if (STATS) stat_move(st, l, m, to, f);
         l *= f;
         m = to;
+        times(f);
+    }
+    __device__ void times(float f) {
 #pragma unroll
-        for (int i = 0; i < page_layout<D>::TILES; i++)
+        for (int i = 0; i < D / 8; i++)
             o[i][0] *= f, o[i][1] *= f, o[i][2] *= f, o[i][3] *= f;
     }
 };
 
-/* Raw scores of a warp's 16 tokens and head g: tokens that are rows 2c, 2c + 1, 2c + 8, 2c + 9. k: this warp's rows of block 0 */
-template <int D, typename E> __device__ static void score(unsigned k, const queries<D> &q, float out[4]) {
-    typedef page_layout<D> t;
+/* Coded K: (code + 1/2) 2^(E - most + 8) is a half for every channel that counts: less than 2^15, and exact down to 2^-31 of that. */
+struct k_scale {
+    __half2 step, half;
+};
+/* of two channels, in the lower half of `exponents` */
+__device__ static inline k_scale k_scale_of(unsigned exponents, int most) {
+    unsigned bits = 0;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int e = (int)(exponents >> 8 * i & 255u), field = e - most + 23;
+        unsigned h = field > 0 ? (unsigned)field << 10 : field > -10 ? 0x400u >> (1 - field) : 0u;
+        if (e == 255) h = 0x7c00u;
+        bits |= (e ? h : 0u) << 16 * i;
+    }
+    k_scale s;
+    memcpy(&s.step, &bits, 4);
+    s.half = __hmul2(s.step, __floats2half2_rn(0.5f, 0.5f));
+    return s;
+}
+__device__ static inline unsigned k_value(unsigned codes, const k_scale &s) {
+    __half2 x;
+    memcpy(&x, &codes, 4);
+    return bits_of(__hfma2(x, s.step, s.half));
+}
+/* the largest exponent of a page's channels below 255; at: in shared memory */
+template <int D> __device__ static inline int k_most(unsigned at) {
+    unsigned most = 0;
+#pragma unroll
+    for (int i = 0; i < (D / 4 + 31) / 32; i++) {
+        const int word = i * 32 + (int)threadIdx.x % 32;
+        const unsigned x = word < D / 4 ? shared4(at + (unsigned)word * 4) : 0;
+#pragma unroll
+        for (int b = 0; b < 4; b++) {
+            const unsigned e = x >> 8 * b & 255u;
+            if (e != 255) most = max(most, e);
+        }
+    }
+    return (int)__reduce_max_sync(ALL, most);
+}
+
+/* Raw scores of a warp's 16 tokens and head g: tokens that are rows 2c, 2c + 1, 2c + 8, 2c + 9. k: this warp's rows of block 0;
+ * exponents, most: of coded K */
+template <int D, typename E>
+__device__ static void score(unsigned k, const queries<D> &q, unsigned exponents, int most, float out[4]) {
+    typedef page_layout<D, E> t;
+    typedef typename pairs<E>::number N;
+    constexpr int B = sizeof(E);
     const int g = (int)threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     const unsigned row = k + (unsigned)(block_of_row(g) * t::BLOCK + row_in_block(g) * t::ROW);
     float s[2][2][4] = {}; /* of rows g and g + 8, two chains each, so that none waits for itself */
 #pragma unroll
     for (int i = 0; i < D / 32; i++) {
-        const uint4 a = shared16(row + (unsigned)(i * 64 + c * 16)),
-                    b = shared16(row + (unsigned)(2 * t::ROW + i * 64 + c * 16));
-        mma<E>(s[0][0], q.a[2 * i], a.x, a.y);
-        mma<E>(s[1][0], q.a[2 * i], b.x, b.y);
-        mma<E>(s[0][1], q.a[2 * i + 1], a.z, a.w);
-        mma<E>(s[1][1], q.a[2 * i + 1], b.z, b.w);
+        uint4 a = pairs<E>::of8(row + (unsigned)((i * 32 + c * 8) * B)),
+              b = pairs<E>::of8(row + (unsigned)(2 * t::ROW + (i * 32 + c * 8) * B));
+        if (t::CODED) {
+            const uint2 e = shared8(exponents + (unsigned)(i * 32 + c * 8));
+            const k_scale s0 = k_scale_of(e.x, most), s1 = k_scale_of(e.x >> 16, most),
+                          s2 = k_scale_of(e.y, most), s3 = k_scale_of(e.y >> 16, most);
+            a = make_uint4(k_value(a.x, s0), k_value(a.y, s1), k_value(a.z, s2), k_value(a.w, s3));
+            b = make_uint4(k_value(b.x, s0), k_value(b.y, s1), k_value(b.z, s2), k_value(b.w, s3));
+        }
+        mma<N>(s[0][0], q.a[2 * i], a.x, a.y);
+        mma<N>(s[1][0], q.a[2 * i], b.x, b.y);
+        mma<N>(s[0][1], q.a[2 * i + 1], a.z, a.w);
+        mma<N>(s[1][1], q.a[2 * i + 1], b.z, b.w);
     }
     if (D % 32) {
         constexpr int LAST = D % 32 ? D / 32 * 2 : 0;
-        const uint2 a = shared8(row + (unsigned)(D / 32 * 64 + c * 8)),
-                    b = shared8(row + (unsigned)(2 * t::ROW + D / 32 * 64 + c * 8));
-        mma<E>(s[0][0], q.a[LAST], a.x, a.y);
-        mma<E>(s[1][0], q.a[LAST], b.x, b.y);
+        uint2 a = pairs<E>::of4(row + (unsigned)((D / 32 * 32 + c * 4) * B)),
+              b = pairs<E>::of4(row + (unsigned)(2 * t::ROW + (D / 32 * 32 + c * 4) * B));
+        if (t::CODED) {
+            const unsigned e = shared4(exponents + (unsigned)(D / 32 * 32 + c * 4));
+            const k_scale s0 = k_scale_of(e, most), s1 = k_scale_of(e >> 16, most);
+            a = make_uint2(k_value(a.x, s0), k_value(a.y, s1));
+            b = make_uint2(k_value(b.x, s0), k_value(b.y, s1));
+        }
+        mma<N>(s[0][0], q.a[LAST], a.x, a.y);
+        mma<N>(s[1][0], q.a[LAST], b.x, b.y);
     }
 #pragma unroll
     for (int e = 0; e < 4; e++) /* upper and lower halves of q */
@@ -303,35 +424,62 @@ __device__ static inline void tiles(float o[2][4], unsigned v0, unsigned v1, uns
 
 /* o += P V; p as scores lie */
 template <int D, typename E> __device__ static void weigh(unsigned v, const float p[4], float o[][4]) {
-    typedef page_layout<D> t;
+    typedef page_layout<D, E> t;
+    typedef typename pairs<E>::number N;
+    constexpr int B = sizeof(E);
     const int g = (int)threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     unsigned a[4];
-    split2<E>(p[0], p[1], &a[0], &a[1]);
-    split2<E>(p[2], p[3], &a[2], &a[3]);
+    split2<N>(p[0], p[1], &a[0], &a[1]);
+    split2<N>(p[2], p[3], &a[2], &a[3]);
     /* tokens of the product's rows 2c, 2c + 1, 2c + 8, 2c + 9 */
     const unsigned r0 = v + (unsigned)(c * t::BLOCK), r1 = v + (unsigned)((c ^ 2) * t::BLOCK + t::ROW),
                    r2 = r0 + 2 * t::ROW, r3 = r1 + 2 * t::ROW;
 #pragma unroll
     for (int i = 0; i < D / 64; i++) {
-        const unsigned at = (unsigned)(i * 128 + g * 16);
-        const uint4 x = shared16(r0 + at), y = shared16(r1 + at), z = shared16(r2 + at),
-                    w = shared16(r3 + at);
-        tiles<E>(o + 8 * i, x.x, y.x, z.x, w.x, a);
-        tiles<E>(o + 8 * i + 2, x.y, y.y, z.y, w.y, a);
-        tiles<E>(o + 8 * i + 4, x.z, y.z, z.z, w.z, a);
-        tiles<E>(o + 8 * i + 6, x.w, y.w, z.w, w.w, a);
+        const unsigned at = (unsigned)((i * 64 + g * 8) * B);
+        const uint4 x = pairs<E>::of8(r0 + at), y = pairs<E>::of8(r1 + at), z = pairs<E>::of8(r2 + at),
+                    w = pairs<E>::of8(r3 + at);
+        tiles<N>(o + 8 * i, x.x, y.x, z.x, w.x, a);
+        tiles<N>(o + 8 * i + 2, x.y, y.y, z.y, w.y, a);
+        tiles<N>(o + 8 * i + 4, x.z, y.z, z.z, w.z, a);
+        tiles<N>(o + 8 * i + 6, x.w, y.w, z.w, w.w, a);
     }
     constexpr int REST = D % 64 / 16, BASE = D / 64 * 8;
     if (REST == 1) {
-        const unsigned at = (unsigned)(D / 64 * 128 + g * 4);
-        tiles<E>(o + (REST == 1 ? BASE : 0), shared4(r0 + at), shared4(r1 + at), shared4(r2 + at),
-                 shared4(r3 + at), a);
+        const unsigned at = (unsigned)((D / 64 * 64 + g * 2) * B);
+        tiles<N>(o + (REST == 1 ? BASE : 0), pairs<E>::of2(r0 + at), pairs<E>::of2(r1 + at),
+                 pairs<E>::of2(r2 + at), pairs<E>::of2(r3 + at), a);
     } else if (REST == 2) {
-        const unsigned at = (unsigned)(D / 64 * 128 + g * 8);
-        const uint2 x = shared8(r0 + at), y = shared8(r1 + at), z = shared8(r2 + at), w = shared8(r3 + at);
-        tiles<E>(o + (REST == 2 ? BASE : 0), x.x, y.x, z.x, w.x, a);
-        tiles<E>(o + (REST == 2 ? BASE + 2 : 0), x.y, y.y, z.y, w.y, a);
+        const unsigned at = (unsigned)((D / 64 * 64 + g * 4) * B);
+        const uint2 x = pairs<E>::of4(r0 + at), y = pairs<E>::of4(r1 + at), z = pairs<E>::of4(r2 + at),
+                    w = pairs<E>::of4(r3 + at);
+        tiles<N>(o + (REST == 2 ? BASE : 0), x.x, y.x, z.x, w.x, a);
+        tiles<N>(o + (REST == 2 ? BASE + 2 : 0), x.y, y.y, z.y, w.y, a);
     }
+}
+/* Coded V: the scale of a token goes to its weight. In units of a power of two just above the largest scale of the warp's tokens so far, for
+ * weights are halves. scales: of block 0's rows of this warp, in shared memory; 0 for tokens that are not there, whose scales are anything. */
+template <int D, bool STATS>
+__device__ static inline void scale_weights(warp_state<D, STATS> &u, unsigned scales, const int away[4],
+                                            int oldest, float p[4]) {
+    const int c = threadIdx.x % 4;
+    const unsigned r0 = scales + (unsigned)(c * BLOCK_TOK * 4),
+                   r1 = scales + (unsigned)(((c ^ 2) * BLOCK_TOK + 1) * 4);
+    unsigned s[4] = {shared4(r0), shared4(r1), shared4(r0 + 8), shared4(r1 + 8)}, top = 0;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        if (away[e] < 0 || away[e] > oldest) s[e] = 0;
+        top = max(top, s[e]);
+    }
+    const int field = min((int)(__reduce_max_sync(ALL, top) >> 23), 252);
+    if (field > u.v_field) {
+        if (u.v_field) u.times(exp2_fast((float)(u.v_field - field)));
+        u.v_field = field;
+    }
+    const float down = __uint_as_float((unsigned)(253 - u.v_field) << 23); /* 2^(126 - field) */
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+        p[e] *= __uint_as_float(s[e]) * down;
 }
 /* Where element e (0, 1; 2 and 3 are added to them) of tile i lies in head g's row, c = lane % 4: a lane's tiles of 64 columns are 16
  * neighbours, those of the rest 4 or 8. */
@@ -342,10 +490,11 @@ template <int D> __device__ static inline int column_of(int i, int e, int c) {
 }
 
 /* this warp's rows of V that were not filled, tokens before first and from n_tok on: 0 * NaN is not 0 */
-template <int D> __device__ static void clear_rows(unsigned v, int warp, int first, int n_tok) {
-    typedef page_layout<D> t;
-    for (int e = (int)threadIdx.x % 32; e < 16 * (D / 8); e += 32) {
-        const int row = e / (D / 8), piece = e % (D / 8), block = row / 4,
+template <int D, typename E> __device__ static void clear_rows(unsigned v, int warp, int first, int n_tok) {
+    typedef page_layout<D, E> t;
+    constexpr int PIECES = t::ROW / 16;
+    for (int e = (int)threadIdx.x % 32; e < 16 * PIECES; e += 32) {
+        const int row = e / PIECES, piece = e % PIECES, block = row / 4,
                   tok = block * BLOCK_TOK + warp * 4 + row % 4;
         if (tok >= first && tok < n_tok) continue;
         asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(
@@ -382,14 +531,17 @@ __device__ static void keep_mass(const page_job &j, const segment &s, int page, 
 template <int D, typename E, bool STATS>
 __device__ static void attend_page(const page_job &j, warp_state<D, STATS> &u, const queries<D> &q,
                                    const segment &s, int k, unsigned stage, int window, int measure) {
-    typedef page_layout<D> t;
+    typedef page_layout<D, E> t;
     const int c = threadIdx.x % 4, warp = threadIdx.x / 32, page = s.page(k), key0 = page * MOA_PAGE_TOK;
     const bool sink = page == 0, full = key0 + MOA_PAGE_TOK - 1 <= s.pos;
     const unsigned rows = stage + (unsigned)(warp * 4 * t::ROW);
-    if (!full || (k == 1 && s.first_tok > 0))
-        clear_rows<D>(rows + t::SIDE, warp, k == 1 ? s.first_tok : 0, s.pos - key0 + 1);
+    if (!t::CODED && (!full || (k == 1 && s.first_tok > 0))) /* codes are numbers, whatever they are */
+        clear_rows<D, E>(rows + t::SIDE, warp, k == 1 ? s.first_tok : 0, s.pos - key0 + 1);
     float x[4];
-    score<D, E>(rows, q, x);
+    const unsigned exponents = stage + (unsigned)(t::SCALES + MOA_PAGE_TOK * 4);
+    const int most = t::CODED ? k_most<D>(exponents) : 0;
+    score<D, E>(rows, q, exponents, most, x);
+    const float factor = !t::CODED ? q.factor : most > 8 ? q.factor * __int_as_float((most - 8) << 23) : 0.0f;
     /* distances of rows 2c, 2c + 1, 2c + 8, 2c + 9 */
     const int near = s.pos - key0 - (c * BLOCK_TOK + warp * 4),
               other = s.pos - key0 - ((c ^ 2) * BLOCK_TOK + warp * 4 + 1);
@@ -397,7 +549,7 @@ __device__ static void attend_page(const page_job &j, warp_state<D, STATS> &u, c
     const bool masked = !full || !(sink || s.pos - key0 < s.narrowest);
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-        x[e] *= q.factor;
+        x[e] *= factor;
         if (masked && (away[e] < 0 || (!sink && away[e] >= window))) x[e] = -INFINITY;
     }
     const float top = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
@@ -419,6 +571,9 @@ __device__ static void attend_page(const page_job &j, warp_state<D, STATS> &u, c
     }
     u.l += (p[0] + p[1]) + (p[2] + p[3]);
     if (STATS && j.mass) keep_mass(j, s, page, warp, p, away, u.m);
+    if (t::CODED)
+        scale_weights(u, stage + (unsigned)(t::SCALES + warp * 16), away,
+                      k == 1 ? s.pos - key0 - s.first_tok : INT32_MAX, p);
     weigh<D, E>(rows + t::SIDE, p, u.o);
 }
 

@@ -19,6 +19,8 @@
 #include <unistd.h>
 
 #include "core/engine/backend.h"
+#include "core/engine/engine.h"
+#include "core/engine/sampler.h"
 #include "tests/ops_check.h"
 
 enum { SKIP = 77, MAX_MEM = 32 };
@@ -203,33 +205,46 @@ static void choose(problem *p, int round) {
     }
 }
 
+/* large caches repeat, not in step with their pages */
+static void random_pool(void *pool, const shape *s, size_t n_pages) {
+    const size_t page = moa_kv_page_bytes(s->type, s->d_head), elem = moa_kv_elem_bytes(s->type);
+    if (s->type == MOA_KV_Q8) { /* 251 pages of codes and their scales by turns */
+        moa_pcg32 g = moa_pcg32_seed(random_u32(), 7);
+        for (size_t i = 0; i < n_pages; i++)
+            if (i < 251)
+                moa_kv_page_random((char *)pool + i * page, s->type, s->d_head, &g);
+            else
+                memcpy((char *)pool + i * page, (char *)pool + (i - 251) * page, page);
+        return;
+    }
+    const size_t elems = n_pages * page / elem, n_drawn = elems < 3999991 ? elems : 3999991;
+    for (size_t i = 0; i < n_drawn; i++) {
+        const uint32_t r = random_u32();
+        if (s->type == MOA_KV_F32)
+            ((float *)pool)[i] = random_float();
+        else /* a half of size 1/4 to 2, or a bfloat16 of this size */
+            ((uint16_t *)pool)[i] = s->type == MOA_KV_BF16
+                                        ? (uint16_t)((r & 0x807fu) | (125u + (r >> 20) % 3u) << 7)
+                                        : (uint16_t)((r & 0x83ffu) | (13u + (r >> 20) % 3u) << 10);
+    }
+    for (size_t i = n_drawn; i < elems; i += n_drawn)
+        memcpy((char *)pool + i * elem, pool, (elems - i < n_drawn ? elems - i : n_drawn) * elem);
+}
+
 static void problem_open(problem *p, const shape *s, moa_backend *reference, moa_backend *cuda) {
     *p = (problem){.s = *s, .n_head = s->group * s->n_head_kv, .max_pages = (s->n_tok + 63) / 64};
     const int32_t n_pages = s->n_seq * s->n_head_kv * p->max_pages;
-    const size_t elems = (size_t)n_pages * 2 * MOA_PAGE_TOK * (size_t)s->d_head,
-                 row = (size_t)p->n_head * (size_t)s->d_head;
+    const size_t row = (size_t)p->n_head * (size_t)s->d_head;
     p->pos = calloc((size_t)s->n_seq, sizeof *p->pos);
     p->span = calloc((size_t)s->n_seq * (size_t)p->n_head, sizeof *p->span);
     int32_t *table = calloc((size_t)n_pages, sizeof *table);
-    p->pool_bytes = elems * moa_kv_elem_bytes(s->type);
+    p->pool_bytes = (size_t)n_pages * moa_kv_page_bytes(s->type, s->d_head);
     void *pool = malloc(p->pool_bytes);
     float *q = random_floats((size_t)s->n_seq * row);
     if (!p->pos || !p->span || !table || !pool) abort();
     for (int32_t i = 0; i < n_pages; i++)
         table[i] = n_pages - 1 - i;
-    const size_t n_drawn =
-        elems < 3999991 ? elems : 3999991; /* large caches repeat, not in step with their pages */
-    for (size_t i = 0; i < n_drawn; i++) {
-        const uint32_t r = random_u32();
-        if (s->type == MOA_KV_F32)
-            ((float *)pool)[i] = random_float();
-        else
-            ((uint16_t *)pool)[i] =
-                (uint16_t)((r & 0x83ffu) | (13u + (r >> 20) % 3u) << 10); /* a half of size 1/4 to 2 */
-    }
-    const size_t elem = moa_kv_elem_bytes(s->type);
-    for (size_t i = n_drawn; i < elems; i += n_drawn)
-        memcpy((char *)pool + i * elem, pool, (elems - i < n_drawn ? elems - i : n_drawn) * elem);
+    random_pool(pool, s, (size_t)n_pages);
     choose(p, 0);
     for (int i = 0; i < 2; i++) {
         side *d = &p->side[i];
@@ -534,8 +549,9 @@ static void check_decode_gone(moa_backend *reference, moa_backend *cuda) {
     }
 }
 
-/* decode attention by version: shapes where the line, the ring of stages and the merging have their edges; pages that are gone */
-static void check_decode(moa_backend *reference, moa_backend *cuda) {
+/* decode attention by version: shapes where the line, the ring of stages and the merging have their edges; pages that are gone. Every n_part-th
+ * shape from `part` on */
+static void check_decode(moa_backend *reference, moa_backend *cuda, int part, int n_part) {
     static const shape shapes[] = {
         {64, 3, 3, 1, 1, MOA_KV_F16},      {64, 3, 3, 1, 17, MOA_KV_F16},
         {64, 7, 2, 1, 4096, MOA_KV_F16},   {80, 4, 2, 3, 1000, MOA_KV_F16},
@@ -545,9 +561,13 @@ static void check_decode(moa_backend *reference, moa_backend *cuda) {
         {128, 2, 8, 40, 700, MOA_KV_F16},  {128, 5, 3, 2, 63, MOA_KV_F16},
         {128, 4, 8, 1, 4096, MOA_KV_F16},  {128, 1, 32, 1, 3000, MOA_KV_F16},
         {128, 4, 8, 8, 500, MOA_KV_F16},   {64, 2, 25, 5, 300, MOA_KV_F16},
-        {64, 2, 8, 1, 40000, MOA_KV_F16},
+        {64, 2, 8, 1, 40000, MOA_KV_F16},  {128, 4, 8, 1, 9000, MOA_KV_BF16},
+        {64, 3, 3, 1, 17, MOA_KV_Q8},      {64, 7, 2, 1, 4096, MOA_KV_Q8},
+        {80, 4, 2, 3, 1000, MOA_KV_Q8},    {96, 9, 2, 2, 3000, MOA_KV_Q8},
+        {128, 4, 8, 1, 9000, MOA_KV_Q8},   {128, 1, 32, 9, 300, MOA_KV_Q8},
+        {256, 16, 1, 1, 5000, MOA_KV_Q8},
     };
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+    for (size_t i = (size_t)part; i < sizeof shapes / sizeof *shapes; i += (size_t)n_part)
         for (int round = 0; round < 4; round++) {
             problem p;
             problem_open(&p, &shapes[i], reference, cuda);
@@ -595,6 +615,25 @@ static void check_decode(moa_backend *reference, moa_backend *cuda) {
             }
             problem_close(&p);
         }
+}
+
+/* nobody asks: results are 0, and nobody waits for anybody */
+static void check_decode_idle(moa_backend *cuda) {
+    problem p;
+    size_t n = 0;
+    problem_open(&p, &(shape){64, 3, 3, 2, 100, MOA_KV_F16}, NULL, cuda);
+    p.pos[0] = p.pos[1] = -1;
+    update(cuda, p.side[1].pos, p.pos, 8);
+    decode(&p, 1, true);
+    for (int k = 0; k < 2; k++) {
+        float *x = results(&p, 1, k, &n);
+        size_t wrong = 0;
+        for (size_t i = 0; i < n; i++)
+            wrong += x[i] != 0;
+        CHECK(wrong == 0, "all sequences idle: %zu of %zu values of %s are not 0", wrong, n, k ? "statistics" : "o");
+        free(x);
+    }
+    problem_close(&p);
 }
 
 static void check_recording(moa_backend *b) {
@@ -733,7 +772,7 @@ static double bench_reading(moa_backend *b) {
 /* spans of a layer with two rules, whole groups, around the density: bytes of K and V that have to be read */
 static double set_spans(problem *p, double density) {
     const shape *s = &p->s;
-    const double page = 2.0 * s->d_head * MOA_PAGE_TOK * (double)moa_kv_elem_bytes(s->type);
+    const double page = (double)moa_kv_page_bytes(s->type, s->d_head);
     double bytes = 0;
     for (int32_t q = 0; q < s->n_seq; q++) {
         p->pos[q] = s->n_tok - 1;
@@ -756,8 +795,8 @@ static void bench_decode(moa_backend *b, const char *name, const shape *s, doubl
     enum { MAX_COPY = 64 };
     static problem p[MAX_COPY];
     moa_err err = {0};
-    const double whole = 2.0 * s->d_head * MOA_PAGE_TOK * (double)moa_kv_elem_bytes(s->type) * s->n_seq *
-                         s->n_head_kv * ((s->n_tok + 63) / 64);
+    const double whole =
+        (double)moa_kv_page_bytes(s->type, s->d_head) * s->n_seq * s->n_head_kv * ((s->n_tok + 63) / 64);
     double bytes = 0, us[N_DECODE_VERSION][2];
     int copies = whole > 200e6 ? 1 : (int)(200e6 / (whole * (density < 1 ? density : 1))) + 2;
     if (copies > MAX_COPY) copies = MAX_COPY;
@@ -765,7 +804,9 @@ static void bench_decode(moa_backend *b, const char *name, const shape *s, doubl
         problem_open(&p[c], s, NULL, b);
         bytes = set_spans(&p[c], density);
     }
-    const int n_inside = copies * (whole > 200e6 ? 4 : 2);
+    int n_inside = copies;
+    while (n_inside * bytes < 9e9 && n_inside < 3 * MAX_COPY) /* 3 ms, beside which a launch and a wait by the host are nothing */
+        n_inside += copies;
     for (int v = 0; v < N_DECODE_VERSION; v++)
         for (int probe = 0; probe < 2; probe++) {
             void *recording = NULL;
@@ -1006,6 +1047,8 @@ static void bench_decodes(moa_backend *b, const char *only, double ceiling) {
         {"Llama-3-8B", {128, 4, 8, 1, 131072, MOA_KV_F16}, true, true},
         {"Llama-3-8B", {128, 4, 8, 8, 16384, MOA_KV_F16}, false, true},
         {"Llama-3-8B", {128, 4, 8, 32, 8192, MOA_KV_F16}, false, true},
+        {"Llama-3-8B q8", {128, 4, 8, 1, 16384, MOA_KV_Q8}, true, true},
+        {"Llama-3-8B q8", {128, 4, 8, 1, 131072, MOA_KV_Q8}, true, true},
         {"Vicuna-7B", {128, 1, 32, 1, 4096, MOA_KV_F16}, true, true},
         {"Vicuna-7B", {128, 1, 32, 1, 16384, MOA_KV_F16}, true, true},
         {"Vicuna-7B", {128, 1, 32, 1, 131072, MOA_KV_F16}, false, true},
@@ -1031,7 +1074,7 @@ static void bench(moa_backend *b, const char *only, const char *type) {
     bench_prefills(b);
 }
 
-/* only: "driver", "attn_decode" or "attn_prefill"; NULL: all. part of n_part: of prefill's shapes, for several processes at once */
+/* only: "driver", "attn_decode" or "attn_prefill"; NULL: all. part of n_part: of attention's shapes, for several processes at once */
 static void check(moa_backend *reference, moa_backend *cuda, const char *only, int part, int n_part) {
     if (!only || strcmp(only, "driver") == 0) {
         check_upload(cuda);
@@ -1041,12 +1084,13 @@ static void check(moa_backend *reference, moa_backend *cuda, const char *only, i
         for (int v = 0; v < N_DECODE_VERSION; v++) {
             (void)setenv("MOASCOPE_CUDA_DECODE", decode_versions[v], 1);
             const int before = n_failed;
-            check_decode(reference, cuda);
-            check_shapes(reference, cuda);
-            check_recording(cuda);
+            check_decode(reference, cuda, part, n_part);
+            if (part == 0) check_shapes(reference, cuda);
+            if (part == 0) check_decode_idle(cuda);
+            if (part == 0) check_recording(cuda);
             (void)printf("decode attention %s: %d failed\n", decode_versions[v], n_failed - before);
         }
-        check_decode_gone(reference, cuda);
+        if (part == 0) check_decode_gone(reference, cuda);
         (void)unsetenv("MOASCOPE_CUDA_DECODE");
     }
     if (!only || strcmp(only, "attn_prefill") == 0) {
