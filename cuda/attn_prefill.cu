@@ -322,6 +322,11 @@ static moa_status choose(const moa_cuda *c, prefill_version *out, moa_err *err) 
     return moa_fail(err, MOA_E_USAGE, "MOASCOPE_CUDA_PREFILL is \"%s\": auto, v1, v2, v2x or v3", word);
 }
 
+bool moa_cuda_prefill_copies(const moa_cuda *c) {
+    prefill_version version = PREFILL_V1;
+    return choose(c, &version, nullptr) == MOA_OK && version != PREFILL_V1;
+}
+
 static moa_status attend_in_halves(moa_cuda *c, const moa_args_attn_prefill *a, bool *taken, moa_err *err) {
     moa_args_attn_prefill halves;
     void *space = nullptr;

@@ -38,6 +38,8 @@ bool moa_cuda_prefill_wgmma_takes(const moa_cuda *c, const moa_args_attn_prefill
 bool moa_cuda_prefill_wgmma_fits(const moa_cuda *c, const moa_args_attn_prefill *a);
 moa_status moa_cuda_prefill_wgmma(moa_cuda *c, const moa_args_attn_prefill *a, moa_err *err);
 
+/* whether caches of bf16 and q8 are attended as halves: all versions but the first do */
+bool moa_cuda_prefill_copies(const moa_cuda *c);
 /* A cache of bf16 or q8 as one of halves, for those (attn_prefill_half.cu). *out: a, but for its kv, which lies in *space until that goes
  * back to the stream's pool (cudaFreeAsync). *space NULL: there was no memory for it, nothing was done. */
 moa_status moa_cuda_prefill_halves(moa_cuda *c, const moa_args_attn_prefill *a, moa_args_attn_prefill *out, void **space,

@@ -21,6 +21,7 @@
 #include "core/base/size.h"
 #include "core/engine/cuda_fault.h"
 #include "cuda/attn_decode.cuh"
+#include "cuda/attn_prefill.cuh"
 #include "cuda/bwd.cuh"
 #include "cuda/matmul.cuh"
 #include "cuda/upload.cuh"
@@ -618,6 +619,7 @@ static moa_status cuda_info(moa_backend *b, moa_device_info *out, moa_err *err) 
     out->memory_bytes = total;
     out->free_bytes = unused;
     return MOA_OK;
+    out->prefill_halves = moa_cuda_prefill_copies(c);
 }
 
 static void cuda_close(moa_backend *b) {

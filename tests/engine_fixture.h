@@ -84,7 +84,7 @@ typedef struct spy {
     moa_backend_vtable table;
     moa_backend *inner;
     long n_calls, fail_at; /* the fail_at-th fallible call from now fails, once; 0: none */
-    bool failed;
+    bool failed, halves;
     long n_op[SPY_N_OP], n_replay, n_record, n_alloc;
     int64_t live, live_bytes, live_weights, live_recordings;
     spy_recording *recording; /* under way */
@@ -129,7 +129,9 @@ static inline void spy_close(moa_backend *b) {
     free(s);
 }
 static inline moa_status spy_info(moa_backend *b, moa_device_info *out, moa_err *err) {
-    return spy_of(b)->inner->vt->info(spy_of(b)->inner, out, err);
+    const moa_status s = spy_of(b)->inner->vt->info(spy_of(b)->inner, out, err);
+    if (s == MOA_OK && spy_of(b)->halves) out->prefill_halves = true;
+    return s;
 }
 static inline moa_status spy_alloc(moa_backend *b, size_t bytes, void **out, moa_err *err) {
     spy *s = spy_of(b);
@@ -307,6 +309,7 @@ typedef struct rig_config {
     const char *model; /* "tiny_llama" */
     bool fast;         /* the fast CPU operations instead of the reference */
     bool recording;
+    bool halves; /* the backend says that it copies pages in halves */
     moa_engine_config engine;
 } rig_config;
 
@@ -333,6 +336,7 @@ static inline rig rig_open(rig_config c) {
     r.n_span = r.shape->n_layer * r.shape->n_head;
     moa_backend *b = spy_open(!c.fast, c.recording);
     r.spy = spy_of(b);
+    r.spy->halves = c.halves;
     must(moa_engine_open(&r.e, r.model, b, &c.engine, NULL, NULL, err));
     must(moa_seq_open(&r.s, r.e, err));
     return r;

@@ -364,6 +364,8 @@ static void send_stats(fake *f) {
                                   .n_layer = f->s.n_layer,
                                   .n_head = f->s.n_head,
                                   .n_query = (uint64_t)f->n_past,
+                                  .n_seen = (uint64_t)f->n_past,
+                                  .every = 1,
                                   .entropy = {x, n},
                                   .sink = {x + cells, n},
                                   .window = {x + 2 * cells, n},

@@ -90,6 +90,46 @@ static void test_memory_is_the_formula(void **state) {
         }
 }
 
+/* What a chunk's attention copies: of the layer with the widest head every page that one of its queries sees, by the method's own words. */
+static uint64_t copied(const rig *r, const moa_rule *rules, int32_t n_reserved, int32_t n_prompt, int32_t chunk) {
+    int64_t most = 0;
+    for (int32_t l = 0; l < r->shape->n_layer; l++)
+        for (int32_t p = 0; p < n_prompt; p += chunk) {
+            const int32_t end = p + chunk < n_prompt ? p + chunk : n_prompt;
+            int64_t pages = 0;
+            for (int32_t j = 0; j < end; j += 64) {
+                bool seen = false;
+                for (int32_t h = 0; h < r->shape->n_head && end - p > 1; h++)
+                    for (int32_t k = j; k < j + 64 && k < end; k++)
+                        seen |= k < 64 || (k > p ? 0 : p - k) < brute_span(rules[l * r->shape->n_head + h], n_reserved) - 64;
+                pages += seen;
+            }
+            if (pages > most) most = pages;
+        }
+    const uint64_t heads = (uint64_t)r->shape->n_head_kv;
+    return most == 0 ? 0 : (heads * (uint64_t)((n_reserved + 63) / 64) * 4 + 255) / 256 * 256 + heads * (uint64_t)most * page_of(MOA_KV_F16, r->shape->d_head);
+}
+
+static void test_copies_in_halves_are_foreseen(void **state) {
+    (void)state;
+    static const int32_t prompts[] = {0, 1, 64, 65, 101, 300, 400};
+    for (int type = 0; type < MOA_N_KV_TYPE; type++)
+        for (int told = 0; told < 2; told++) {
+            rig r = rig_open((rig_config){.model = "tiny_llama", .halves = told, .engine = {.kv_type = (moa_kv_type)type, .chunk = 100}});
+            const bool there = told && (type == MOA_KV_BF16 || type == MOA_KV_Q8);
+            moa_pcg32 g = moa_pcg32_seed(80 + (uint64_t)type, 1);
+            for (int i = 0; i < 7; i++) {
+                moa_rule rules[64];
+                moa_memory_need need;
+                random_rules(&g, rules, r.n_span, i % 3);
+                must(moa_engine_need(r.e, rules, N_MAX, prompts[i], false, &need, err));
+                if (!test_device()) assert_int_equal(need.passing, there ? copied(&r, rules, N_MAX, prompts[i], 100) : 0);
+                if (there && prompts[i] > 1) assert_true(need.passing > 0);
+            }
+            rig_close(&r);
+        }
+}
+
 /* Other chunks round alike, but for q8's pages that a query sees before they are full; and never far from float32. */
 static void test_chunks(void **state) {
     (void)state;
@@ -269,6 +309,7 @@ int main(void) {
         cmocka_unit_test(test_brute_force),  cmocka_unit_test(test_chunks),
         cmocka_unit_test(test_fork),         cmocka_unit_test(test_cancelled_chunk),
         cmocka_unit_test(test_map),          cmocka_unit_test(test_random_pages),
+        cmocka_unit_test(test_copies_in_halves_are_foreseen),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -362,7 +362,7 @@ static const moa_option own_rows[] = {
     {0},
 };
 static const int shared[] = {MOA_OPT_MODEL, MOA_OPT_DEVICE, MOA_OPT_PLAN, MOA_OPT_PROMPT, MOA_OPT_PROMPT_FILE, MOA_OPT_CHAT, MOA_OPT_N, MOA_OPT_TEMP, MOA_OPT_TOP_K,
-                             MOA_OPT_TOP_P, MOA_OPT_MIN_P, MOA_OPT_SEED, MOA_OPT_IGNORE_EOS, MOA_OPT_KV, MOA_OPT_THREADS, MOA_OPT_REFERENCE,
+                             MOA_OPT_TOP_P, MOA_OPT_MIN_P, MOA_OPT_SEED, MOA_OPT_IGNORE_EOS, MOA_OPT_PROBE, MOA_OPT_KV, MOA_OPT_THREADS, MOA_OPT_REFERENCE,
                              MOA_OPT_CAPTURE_LIMIT, MOA_OPT_NO_SESSION, MOA_OPT_END};
 const moa_batch moa_batch_workbench = {.name = "", .help = "the workbench", .usage = "[MODEL] [options]", .options = shared, .own = own_rows, .min_words = 0, .max_words = 1};
 
@@ -382,6 +382,9 @@ static moa_status read_options(tui_app *app, const moa_args *a, moa_err *err) {
     copy_option(o->engine, sizeof o->engine, moa_args_text(a, MOA_OPT_OWN + OWN_ENGINE));
     copy_option(o->device, sizeof o->device, moa_args_text(a, MOA_OPT_DEVICE));
     copy_option(o->kv_type, sizeof o->kv_type, moa_load_kv_type(a));
+    const moa_status probe = moa_load_probe(a, MOA_WATCH_STATS | MOA_WATCH_SAMPLED, &o->watch, err);
+    if (probe != MOA_OK) return probe;
+    o->watch |= MOA_WATCH_CAPTURE;
     o->n_threads = (int)moa_args_int(a, MOA_OPT_THREADS);
     o->reference = moa_args_has(a, MOA_OPT_REFERENCE);
     o->capture_limit_bytes = (uint64_t)moa_args_int(a, MOA_OPT_CAPTURE_LIMIT) << 20;

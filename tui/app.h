@@ -89,7 +89,8 @@ typedef struct tui_hist {
 typedef struct tui_stats {
     bool there;
     int32_t n_past;
-    uint64_t n_query;
+    uint64_t n_query, n_seen; /* queries the means are of; looked at */
+    int32_t every;            /* of the prompt's blocks of queries one in so many */
     float *entropy, *sink, *window, *distance, *worst_cover; /* (n_layer, n_head), owned by the one block `entropy` */
     int32_t *worst_query;                                    /* (n_layer, n_head), owned */
 } tui_stats;
@@ -202,6 +203,7 @@ typedef struct tui_plan {
     bool group_lock;  /* edits apply to whole KV groups */
     uint64_t budget_bytes; /* of KV at n; 0: none */
     moa_rule clip; bool has_clip; /* copied rule */
+    char filter[128]; /* of the table: "" shows every head */
     char wanted[4096]; /* what to open once the question about unsaved edits is answered */
 } tui_plan;
 
@@ -209,7 +211,7 @@ bool tui_plan_dirty(const tui_app *app);
 int tui_plan_edits(const tui_app *app); /* steps since it was saved */
 /* Tokens reserved that spans are shown at: the newest run's, else the prompt's estimate, `:set n`. */
 int32_t tui_plan_n(const tui_app *app);
-/* Marks in mask (n_layer*n_head) what text selects: @marked, @cursor, @targets (the marked ones, else the cursor's), @class:NAME, or the selectors of plan.h. */
+/* Marks in mask (n_layer*n_head) what text selects: @marked, @cursor, @shown (by the filter), @targets (the marked ones, else the cursor's), @class:NAME, or the selectors of plan.h. */
 moa_status tui_plan_select(const tui_app *app, const char *text, uint8_t *mask, moa_err *err);
 /* heads an edit applies to: the marked ones, else the cursor's; with the group lock all of their KV groups. mask (n_layer*n_head), caller's;
  * returns how many */
@@ -269,6 +271,7 @@ typedef struct tui_options {
     int32_t n_gen;
     moa_sampling sampling;
     bool ignore_end, chat;
+    int watch; /* MOA_WATCH_* of runs */
     char plan[4096]; /* what the plan was asked for at start: full, uniform:D, sink, a file; raw bytes */
 } tui_options;
 

@@ -205,7 +205,7 @@ static void sampling_json(const tui_app *app, moa_buf *b) {
     moa_buf_printf(b, "{\"temp\": %.9g, \"top_k\": %d, \"top_p\": %.9g, \"min_p\": %.9g, \"n_gen\": %d", (double)s->temp, s->top_k, (double)s->top_p,
                    (double)s->min_p, app->options.n_gen);
     moa_buf_printf(b, ", \"chat\": %s, \"ignore_end\": %s, \"watch\": %d, \"kv\": \"%s\"}", app->options.chat ? "true" : "false",
-                   app->options.ignore_end ? "true" : "false", MOA_WATCH_STATS | MOA_WATCH_CAPTURE, app->options.kv_type);
+                   app->options.ignore_end ? "true" : "false", app->options.watch, app->options.kv_type);
 }
 
 static void put_number(moa_buf *b, const char *key, double x) {
@@ -229,6 +229,8 @@ static void stats_json(const tui_run *r, moa_buf *b) {
         for (size_t i = 1; i < n; i++)
             if (s->worst_query[i] >= 0 && (s->worst_query[worst] < 0 || s->worst_cover[i] < s->worst_cover[worst])) worst = i;
         put_number(b, "n_query", (double)s->n_query);
+        put_number(b, "n_seen", (double)s->n_seen);
+        put_number(b, "sampled_every", s->every);
         put_number(b, "entropy", mean_of(s->entropy, n));
         put_number(b, "sink", mean_of(s->sink, n));
         put_number(b, "window", mean_of(s->window, n));

@@ -52,6 +52,21 @@ static moa_status check_options(const moa_args *args, moa_err *err) {
 }
 
 /* the reference is there to be exact: it does not round keys and values unless asked to */
+moa_status moa_load_probe(const moa_args *args, int usual, int *watch, moa_err *err) {
+    static const struct {
+        const char *name;
+        int watch;
+    } kinds[] = {{"sampled", MOA_WATCH_STATS | MOA_WATCH_SAMPLED}, {"exact", MOA_WATCH_STATS}, {"off", 0}};
+    const char *word = moa_args_text(args, MOA_OPT_PROBE);
+    *watch = usual;
+    if (!word) return MOA_OK;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        *watch = kinds[i].watch;
+        if (strcmp(word, kinds[i].name) == 0) return MOA_OK;
+    }
+    return moa_fail(err, MOA_E_USAGE, "--probe %s: sampled, exact or off", word);
+}
+
 const char *moa_load_kv_type(const moa_args *args) {
     const bool reference = moa_option_row(args->command, MOA_OPT_REFERENCE) && moa_args_has(args, MOA_OPT_REFERENCE);
     return reference && !moa_args_has(args, MOA_OPT_KV) ? "f32" : text_or(args, MOA_OPT_KV, "f16");

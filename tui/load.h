@@ -26,6 +26,8 @@ moa_status moa_load(moa_loaded *out, const moa_args *args, int word, moa_err *er
 moa_status moa_load_named(moa_loaded *out, const moa_args *args, const char *name, moa_err *err);
 void moa_load_close(moa_loaded *l);
 
+/* --probe as MOA_WATCH_* of statistics; not given: usual */
+moa_status moa_load_probe(const moa_args *args, int usual, int *watch, moa_err *err);
 /* a name of moa_kv_type: as --kv says, else f32 for --reference and f16 otherwise; borrowed from args */
 const char *moa_load_kv_type(const moa_args *args);
 

@@ -62,6 +62,8 @@ typedef struct moa_option {
     X(MIN_P, "--min-p", REAL, "P", "0.05", 0, 1, false, "drop tokens below P times the likeliest; 0: off")   \
     X(SEED, "--seed -s", INT, "S", "-1", -1, 9007199254740992.0, false,                                      \
       "of the sampler; -1: random, and reported")                                                            \
+    X(PROBE, "--probe", TEXT, "sampled|exact|off", NULL, 0, 0, false,                                        \
+      "head statistics of a prompt: of one block of 64 queries in 16, or of all")                            \
     X(IGNORE_EOS, "--ignore-eos", FLAG, NULL, NULL, 0, 0, false, "go on after an end-of-text token")         \
     X(KV, "--kv -ctk --cache-type-k -ctv --cache-type-v", TEXT, "f16|bf16|q8|f32", "f16", 0, 0, false,       \
       "type of cached K and V; q8: a byte an element, `moascope model info` tells the cost")                                                                              \

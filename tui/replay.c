@@ -15,7 +15,7 @@
 #include "tui/batch/batch.h"
 #include "tui/load.h"
 
-enum { WATCH_ALL = MOA_WATCH_STATS | MOA_WATCH_CAPTURE, AROUND = 40 };
+enum { WATCH_ALL = MOA_WATCH_STATS | MOA_WATCH_CAPTURE, WATCH_MOST = WATCH_ALL | MOA_WATCH_SAMPLED, AROUND = 40 };
 
 typedef struct settings {
     moa_sampling sampling;
@@ -64,7 +64,7 @@ static moa_status read_settings(const moa_run_record *r, settings *out, moa_err 
     out->sampling.min_p = (float)number(o, "min_p", 0, 1, -1);
     out->sampling.seed = r->seed;
     out->n_gen = (int32_t)number(o, "n_gen", 0, INT32_MAX, -1);
-    out->watch = (int)number(o, "watch", 0, WATCH_ALL, screen ? WATCH_ALL : 0);
+    out->watch = (int)number(o, "watch", 0, WATCH_MOST, screen ? WATCH_ALL : 0);
     out->chat = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(o, "chat"));
     out->ignore_end = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(o, "ignore_end"));
     const cJSON *kv = cJSON_GetObjectItemCaseSensitive(o, "kv");

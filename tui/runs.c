@@ -234,7 +234,7 @@ moa_status tui_run_start(tui_app *app, tui_slot slot, moa_err *err) {
     *q = (moa_msg_run){.text = {app->prompt.data, (uint32_t)app->prompt.size}, .chat = app->options.chat, .fresh = 1, .n_gen = (uint32_t)app->options.n_gen,
                        .temp = app->options.sampling.temp, .top_k = app->options.sampling.top_k, .top_p = app->options.sampling.top_p,
                        .min_p = app->options.sampling.min_p, .seed = app->options.sampling.seed, .ignore_end = app->options.ignore_end,
-                       .watch = MOA_WATCH_STATS | MOA_WATCH_CAPTURE, .stats_every = 16};
+                       .watch = (uint32_t)app->options.watch, .stats_every = 16};
     q->measure_alphas = (moa_wire_f64s){alphas, n};
     q->measure_betas = (moa_wire_f64s){betas, n};
     if (slot == TUI_A) q->keep_reference = 1;
@@ -541,6 +541,8 @@ static void on_stats(tui_app *app, const moa_msg_stats *m) {
     memcpy(s->worst_query, m->worst_query.data, n * sizeof(int32_t));
     s->n_past = m->n_past;
     s->n_query = m->n_query;
+    s->n_seen = m->n_seen;
+    s->every = m->every;
     s->there = true;
     tell(app, TUI_EV_STATS);
 }

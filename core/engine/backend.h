@@ -405,6 +405,7 @@ typedef struct moa_device_info {
     int32_t chunk;        /* tokens that a prefill step should take when there is memory for it; 0: no wish */
 } moa_device_info;
 
+    bool prefill_halves;  /* attn_prefill makes float16 pages of the bf16 or q8 ones that a chunk sees, for as long as it runs */
 typedef struct moa_backend_config {
     int32_t device;    /* ordinal */
     int32_t n_threads; /* CPU: 0 = all cores this process may use */

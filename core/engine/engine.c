@@ -298,6 +298,9 @@ static moa_status configure(moa_engine *e, const moa_engine_config *config, moa_
     e->capture_limit_bytes =
         config && config->capture_limit_bytes ? config->capture_limit_bytes : CAPTURE_LIMIT_DEFAULT;
     e->page_bytes = moa_kv_page_bytes(e->kv_type, shape->d_head);
+    moa_device_info info = {0};
+    e->halves = (e->kv_type == MOA_KV_BF16 || e->kv_type == MOA_KV_Q8) && shape->d_head % 8 == 0 &&
+                e->vt->info(e->backend, &info, NULL) == MOA_OK && info.prefill_halves;
     if (e->vt->abi != MOA_BACKEND_ABI)
         return moa_fail(err, MOA_E_UNSUPPORTED, "backend %s has interface %u, this program %d", e->vt->name,
                         e->vt->abi, (int)MOA_BACKEND_ABI);
@@ -380,6 +383,7 @@ moa_status moa_engine_need(const moa_engine *e, const moa_rule *rules, int32_t n
     out->weights = e->weight_bytes;
     out->workspace = e->workspace_mem.bytes + moa_seq_state_bytes(shape, n_reserved);
     out->kv = (uint64_t)moa_kv_pages_peak(&course) * e->page_bytes;
+    out->passing = e->halves ? moa_kv_halves_peak(&course) : 0;
     if (capture)
         out->capture = moa_probe_bytes(shape, n_reserved, e->chunk) +
                        (uint64_t)moa_capture_layer_bytes(shape, n_reserved) * (uint64_t)shape->n_layer;

@@ -40,9 +40,10 @@ uint64_t moa_engine_device_peak(const moa_engine *e);
 
 /* Device memory this engine would take for a run, before taking it. Bytes.
  * workspace: activations, page tables, spans. kv: pages at the peak, with what a prefill chunk needs in passing.
- * capture: what watching takes, captured q and k and the statistics (0 unless asked for). */
+ * capture: what watching takes, captured q and k and the statistics (0 unless asked for). passing: what the backend takes by itself for one
+ * layer of a prompt at a time: pages of bf16 or q8 as halves, for tensor cores (0 elsewhere). */
 typedef struct moa_memory_need {
-    uint64_t weights, workspace, kv, capture;
+    uint64_t weights, workspace, kv, capture, passing;
 } moa_memory_need;
 moa_status moa_engine_need(const moa_engine *e, const moa_rule *rules, int32_t n_reserved, int32_t n_prompt, bool capture,
                            moa_memory_need *out, moa_err *err);

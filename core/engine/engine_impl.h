@@ -54,6 +54,7 @@ struct moa_engine {
     moa_kv_pages pages;
     moa_dev_mem pool;
     size_t page_bytes;
+    bool halves;        /* a prompt's attention copies pages in halves */
     int64_t held_pages; /* the pool is not made smaller than this: moa_engine_hold() */
     moa_seq *seqs;      /* open sequences, a list */
     moa_lanes *lanes;   /* open lanes, a list */
@@ -142,6 +143,8 @@ typedef struct moa_kv_course {
     int32_t n_reserved;       /* and then single ones up to here */
 } moa_kv_course;
 int64_t moa_kv_pages_peak(const moa_kv_course *c); /* most pages held at any moment of it */
+/* bytes of the largest copy of a layer's visible pages in halves, with its table, that a chunk of it makes */
+uint64_t moa_kv_halves_peak(const moa_kv_course *c);
 /* spans (n_layer, n_head) by rules (NULL: dense), and the widest of each group (n_layer, n_head_kv) */
 void moa_kv_spans(const moa_shape *shape, const moa_rule *rules, int32_t n_reserved, int32_t *span,
                   int32_t *widest);

@@ -69,6 +69,23 @@ int64_t moa_kv_pages_peak(const moa_kv_course *c) {
     return x > peak ? x : peak;
 }
 
+/* Of all KV heads the pages that the widest head of the layer sees from the chunk's first query on: page 0, then a run to the last one. */
+uint64_t moa_kv_halves_peak(const moa_kv_course *c) {
+    const moa_shape *shape = c->shape;
+    const uint64_t n_head = (uint64_t)shape->n_head_kv, page_bytes = moa_kv_page_bytes(MOA_KV_F16, shape->d_head),
+                   table = (n_head * (uint64_t)pages_of(c->n_reserved) * sizeof(int32_t) + 255) & ~(uint64_t)255;
+    int32_t widest = 0, most = 0;
+    for (int32_t i = 0; i < shape->n_layer * shape->n_head_kv; i++)
+        if (c->widest[i] > widest) widest = c->widest[i];
+    for (int32_t p = c->n_past, left = c->n, n; left > 0; p += n, left -= n) {
+        n = left < c->chunk ? left : c->chunk;
+        const int32_t first = moa_window_first(widest, p) / MOA_PAGE_TOK, last = (p + n - 1) / MOA_PAGE_TOK,
+                      pages = 1 + (last >= first ? last - first + 1 : 0);
+        if (n > 1 && pages > most) most = pages;
+    }
+    return most > 0 ? table + n_head * (uint64_t)most * page_bytes : 0;
+}
+
 moa_kv_bytes moa_kv_formula(const moa_shape *shape, moa_kv_type type, const moa_rule *rules,
                             int32_t n_reserved, int32_t n_past) {
     const uint64_t page_bytes = moa_kv_page_bytes(type, shape->d_head);

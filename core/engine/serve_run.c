@@ -177,11 +177,15 @@ static void send_stats(moa_serve_state *sv) {
         worst[i] = h->worst_query;
     }
     const uint32_t count = (uint32_t)n;
+    moa_watched watched;
+    moa_seq_watched(sv->seq, &watched);
     moa_wire_msg m = {.type = MOA_WIRE_STATS,
                       .u.stats = {.n_past = moa_seq_n_past(sv->seq),
                                   .n_layer = shape->n_layer,
                                   .n_head = shape->n_head,
                                   .n_query = (uint64_t)heads[0].n_query,
+                                  .n_seen = (uint64_t)watched.n_seen,
+                                  .every = watched.every,
                                   .entropy = {x, count},
                                   .sink = {x + n, count},
                                   .window = {x + 2 * n, count},
@@ -250,7 +254,7 @@ static void send_pages(moa_serve_state *sv) {
                                   .device_free_bytes = info.free_bytes,
                                   .capture_bytes = need.capture,
                                   .lost = lost > INT32_MAX ? INT32_MAX : (int32_t)lost,
-                                  .workspace_bytes = need.workspace,
+                                  .workspace_bytes = need.workspace + need.passing,
                                   .held = {held, (uint32_t)n}}};
     moa_serve_send(sv, sv->job, &m);
     free(held);
@@ -487,7 +491,7 @@ static moa_status prepare(moa_serve_state *sv, const moa_msg_run *r, moa_run_con
     if (r->against_reference && sv->reference.n == 0)
         return moa_fail(err, MOA_E_USAGE, "there is no reference run to compare with");
     *c = (moa_run_config){.n_gen = (int32_t)r->n_gen,
-                          .watch = (int)(r->watch & (MOA_WATCH_STATS | MOA_WATCH_CAPTURE)),
+                          .watch = (int)(r->watch & (MOA_WATCH_STATS | MOA_WATCH_CAPTURE | MOA_WATCH_SAMPLED)),
                           .sampling = {.temp = r->temp,
                                        .top_k = r->top_k,
                                        .top_p = r->top_p,

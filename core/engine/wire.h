@@ -19,7 +19,7 @@
 #include "core/base/buf.h"
 #include "core/base/status.h"
 
-enum { MOA_WIRE_VERSION = 2, MOA_WIRE_MAX = 16 << 20, MOA_WIRE_HEADER = 16 };
+enum { MOA_WIRE_VERSION = 3, MOA_WIRE_MAX = 16 << 20, MOA_WIRE_HEADER = 16 };
 
 /* a borrowed string (not NUL-terminated, any bytes) and borrowed arrays */
 typedef struct moa_wire_str { const char *data; uint32_t n; } moa_wire_str;
@@ -82,9 +82,10 @@ typedef struct moa_wire_u8s { const uint8_t *data; uint32_t n; } moa_wire_u8s;
 #define MOA_MSG_TOKEN(F)                                                                                     \
     F(i32, index) F(i32, pos) F(i32, id) F(u8s, piece) F(u32, control) F(f32, logprob) F(f32, entropy) F(f32, kl)      \
     F(i32s, top_ids) F(f32s, top_logprobs) F(u8s, top_pieces) F(i32s, top_ends)
-/* per head (n_layer, n_head): means over n_query queries; see moa_head_stats */
+/* per head (n_layer, n_head): means over n_query queries, of which n_seen were looked at, of the prompt one block in `every`; see
+ * moa_head_stats, moa_watched */
 #define MOA_MSG_STATS(F)                                                                                     \
-    F(i32, n_past) F(i32, n_layer) F(i32, n_head) F(u64, n_query) F(f32s, entropy) F(f32s, sink) F(f32s, window)       \
+    F(i32, n_past) F(i32, n_layer) F(i32, n_head) F(u64, n_query) F(u64, n_seen) F(i32, every) F(f32s, entropy) F(f32s, sink) F(f32s, window)       \
     F(f32s, distance) F(f32s, worst_cover) F(i32s, worst_query)
 /* distance histogram of one layer: hist (n_head, 8, 1 + n_bin); queries (8) */
 #define MOA_MSG_HIST(F)                                                                                      \

@@ -38,6 +38,7 @@ typedef struct job {
     moa_id_list made;
     float *logprobs;   /* (made.n), owned */
     moa_buf text;      /* bytes of what was made, without control tokens */
+    int watch;         /* MOA_WATCH_* of statistics */
     moa_status status; /* of what a callback had to do */
     moa_err err;
     char note[256];
@@ -57,7 +58,9 @@ static const char stats_readme[] =
     "d] on keys j >= 64 with\n"
     "         (i - j) / 64 == d; sums to 1\n"
     "span     int32 [n_layer][n_head]  tokens, the first 64 included\n"
-    "n_query  int64  queries the means are over\n";
+    "n_query  int64  queries the means are over\n"
+    "n_seen   int64  queries that were looked at; sampled_every int64: of the prompt one block of 64 queries in so many, drawn with\n"
+    "         sample_seed int64, and the last block; 1: all. The means are estimates where it is more\n";
 
 static const char maps_readme[] = "Attention of every head over the prompt, summed over blocks of 64 x 64.\n"
                                   "mass float32 [n_layer][n_head][nb][nb]  (query block, key block), nb = "
@@ -143,7 +146,12 @@ static moa_status save_stats(job *j, const char *path, moa_err *err) {
     for (int32_t layer = 0; layer < m->n_layer; layer++)
         MOA_TRY(add_hist(w, j, layer, err));
     MOA_TRY(moa_npz_add(w, "span", &spans, moa_seq_spans(j->seq), err));
+    moa_watched watched;
+    moa_seq_watched(j->seq, &watched);
     MOA_TRY(add_int64(w, "n_query", heads[0].n_query, err));
+    MOA_TRY(add_int64(w, "n_seen", watched.n_seen, err));
+    MOA_TRY(add_int64(w, "sampled_every", watched.every, err));
+    MOA_TRY(add_int64(w, "sample_seed", watched.seed, err));
     MOA_TRY(moa_npz_text(w, "README", stats_readme, err));
     s = moa_npy_commit(&w, err);
 out:
@@ -290,6 +298,13 @@ static void field_text(moa_buf *b, const char *name, const char *text, size_t n)
     moa_buf_str(b, ",\n");
 }
 
+static void probe_json(const job *j, moa_buf *b) {
+    moa_watched watched;
+    moa_seq_watched(j->seq, &watched);
+    moa_buf_printf(b, "  \"probe\": {\"sampled_every\": %d, \"seed\": %u, \"queries\": %lld, \"looked_at\": %lld},\n", watched.every,
+                   watched.seed, (long long)watched.n_query, (long long)watched.n_seen);
+}
+
 static void result_json(const job *j, const moa_run_result *r, moa_buf *b) {
     const moa_model *m = j->loaded.model;
     const char *plan = moa_args_text(j->args, MOA_OPT_PLAN);
@@ -329,6 +344,7 @@ static void result_json(const job *j, const moa_run_result *r, moa_buf *b) {
     moa_buf_printf(b, ", \"max\": %d},\n", r->span_max);
     field_count(b, "peak_device_bytes", r->device_peak_bytes);
     field_count(b, "seed", j->sampling.seed);
+    if (j->watch & MOA_WATCH_STATS) probe_json(j, b);
     field_text(b, "note", j->note, strlen(j->note));
     field_text(b, "version", MOA_VERSION, strlen(MOA_VERSION));
     b->size -= 2; /* the last comma and line end */
@@ -353,7 +369,9 @@ static moa_status one_run(job *j, const moa_id_list *prompt, moa_buf *json, moa_
     const char *stats = moa_args_text(j->args, MOA_OPT_STATS);
     const int64_t limit = moa_args_int(j->args, MOA_OPT_CTX), n_gen = moa_args_int(j->args, MOA_OPT_N);
     moa_run_result r = {0};
-    moa_status s = MOA_OK;
+    moa_status s = moa_load_probe(j->args, stats ? MOA_WATCH_STATS : 0, &j->watch, err);
+    if (s != MOA_OK) return s;
+    if (stats && !j->watch) return moa_fail(err, MOA_E_USAGE, "--stats %s with --probe off: there would be none", stats);
     if (limit > 0 && (int64_t)prompt->n + n_gen > limit)
         return moa_fail(err, MOA_E_INVALID, "%zu tokens and %lld to generate are more than -c %lld",
                         prompt->n, (long long)n_gen, (long long)limit);
@@ -373,7 +391,7 @@ static moa_status one_run(job *j, const moa_id_list *prompt, moa_buf *json, moa_
                               .n_ids = j->n_prompt,
                               .n_gen = (int32_t)n_gen,
                               .rules = j->loaded.plan->rules,
-                              .watch = (stats ? MOA_WATCH_STATS : 0) | (maps ? MOA_WATCH_CAPTURE : 0),
+                              .watch = j->watch | (maps ? MOA_WATCH_CAPTURE : 0),
                               .sampling = j->sampling,
                               .ignore_end = moa_args_has(j->args, MOA_OPT_IGNORE_EOS),
                               .planned = on_planned,
@@ -629,7 +647,7 @@ static const int options[] = {
     MOA_OPT_PROMPT,        MOA_OPT_PROMPT_FILE, MOA_OPT_PROMPTS,    MOA_OPT_IDS,
     MOA_OPT_CHAT,          MOA_OPT_SYSTEM,      MOA_OPT_N,          MOA_OPT_TEMP,
     MOA_OPT_TOP_K,         MOA_OPT_TOP_P,       MOA_OPT_MIN_P,      MOA_OPT_SEED,
-    MOA_OPT_IGNORE_EOS,    MOA_OPT_PLAN,        MOA_OPT_DEVICE,     MOA_OPT_KV,
+    MOA_OPT_IGNORE_EOS,    MOA_OPT_PROBE,      MOA_OPT_PLAN,        MOA_OPT_DEVICE,     MOA_OPT_KV,
     MOA_OPT_CTX,           MOA_OPT_CHUNK,       MOA_OPT_THREADS,    MOA_OPT_REFERENCE,
     MOA_OPT_CAPTURE_LIMIT, MOA_OPT_BATCH,       MOA_OPT_JSON,       MOA_OPT_LOGITS,
     MOA_OPT_MAPS,          MOA_OPT_STATS,       MOA_OPT_NO_SESSION, MOA_OPT_QUIET,

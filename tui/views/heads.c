@@ -398,6 +398,10 @@ static void draw_inspector(tui_app *app, viz_canvas *c, viz_rect rect, bool focu
         y = fact(in, y, "mass", viz_fg(VIZ_TEXT), text);
         (void)snprintf(text, sizeof text, "%s nats, %s tokens away", viz_real_text(a, f.entropy, 2), viz_real_text(b, tui_run_stat(t, t->stats.distance, l, h), 0));
         y = fact(in, y, "entropy", viz_fg(VIZ_TEXT), text);
+        if (t->stats.every > 1) {
+            (void)snprintf(text, sizeof text, "sampled 1 of %d query blocks", t->stats.every);
+            y = fact(in, y, "", viz_fg(VIZ_DIM), text);
+        }
     } else y = fact(in, y, "", viz_fg(VIZ_DIM), "not measured: R runs dense");
     y = fact_distance(app, in, y, &f);
     (void)fact_cost(app, in, y, &f);
@@ -612,7 +616,7 @@ static moa_status mark_range(tui_app *app, const tui_args *a, moa_err *err) {
 
 /* --- search: words like L14 H3 distant (0,0.5), and figures like cover<95 entropy>=2 -------------------------------------------- */
 
-static bool figure_matches(const tui_app *app, int32_t l, int32_t h, const char *word, bool *is_figure) {
+bool tui_figure_matches(const tui_app *app, int32_t l, int32_t h, const char *word, bool *is_figure) {
     for (int m = 0; m < N_METRIC; m++) {
         const size_t n = strlen(metrics[m].name);
         if (strncasecmp(word, metrics[m].name, n) != 0 || !strchr("<>=", word[n]) || !word[n]) continue;
@@ -632,7 +636,7 @@ static bool figure_matches(const tui_app *app, int32_t l, int32_t h, const char 
 static bool word_matches(const tui_app *app, int32_t l, int32_t h, const char *word) {
     char text[128];
     bool is_figure;
-    const bool yes = figure_matches(app, l, h, word, &is_figure);
+    const bool yes = tui_figure_matches(app, l, h, word, &is_figure);
     if (is_figure) return yes;
     const moa_rule r = *moa_plan_at(app->plan.now, l, h);
     (void)snprintf(text, sizeof text, "L%d.H%d L%02d H%02d %s (%g,%g)%s", l, h, l, h, tui_head_class(app, l, h), r.alpha, r.beta, tui_plan_marked(app, l, h) ? " marked" : "");
