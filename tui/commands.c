@@ -503,7 +503,7 @@ out:
 }
 static void complete_selector(tui_app *app, const char *prefix, moa_buf *out) {
     (void)app;
-    static const char *const words[] = {"@marked", "@cursor", "@class:local", "@class:sink", "@class:distant", "@class:mixed", "alpha=", "beta=", "w=", "full", "sink", NULL};
+    static const char *const words[] = {"@marked", "@cursor", "@shown", "@class:local", "@class:sink", "@class:distant", "@class:mixed", "alpha=", "beta=", "w=", "full", "sink", NULL};
     offer(out, prefix, words);
 }
 

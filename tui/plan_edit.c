@@ -214,7 +214,9 @@ moa_status tui_plan_select(const tui_app *app, const char *text, uint8_t *mask, 
     memset(mask, 0, n);
     if (has_word(text, "@marked", &rest) && !*rest) memcpy(mask, p->marks, n);
     else if (has_word(text, "@cursor", &rest) && !*rest) mask[(size_t)app->cursor.layer * (size_t)p->now->n_head + (size_t)app->cursor.head] = 1;
-    else if (has_word(text, "@targets", &rest) && !*rest) (void)tui_plan_targets(app, mask);
+    else if (has_word(text, "@shown", &rest) && !*rest) {
+        for (size_t i = 0; i < n; i++) mask[i] = tui_plan_shown(app, (int32_t)i);
+    } else if (has_word(text, "@targets", &rest) && !*rest) (void)tui_plan_targets(app, mask);
     else if (has_word(text, "@class:", &rest)) {
         for (size_t i = 0; i < n; i++) mask[i] = strcmp(tui_head_class(app, (int32_t)i / p->now->n_head, (int32_t)i % p->now->n_head), rest) == 0;
     } else return moa_select(text, p->now->n_layer, p->now->n_head, n_head_kv(app), mask, err);

@@ -65,7 +65,7 @@ static row *rows_of(tui_app *app, int32_t *n) {
     *n = 0;
     if (!r) return NULL;
     for (int32_t i = 0; i < all; i++) {
-        if (v->v[V_ONLY] && !app->plan.marks[i]) continue;
+        if ((v->v[V_ONLY] && !app->plan.marks[i]) || !tui_plan_shown(app, i)) continue;
         const double k = key_of(app, (int)v->v[V_SORT], i);
         r[(*n)++] = (row){i, v->v[V_DESCEND] ? -k : k};
     }
@@ -214,10 +214,14 @@ static void scrollbar(viz_pane box, int32_t first, int32_t shown, int32_t n) {
 
 static void draw_table(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     tui_view_state *v = vars(app);
-    char title[96], note[96];
+    char title[192], note[96];
     const tui_run *truth = tui_truth(app);
     (void)snprintf(title, sizeof title, "Rules");
-    if (app->plan.now) (void)snprintf(title, sizeof title, "Rules  %d layers x %d heads", app->plan.now->n_layer, app->plan.now->n_head);
+    int32_t n = 0;
+    row *r = app->plan.now ? rows_of(app, &n) : NULL;
+    if (app->plan.now && app->plan.filter[0])
+        (void)snprintf(title, sizeof title, "%d of %d heads  %s", n, app->plan.now->n_layer * app->plan.now->n_head, app->plan.filter);
+    else if (app->plan.now) (void)snprintf(title, sizeof title, "Rules  %d layers x %d heads", app->plan.now->n_layer, app->plan.now->n_head);
     (void)snprintf(note, sizeof note, "%s%s sort: %s%s", v->v[V_ONLY] ? "only marked  " : "", !truth ? "nothing measured: r or R runs " : truth->dense ? "" : "from a windowed run ",
                    sort_names[v->v[V_SORT]], v->v[V_DESCEND] ? " down" : "");
     viz_pane box = viz_pane_of(c, rect), in = viz_box(box, title, note, focus);
@@ -225,8 +229,6 @@ static void draw_table(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
         viz_text(in, 0, 2, viz_fg(VIZ_DIM), "No plan yet: it comes with the model, or :plan open FILE.");
         return;
     }
-    int32_t n;
-    row *r = rows_of(app, &n);
     if (!r) return;
     header(app, in);
     const int32_t shown = in.h - 1, at = index_of(r, n, cursor_at(app));
@@ -236,8 +238,8 @@ static void draw_table(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     if (first > n - shown) first = n - shown;
     if (first < 0) first = 0;
     v->v[V_SCROLL] = first;
-    for (int32_t i = 0; i < shown && first + i < n; i++) table_row(app, in, 1 + i, r[first + i].at, first + i == at);
-    if (n == 0) viz_text(in, 1, 2, viz_fg(VIZ_DIM), "No head is marked; m shows all again.");
+    for (int32_t i = 0; i < shown && first + i < n; i++) table_row(app, in, 1 + i, r[first + i].at, r[first + i].at == cursor_at(app));
+    if (n == 0) viz_text(in, 1, 2, viz_fg(VIZ_DIM), app->plan.filter[0] ? "No head fits; :filter alone shows all again." : "No head is marked; m shows all again.");
     scrollbar(box, first, shown, n);
     free(r);
 }
@@ -445,13 +447,24 @@ static moa_status only_marked(tui_app *app, const tui_args *a, moa_err *err) {
     return MOA_OK;
 }
 
-/* does the head's row contain every word? "L14", "H3", "L14.H3", its class, its rule */
-static bool row_matches(const tui_app *app, int32_t at, const char *needle) {
+/* one word: "L14", "H3", "L14.H3", its class, its rule; "class==local"; a figure, "cover<95" */
+static bool word_matches(const tui_app *app, int32_t at, const char *word) {
     char text[160];
+    bool is_figure;
     const int32_t l = at / app->plan.now->n_head, h = at % app->plan.now->n_head;
     const moa_rule r = app->plan.now->rules[at];
-    (void)snprintf(text, sizeof text, "L%02d H%02d L%d.H%d %s (%g,%g) %d%s", l, h, l, h, tui_head_class(app, l, h), r.alpha, r.beta, moa_span(r, tui_plan_n(app)),
+    const char *class = tui_head_class(app, l, h);
+    if (strncasecmp(word, "class!=", 7) == 0) return strcasecmp(class, word + 7) != 0;
+    if (strncasecmp(word, "class=", 6) == 0) return strcasecmp(class, word + 6 + (word[6] == '=')) == 0;
+    const bool fits = tui_figure_matches(app, l, h, word, &is_figure);
+    if (is_figure) return fits;
+    (void)snprintf(text, sizeof text, "L%02d H%02d L%d.H%d %s (%g,%g) %d%s", l, h, l, h, class, r.alpha, r.beta, moa_span(r, tui_plan_n(app)),
                    app->plan.marks[at] ? " marked" : "");
+    return strcasestr(text, word) != NULL;
+}
+
+/* does the head's row fit every word? !word: not that one; && between them may stand for looks */
+static bool row_matches(const tui_app *app, int32_t at, const char *needle) {
     for (const char *w = needle; *w;) {
         char word[64];
         while (*w == ' ') w++;
@@ -460,10 +473,33 @@ static bool row_matches(const tui_app *app, int32_t at, const char *needle) {
         if (n >= sizeof word) return false;
         memcpy(word, w, n);
         word[n] = 0;
-        if (!strcasestr(text, word)) return false;
         w += n;
+        if (strcmp(word, "&&") == 0) continue;
+        const bool invert = word[0] == '!' && word[1];
+        if (word_matches(app, at, word + invert) == invert) return false;
     }
     return true;
+}
+
+bool tui_plan_shown(const tui_app *app, int32_t at) { return row_matches(app, at, app->plan.filter); }
+
+/* no words: all heads again. The cursor goes to a head that is shown: what is edited is seen. */
+static moa_status filter(tui_app *app, const tui_args *a, moa_err *err) {
+    if (!app->plan.now) return moa_fail(err, MOA_E_FAILED, "there is no plan; load a model first");
+    if (strlen(a->rest) >= sizeof app->plan.filter)
+        return moa_fail(err, MOA_E_USAGE, "a filter of %zu bytes, at most %zu", strlen(a->rest), sizeof app->plan.filter - 1);
+    (void)snprintf(app->plan.filter, sizeof app->plan.filter, "%s", a->rest);
+    int32_t n;
+    row *r = rows_of(app, &n);
+    if (!r) return moa_fail(err, MOA_E_MEMORY, "no memory for the heads");
+    if (n > 0) {
+        const int32_t to = r[index_of(r, n, cursor_at(app))].at;
+        tui_cursor_move(app, to / app->plan.now->n_head, to % app->plan.now->n_head);
+    }
+    if (app->plan.filter[0]) tui_say(app, n ? TUI_INFO : TUI_WARN, "%d of %d heads fit; @shown selects them", n, app->plan.now->n_layer * app->plan.now->n_head);
+    else tui_say(app, TUI_INFO, "All heads are shown");
+    free(r);
+    return MOA_OK;
 }
 
 static bool search(tui_app *app, const char *needle, int dir, int *n_match) {
@@ -495,6 +531,7 @@ static const tui_command commands[] = {
     {"layer down", "J", NULL, "the same head, one layer down", NULL, NULL, TUI_CMD_COUNT, layer_down, NULL},
     {"sort", "s", "[head|span|cover|worst|entropy|KV]", "sort by the next column, or by the one named", "sort", NULL, 0, next_sort, NULL},
     {"sort turn", "S", NULL, "largest or smallest first", NULL, NULL, 0, turn_sort, NULL},
+    {"filter", "f", "[WORDS]", "show only heads that fit: cover<95 class==local !L00; no words: all", "filter", "filter ", 0, filter, NULL},
     {"only marked", "m", NULL, "show only the marked heads, or all", NULL, NULL, 0, only_marked, NULL},
     {0},
 };
