@@ -314,7 +314,7 @@ def verdict(ok):
 def goals(m, out):
     """of the plans that were asked at several lengths; of those of the proof's own kinds where there are any"""
     plans = [p for p in m.plans(m.task) if re.search("-[0-9.]+$", p) and sum(m.get(m.task, p, n) is not None for n in m.lengths(m.task)) > 1]
-    named = [p for p in plans if re.match("both-(best|rounds)-", p)]
+    named = [p for p in plans if re.match("both-(?!margin)", p)]
     lines = [(p, goal_lines(m, p)) for p in named or plans]
     out.append("Goals:\n")
     out += [f"- `{p}`: " + "; ".join(x) for p, x in lines if x]

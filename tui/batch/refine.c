@@ -971,7 +971,7 @@ static const moa_option own[] = {
      "items of each length to judge plans by, its last; 0: those not profiled"},
     {"--text", MOA_OPTION_TEXT, "TEXT.jsonl", NULL, 0, 0, false,
      "items of running text, whose cross-entropy is to be kept as well"},
-    {"--text-weight", MOA_OPTION_REAL, "W", "8", 0, 1000000, false,
+    {"--text-weight", MOA_OPTION_REAL, "W", "20", 0, 1000000, false,
      "nats of an answer that a nat a token of text is worth"},
     {"--loss", MOA_OPTION_TEXT, "margin|cross-entropy", "margin", 0, 0, false,
      "what influence on answers is on, as in `profile`"},
