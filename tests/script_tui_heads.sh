@@ -66,6 +66,40 @@ P
 a=$(sed -nE 's/.*covers +([0-9.]+%) of the mass.*/\1/p' narrow.txt) b=$(sed -nE 's/.*L02 H03 +128 +0 +128 +([0-9.]+%).*/\1/p' plan.txt)
 [ -n "$a" ] && [ "$a" = "$b" ] || fail "coverage of L02 H03: heads '$a', plan '$b'"
 
+# a head's map as a picture file: its size is that of the values it says it has
+play 120x40 "tok_s=0 'shape=4 4 2 8 1000 4096'" <<'S' || fail "png: exit code $?: $(cat err)"
+:sync loaded
+:prompt what stood in the ledger, and who wrote it there
+R
+:sync run
+:view map
+:go L2.H1
+:sync map
+:png map.png 3
+:dump said.txt
+S
+python3 - map.png said.txt <<'P' || fail "the picture of a map"
+import re, struct, sys, zlib
+b = open(sys.argv[1], "rb").read()
+assert b[:8] == b"\x89PNG\r\n\x1a\n"
+chunks, at = {}, 8
+while at < len(b):
+    n, kind = struct.unpack_from(">I4s", b, at)
+    data = b[at + 8:at + 8 + n]
+    assert zlib.crc32(kind + data) == struct.unpack_from(">I", b, at + 8 + n)[0]
+    chunks.setdefault(kind, []).append(data)
+    at += 12 + n
+w, h = struct.unpack_from(">II", chunks[b"IHDR"][0])
+text = dict(c.split(b"\0", 1) for c in chunks[b"tEXt"])
+down, across = map(int, re.search(rb"(\d+) x (\d+) values", text[b"Axes"]).groups())
+assert (w, h) == (3 * across, 3 * down) and b"L02 H01" in text[b"Title"], (w, h, text)
+pixels = zlib.decompress(b"".join(chunks[b"IDAT"]))
+assert len(pixels) == h * (1 + 3 * w)
+assert f"{w} x {h} pixels" in open(sys.argv[2]).read()
+P
+printf ':sync l\n:view map\n:png none.png\n' | play 80x24 "tok_s=0" && fail "png without a map"
+[ -e none.png ] && fail "png without a map left a file"
+
 for mode in 24bit 256 8 never; do
     for size in 60x16 80x24 120x40 200x50; do
         printf ':sync l\n:prompt hello there\nR\n:sync r\n2\n:dump m.txt\n' |

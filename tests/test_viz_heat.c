@@ -5,10 +5,12 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <math.h>
+#include <png.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "viz/heat.h"
+#include "viz/png.h"
 
 static uint32_t rgb_of_256(int i) {
     static const int step[] = {0, 95, 135, 175, 215, 255};
@@ -178,9 +180,43 @@ static void test_grid(void **state) {
     viz_canvas_close(&c);
 }
 
+/* --- a picture file, read back by libpng --------------------------------------------------------------------------------------- */
+
+static void test_png(void **state) {
+    (void)state;
+    static const float t[] = {0, NAN, .5f, 1}, edge[] = {0, 1};
+    const viz_heat h = {.rows = 2, .cols = 2, .t = t, .edge = edge, .ramp = VIZ_RAMP_CIVIDIS};
+    const viz_png_text texts[] = {{"Title", "L14 H03, \xc3\xa9 \xe4\xbd\x9c\n"}};
+    moa_buf b = {0};
+    moa_err err = {0};
+    assert_int_equal(viz_heat_png(&h, 9, texts, 1, &b, &err), MOA_OK);
+    assert_non_null(memmem(b.data, b.size, "Title\0L14 H03, \xe9 ??", 19));
+    png_image image = {.version = PNG_IMAGE_VERSION};
+    assert_true(png_image_begin_read_from_memory(&image, b.data, b.size));
+    assert_int_equal(image.width, 18);
+    assert_int_equal(image.height, 18);
+    image.format = PNG_FORMAT_RGB;
+    unsigned char rgb[18 * 18 * 3];
+    assert_true(png_image_finish_read(&image, NULL, rgb, 0, NULL));
+    for (int y = 0; y < 18; y++)
+        for (int x = 0; x < 18; x++) {
+            const unsigned char *p = rgb + 3 * (18 * y + x);
+            const uint32_t got = (uint32_t)p[0] << 16 | (uint32_t)p[1] << 8 | p[2];
+            const uint32_t want = y < 9 ? (x < 9 ? viz_ramp_rgb(VIZ_RAMP_CIVIDIS, 0, false) : 0x0b1016)
+                                  : x < 9 ? viz_ramp_rgb(VIZ_RAMP_CIVIDIS, viz_ramp_level(.5), true) /* left of the edge */
+                                  : x < 11 ? 0xff5fa2
+                                           : viz_ramp_rgb(VIZ_RAMP_CIVIDIS, 63, false);
+            if (got != want) fail_msg("pixel %d %d is %06x, not %06x", x, y, (unsigned)got, (unsigned)want);
+        }
+    moa_buf_free(&b);
+    assert_int_equal(viz_heat_png(&h, VIZ_PNG_SIDE_MAX, texts, 1, &b, &err), MOA_E_USAGE);
+    assert_int_equal(viz_heat_png(&(viz_heat){.rows = 0, .cols = 2, .t = t}, 1, NULL, 0, &b, &err), MOA_E_USAGE);
+    assert_int_equal(b.size, 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ramps_rise), cmocka_unit_test(test_pooling_keeps_mass), cmocka_unit_test(test_scales),
+        cmocka_unit_test(test_png), cmocka_unit_test(test_ramps_rise), cmocka_unit_test(test_pooling_keeps_mass), cmocka_unit_test(test_scales),
         cmocka_unit_test(test_pictures),   cmocka_unit_test(test_grid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

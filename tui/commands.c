@@ -21,7 +21,7 @@ static moa_status need(const tui_args *a, int n, const char *usage, moa_err *err
 }
 
 /* "~/plans/x.json" -> the home folder's; out PATH_MAX-like */
-static void expand(const char *path, char *out, size_t n) {
+void tui_path_expand(const char *path, char *out, size_t n) {
     const char *home = getenv("HOME");
     if (path[0] == '~' && path[1] == '/' && home) (void)snprintf(out, n, "%s%s", home, path + 1);
     else (void)snprintf(out, n, "%s", path);
@@ -55,7 +55,7 @@ static void offer(moa_buf *out, const char *prefix, const char *const *words) {
 /* names of a folder that begin with the last part of prefix; suffix NULL: all files; folders end in "/" */
 static void offer_files(moa_buf *out, const char *prefix, const char *suffix) {
     char folder[4096];
-    expand(prefix, folder, sizeof folder);
+    tui_path_expand(prefix, folder, sizeof folder);
     char *slash = strrchr(folder, '/');
     const char *base = strrchr(prefix, '/') ? strrchr(prefix, '/') + 1 : prefix;
     if (slash) slash[1] = 0;
@@ -252,7 +252,7 @@ static moa_status run_back(tui_app *app, const tui_args *a, moa_err *err) {
 static moa_status run_load(tui_app *app, const tui_args *a, moa_err *err) {
     if (a->argc < 1) return tui_picker_open(app, err);
     char path[4096];
-    expand(a->rest, path, sizeof path);
+    tui_path_expand(a->rest, path, sizeof path);
     const moa_status s = tui_load(app, path, err);
     if (s == MOA_OK) tui_remember_model(app);
     return s;
@@ -349,7 +349,7 @@ static moa_status run_prompt_open(tui_app *app, const tui_args *a, moa_err *err)
     moa_status s = need(a, 1, "prompt open FILE", err);
     char path[4096];
     if (s != MOA_OK) return s;
-    expand(a->rest, path, sizeof path);
+    tui_path_expand(a->rest, path, sizeof path);
     s = tui_prompt_open(app, path, err);
     return s;
 }
@@ -391,7 +391,7 @@ static moa_status open_wanted(tui_app *app, moa_err *err) {
 static moa_status run_plan_open(tui_app *app, const tui_args *a, moa_err *err) {
     const moa_status s = need(a, 1, "plan open FILE|full|uniform:D|sink", err);
     if (s != MOA_OK) return s;
-    expand(a->rest, app->plan.wanted, sizeof app->plan.wanted);
+    tui_path_expand(a->rest, app->plan.wanted, sizeof app->plan.wanted);
     if (tui_plan_dirty(app)) {
         tui_ask(app, "The plan has edits that are not saved. Open another without them?", open_wanted);
         return MOA_OK;
@@ -407,7 +407,7 @@ static void complete_plan(tui_app *app, const char *prefix, moa_buf *out) {
 
 static moa_status save_plan(tui_app *app, const tui_args *a, bool force, moa_err *err) {
     char path[4096];
-    expand(a->rest, path, sizeof path);
+    tui_path_expand(a->rest, path, sizeof path);
     if (!*path && !*app->plan.path && a->from_key) {
         tui_line_start_command(app, "plan save ");
         return MOA_OK;
@@ -444,7 +444,7 @@ static moa_status run_plan_diff(tui_app *app, const tui_args *a, moa_err *err) {
     if (!app->plan.now) return moa_fail(err, MOA_E_FAILED, "there is no plan");
     char path[4096];
     moa_plan *other = NULL;
-    expand(*a->rest ? a->rest : app->plan.path, path, sizeof path);
+    tui_path_expand(*a->rest ? a->rest : app->plan.path, path, sizeof path);
     if (!*path) return moa_fail(err, MOA_E_FAILED, "this plan has no file to compare with; plan diff FILE");
     const moa_status s = moa_plan_open(&other, path, app->plan.now->n_layer, app->plan.now->n_head, err);
     if (s != MOA_OK) return s;
@@ -461,7 +461,7 @@ static moa_status run_plan_set(tui_app *app, const tui_args *a, moa_err *err) {
     char what[96], path[4096];
     if (s != MOA_OK) return s;
     if (!app->plan.now) return moa_fail(err, MOA_E_FAILED, "there is no plan; load a model first");
-    expand(a->rest, path, sizeof path);
+    tui_path_expand(a->rest, path, sizeof path);
     s = moa_plan_open(&to, path, app->plan.now->n_layer, app->plan.now->n_head, err);
     if (s != MOA_OK) return s;
     moa_buf shown = {0};
@@ -619,7 +619,7 @@ static moa_status run_dump(tui_app *app, const tui_args *a, moa_err *err) {
     moa_status s = need(a, 1, "dump FILE [txt|names|ansi|svg]", err);
     if (s != MOA_OK) return s;
     char path[4096];
-    expand(a->argv[0], path, sizeof path);
+    tui_path_expand(a->argv[0], path, sizeof path);
     const char *dot = strrchr(path, '.'), *form = a->argc > 1 ? a->argv[1] : dot && strchr(dot, '/') == NULL ? dot + 1 : "txt";
     moa_buf b = {0};
     tui_draw(app);
@@ -757,14 +757,14 @@ static moa_status run_influence_open(tui_app *app, const tui_args *a, moa_err *e
     char path[4096];
     const moa_status s = need(a, 1, "influence open FILE.npz", err);
     if (s != MOA_OK) return s;
-    expand(a->rest, path, sizeof path);
+    tui_path_expand(a->rest, path, sizeof path);
     return tui_influence_load(app, path, err);
 }
 static moa_status run_influence_save(tui_app *app, const tui_args *a, moa_err *err) {
     char path[4096];
     moa_status s = need(a, 1, "influence save FILE.npz", err);
     if (s != MOA_OK) return s;
-    expand(a->rest, path, sizeof path);
+    tui_path_expand(a->rest, path, sizeof path);
     if (access(path, F_OK) == 0) return moa_fail(err, MOA_E_FAILED, "that file exists; choose another name");
     s = tui_influence_save(app, path, err);
     if (s == MOA_OK) tui_say(app, TUI_GOOD, "Wrote the influence of %d length%s", app->planner->n_influence, app->planner->n_influence == 1 ? "" : "s");

@@ -41,6 +41,8 @@ moa_status tui_picker_take(tui_app *app, moa_err *err); /* loads the row under t
 int tui_picker_count(const tui_app *app);               /* rows that the typed filter leaves */
 void tui_picker_draw(tui_app *app, viz_pane in, int first, int y);
 void tui_picker_free(tui_app *app);
+/* commands.c: ~ is the home folder */
+void tui_path_expand(const char *path, char *out, size_t n);
 /* views/heads.c: "cover<95", "span>=256", "need95>512" by the metrics of the heads screen; is_figure: the word is one of these */
 bool tui_figure_matches(const tui_app *app, int32_t layer, int32_t head, const char *word, bool *is_figure);
 /* views/plan.c: does the filter leave head `at` (layer*n_head + head)? */

@@ -11,9 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/file.h"
 #include "tui/internal.h"
 #include "tui/mapview.h"
 #include "tui/search.h"
+#include "viz/png.h"
 
 enum { CONTEXT_TOKENS = 24, TOP_MAX = 64, FOLLOW_EACH = 16 };
 
@@ -437,12 +439,15 @@ static void draw_legend(picture *p, int y) {
     if (x + (int)strlen(rest) < end) viz_text(p->all, y, x, viz_fg(VIZ_FAINT), rest);
 }
 
-static void heat(picture *p) {
+static viz_heat heat_of(const picture *p) {
     const bool overlay = !p->v->v[V_OVERLAY_OFF];
     int keep = 0;
     while (p->k.t0 < MOA_SINK_TOK && keep < p->k.cells && viz_axis_end(&p->k, keep) <= MOA_SINK_TOK) keep++;
-    const viz_heat h = {.rows = p->q.cells, .cols = p->k.cells, .t = p->cells, .edge = overlay && p->span ? p->edge : NULL,
-                        .edge2 = overlay ? p->old : NULL, .ramp = p->app->ramp, .cursor_row = -1, .cursor_col = -1, .keep_cols = keep};
+    return (viz_heat){.rows = p->q.cells, .cols = p->k.cells, .t = p->cells, .edge = overlay && p->span ? p->edge : NULL,
+                      .edge2 = overlay ? p->old : NULL, .ramp = p->app->ramp, .cursor_row = -1, .cursor_col = -1, .keep_cols = keep};
+}
+static void heat(picture *p) {
+    const viz_heat h = heat_of(p);
     viz_heat_draw(p->plot, &h);
 }
 
@@ -518,6 +523,39 @@ static void draw_map(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     picture p = {.app = app, .v = v, .m = &app->map, .g = w.geo, .all = viz_pane_of(c, rect), .plot = viz_pane_of(c, w.geo.plot)};
     if (picture_make(&p)) draw_picture(&p, &w, focus);
     picture_free(&p);
+}
+
+/* The map that is there as a picture file, 8 (or PIXELS) pixels a value, its numbers and its origin in words. */
+static moa_status save_png(tui_app *app, const tui_args *a, moa_err *err) {
+    tui_map_window w;
+    tui_view_state *v = vars(app);
+    char path[4096], name[64], title[160], note[160], keys[96], shade[160], lo_hi[96];
+    char *end = NULL;
+    const long px = a->argc > 1 ? strtol(a->argv[1], &end, 10) : 8;
+    if (a->argc < 1 || a->argc > 2 || (end && *end) || px < 1 || px > 64) return moa_fail(err, MOA_E_USAGE, "usage: png FILE [PIXELS], 1 to 64 a value");
+    if (v->v[V_INFLUENCE]) return moa_fail(err, MOA_E_FAILED, "png writes attention, and this is influence: i goes back to it");
+    if (!tui_map_window_of(app, v, map_pane(app), &w) || !app->map.there || app->map.slot != app->newest) return moa_fail(err, MOA_E_FAILED, "no map: %s", missing(app));
+    const tui_map *m = &app->map;
+    picture p = {.app = app, .v = v, .m = m, .g = w.geo, .all = viz_pane_of(app->canvas, map_pane(app)), .plot = viz_pane_of(app->canvas, w.geo.plot)};
+    moa_buf b = {0};
+    moa_status s = picture_make(&p) ? MOA_OK : moa_fail(err, MOA_E_MEMORY, "no memory for the map");
+    if (s == MOA_OK) {
+        const viz_heat h = heat_of(&p);
+        slot_name(app, m->slot, name, sizeof name);
+        (void)snprintf(title, sizeof title, "attention of L%02d H%02d, %s, N %d", m->layer, m->head, name, app->runs[m->slot].n_reserved);
+        whose_text(app, m, note, sizeof note);
+        (void)snprintf(keys, sizeof keys, "queries %d to %d down, keys %d to %d across, %d x %d values", m->q0, m->q1 - 1, m->k0, m->k1 - 1, p.q.cells, p.k.cells);
+        (void)snprintf(lo_hi, sizeof lo_hi, "%g to %g%s", (double)p.lo_hi[0], (double)p.lo_hi[1], scale_of(v) == VIZ_SCALE_LIFT || scale_of(v) == VIZ_SCALE_LOG ? " (log10)" : "");
+        modes_text(v, shade, sizeof shade);
+        const viz_png_text texts[] = {{"Title", title}, {"Description", note}, {"Axes", keys}, {"Shades", shade}, {"Range", lo_hi}, {"Model", moa_clean_text(app->model.name)}, {"Software", "moascope"}};
+        s = viz_heat_png(&h, (int)px, texts, (int)(sizeof texts / sizeof *texts), &b, err);
+    }
+    tui_path_expand(a->argv[0], path, sizeof path);
+    if (s == MOA_OK) s = moa_file_save(path, b.data, b.size, 0644, 0, err);
+    if (s == MOA_OK) tui_say(app, TUI_GOOD, "Wrote the map as a picture of %ld x %ld pixels", p.k.cells * px, p.q.cells * px);
+    moa_buf_free(&b);
+    picture_free(&p);
+    return s;
 }
 
 /* --- under the cursor --------------------------------------------------------------------------------------------------------------- */
@@ -1063,6 +1101,7 @@ static const tui_command commands[] = {
     {"scale", "gm", NULL, "shades: lift, log, linear, rank", NULL, NULL, 0, turn_scale, NULL},
     {"range", "gr", NULL, "shades: this map's own range, or a fixed one", NULL, NULL, 0, turn_range, NULL},
     {"follow", "f", NULL, "while tokens come: the cursor goes with the newest, or stays", NULL, NULL, 0, turn_follow, NULL},
+    {"png", NULL, "FILE [PIXELS]", "write the map as a picture, 8 pixels a value, with words that say what it shows", NULL, NULL, 0, save_png, NULL},
     {"influence", "i", NULL, "this head's influence in place of its attention, and back", "influence", NULL, 0, turn_influence, NULL},
     {"influence sign", "gi", NULL, "influence signed or absolute", NULL, NULL, 0, turn_signed, NULL},
     {"head left", "H", NULL, "the head before, same zoom", "L head", NULL, TUI_CMD_COUNT, head_left, NULL},
