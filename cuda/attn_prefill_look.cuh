@@ -16,12 +16,24 @@
  * Sampled, it is some blocks more in the launch of the attention itself, first in the grid: a launch of its own costs a small model more
  * than the work does, and the last wave of the attention leaves multiprocessors idle. All, it is a kernel after the attention.
  *
- * Precision: q is rounded as in attn_prefill_mma.cu with 1 part. Heads of 64, 80, 96, 128, 256 in a cache of halves. */
+ * Precision: q is rounded as in attn_prefill_mma.cu with 1 part. Heads of 64, 80, 96, 128, 256 in a cache of halves.
+ *
+ *   version   idea                                          H100, whole prompts of 4096, more than without: SmolLM2    8B Q4_0
+ *             the probe of attn_prefill_mma.cu, all rows                                                +39 %      +12 %
+ *   v1        sampled; branches in the sums                                                             +10.6 %    +3.5 %
+ *   v2        one block of code for a tile's sums, a pass for each bucket of rows                       -          +3.0 %
+ *   v3        pages counted and copied in fewer instructions                                            +3.7 %     +2.6 %      <- best
+ *             v3, all rows (two teams a block for heads of up to 80)                                    +35 %      +13 %
+ *   A warp takes some 800 instructions a page, one in 5.8 cycles: what it waits for is itself. Goals: 1 % sampled, 8 % of all at 8k
+ *   measured 2026-11-24  (docs/measurements/2026-11-24-h100-sampled.md) */
 #ifndef MOA_CUDA_ATTN_PREFILL_LOOK_CUH
 #define MOA_CUDA_ATTN_PREFILL_LOOK_CUH
 
 #include "cuda/attn_prefill.cuh"
 #include "cuda/mma.cuh"
+
+/* negated lse2 of a row that saw nothing or is not looked at now: makes every p 0, and p y too */
+static constexpr float LOOK_NOTHING = -1e30f;
 
 struct look_job {
     const float *q; /* (n_tok, n_head, d_head) */
@@ -54,7 +66,7 @@ template <int D_, int WARPS_> struct look_tile {
     static constexpr int D = D_, WARPS = WARPS_, THREADS = WARPS * 32, TEAMS = WARPS / 4, PARTS = 2 * TEAMS;
     static constexpr int STRIDE = 2 * D + 16; /* bytes of a row: the 8 rows of an 8 x 8 matrix lie in different banks */
     static constexpr int PAGE = MOA_PAGE_TOK * STRIDE;
-    static constexpr int COEF_AT = PARTS * MOA_PAGE_TOK * 16, SINK_AT = COEF_AT + MOA_PAGE_TOK * 4,
+    static constexpr int COEF_AT = PARTS * MOA_PAGE_TOK * 16, LSE_AT = COEF_AT + MOA_PAGE_TOK * 4, SINK_AT = LSE_AT + MOA_PAGE_TOK * 4,
                          Q_AT = SINK_AT + 2 * MOA_PAGE_TOK * 4,
                          K_AT = Q_AT + PAGE, END = K_AT + TEAMS * 2 * PAGE;
     static constexpr bool Q_IN_REGISTERS = D <= 128;
@@ -67,7 +79,6 @@ struct look_place {
     int i0;          /* position of the block's first row */
     int first, last; /* of the rows that there are */
     int weight;
-    bool one_bucket; /* all 64 rows count in the same bucket of the histogram */
     page_list pages;
     int team, rows, keys; /* this warp's: first row and first key of its 32 x 32 */
 };
@@ -85,8 +96,6 @@ template <class T> __device__ static inline look_place look_place_of(const look_
     w.first = max(w.i0, j.pos0);
     w.last = min(w.i0 + MOA_PAGE_TOK, j.pos0 + j.n_tok) - 1;
     w.pages = pages_of(w.span, w.first, w.last);
-    w.one_bucket = !j.probe.hist || min(w.i0 / j.probe.bucket_tok, MOA_HIST_BUCKETS - 1) ==
-                                        min((w.i0 + MOA_PAGE_TOK - 1) / j.probe.bucket_tok, MOA_HIST_BUCKETS - 1);
     w.team = warp / 4;
     w.rows = warp % 4 / 2 * 32;
     w.keys = warp % 2 * 32;
@@ -129,44 +138,43 @@ __device__ static inline void look_load(const look_job &j, const look_place &w, 
 
 /* K of a page to shared memory by the team's 128 threads; rows from n_row on are zero: they are not written yet and may be NaN */
 template <class T> __device__ static inline void look_copy(const __half *page, int n_row, uint32_t to) {
-    constexpr int CHUNKS = T::D / 8;
+    constexpr int CHUNKS = T::D / 8, N = MOA_PAGE_TOK * CHUNKS / 128;
+    constexpr bool ALIKE = 128 % CHUNKS == 0; /* a thread copies the same columns of several rows */
     static_assert(MOA_PAGE_TOK * CHUNKS % 128 == 0, "every thread copies alike");
+    const int tid = (int)threadIdx.x % 128;
+    const __half *from = page + tid * 8;
+    const uint32_t at = to + tid / CHUNKS * T::STRIDE + tid % CHUNKS * 16;
 #pragma unroll
-    for (int i = 0; i < MOA_PAGE_TOK * CHUNKS / 128; i++) {
-        const int e = (int)threadIdx.x % 128 + i * 128, row = e / CHUNKS;
-        copy16_async(to + row * T::STRIDE + e % CHUNKS * 16, page + e * 8, row < n_row);
+    for (int i = 0; i < N; i++) {
+        const int e = tid + i * 128, row = ALIKE ? tid / CHUNKS + i * (128 / CHUNKS) : e / CHUNKS;
+        copy16_async(ALIKE ? at + i * (128 / CHUNKS) * T::STRIDE : to + row * T::STRIDE + e % CHUNKS * 16, from + i * 1024,
+                     row < n_row);
     }
 }
 
 /* work(page, its K in shared memory) for each present page of the team, in order. The table is read a page ahead. */
 template <class T, class F>
 __device__ static inline void look_pages(const look_job &j, const look_place &w, uint32_t k_at, F work) {
+    constexpr size_t PAGE = 2 * MOA_PAGE_TOK * T::D; /* elements in the pool */
     const int n = w.pages.count();
+    const int32_t *table = j.kv.table + j.seq * j.kv.seq_stride + (int64_t)w.head_kv * j.kv.max_pages;
+    int page = -1, from = -1, after = -1, slot = -1; /* in shared memory; to be copied next, and where it lies in the pool */
     int k = w.team, buffer = 0;
-    const __half *ahead = k < n ? j.kv.page(j.seq, w.head_kv, w.pages.at(k)) : nullptr;
-    auto next = [&](const __half **at) {
-        int page = -1;
-        *at = nullptr;
-        while (k < n && page < 0) {
-            if (ahead) page = w.pages.at(k), *at = ahead;
-            k += T::TEAMS;
-            ahead = k < n ? j.kv.page(j.seq, w.head_kv, w.pages.at(k)) : nullptr;
-        }
-        return page;
+    auto look_up = [&]() { /* the next one that is there: after, slot */
+        for (slot = -1; k < n && slot < 0; k += T::TEAMS)
+            after = w.pages.at(k), slot = after < j.kv.max_pages ? table[after] : -1;
     };
-    const __half *at;
-    int page = next(&at);
-    if (page >= 0) look_copy<T>(at, w.last + 1 - page * MOA_PAGE_TOK, k_at);
-    copies_commit();
-    while (page >= 0) {
-        copies_wait<0>();
+    look_up();
+    while (page >= 0 || slot >= 0 || from >= 0) {
+        if (page >= 0 || from >= 0) copies_wait<0>();
         asm volatile("bar.sync %0, 128;" ::"r"(1 + w.team) : "memory"); /* this page is here for all, the other buffer is free */
-        const int after = next(&at);
-        if (after >= 0) look_copy<T>(at, w.last + 1 - after * MOA_PAGE_TOK, k_at + (buffer ^ 1) * T::PAGE);
+        page = from;
+        from = slot >= 0 ? after : -1;
+        if (slot >= 0) look_copy<T>(j.kv.pool + (size_t)slot * PAGE, w.last + 1 - after * MOA_PAGE_TOK, k_at + buffer * T::PAGE);
         copies_commit();
-        work(page, k_at + buffer * T::PAGE);
-        page = after;
+        look_up();
         buffer ^= 1;
+        if (page >= 0) work(page, k_at + buffer * T::PAGE);
     }
 }
 
@@ -230,88 +238,98 @@ __device__ static inline bool look_whole(const look_place &w, int page, int j0) 
     return j0 + 31 <= i0 && (page == 0 || i0 + 31 - j0 < w.window);
 }
 
+/* what is not seen is -inf */
+__device__ static inline void look_mask(const look_place &w, int j0, float s[2][4][4]) {
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int i = w.i0 + look_row(w, mt, h), first = j0 + look_column(), last_seen = i - first,
+                      first_seen = j0 < MOA_SINK_TOK ? 0 : moa_window_first(w.span, i) - first;
+#pragma unroll
+            for (int c = 0; c < 8; c++) {
+                float &y = s[mt][c / 2][2 * h + c % 2];
+                const int key = c / 2 * 8 + c % 2;
+                y = key < first_seen || key > last_seen ? -INFINITY : y;
+            }
+        }
+}
+
 /* sums of a row over this thread's columns */
 struct look_rows {
     float coef[2][2], lse2[2][2]; /* lse2: negated */
     float t[2][2], window[2][2], distance[2][2]; /* t: p log2 p */
 };
+enum look_kind {
+    LOOK_EDGE, /* some pair is not seen, or the measured window's edge passes, or the page is the sink */
+    LOOK_ONE,  /* all the warp's masses are of one bin */
+    LOOK_TWO   /* they are of both: the warp stands on the diagonal */
+};
 
-/* one row's masses, the same on all lanes of its four, or a warp's: lanes 0 .. n - 1 have those of the far bin, the others of the near one */
-__device__ static inline void look_add(const look_job &j, const look_place &w, int page, int i, bool near, float mass) {
-    const int bucket = min(i / j.probe.bucket_tok, MOA_HIST_BUCKETS - 1), bin = w.i0 / MOA_PAGE_TOK - page - (near ? 1 : 0);
-    float *row = j.probe.hist + ((int64_t)w.head * MOA_HIST_BUCKETS + bucket) * (1 + j.probe.n_bin);
-    if (!(mass > 0) || (page > 0 && bin < 0)) return;
-    atomicAdd(row + (page == 0 ? 0 : 1 + min(bin, j.probe.n_bin - 1)), (float)w.weight * mass);
-}
-
-/* What the warp's tile adds. EDGE: some pair is not seen, or the measured window's edge passes. DIAGONAL: its masses are of both bins.
- * sink: shared, of the block's rows and these keys; bin: masses of the far and the near bin where all rows are of one bucket */
-template <class T, bool EDGE, bool DIAGONAL>
-__device__ static inline void look_tile_sums(const look_job &j, look_rows &x, float bin[2], float *sink, const float s[2][4][4],
-                                             const look_place &w, int page, int j0) {
+/* What the warp's tile adds. measured: all of it is in the measured window. bin: masses of the far and of the near bin */
+template <look_kind KIND>
+__device__ static inline void look_sums(look_rows &x, float bin[2], const float s[2][4][4], const look_place &w, int page,
+                                        int j0, bool measured) {
     const int column = look_column();
+    float total = 0, above = 0;
 #pragma unroll
     for (int mt = 0; mt < 2; mt++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const int r = look_row(w, mt, h), i = w.i0 + r;
-            float all = 0, place = 0, upper = 0, in_window = 0, t = x.t[mt][h];
+            float all = 0, place = 0, upper = 0, in_window = 0, t = 0;
 #pragma unroll
             for (int n = 0; n < 4; n++) {
                 float p[2];
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float y = fmaf(s[mt][n][2 * h + e], x.coef[mt][h], x.lse2[mt][h]);
-                    const int key = j0 + column + n * 8 + e;
-                    if (EDGE && !moa_sees(w.span, i, key)) y = -1000.0f;
+                    if (KIND == LOOK_EDGE) y = fmaxf(y, -1000.0f); /* masked: -inf, whose product with 0 is NaN */
                     p[e] = exp2_fast(y);
                     t = fmaf(p[e], y, t);
-                    if (EDGE) in_window += i - key < w.measure ? p[e] : 0.0f;
+                    if (KIND == LOOK_EDGE) {
+                        const int c = n * 8 + e + column;
+                        in_window += page == 0 || i - (j0 + c) < w.measure ? p[e] : 0.0f;
+                        upper += w.keys + c > r ? p[e] : 0.0f;
+                    }
                 }
                 const float pair = p[0] + p[1];
                 all += pair;
                 place = fmaf(pair, (float)(n * 8), place) + p[1];
-                if (DIAGONAL) { /* 8 keys against 16 rows: before, across or after the diagonal */
+                if (KIND == LOOK_TWO) { /* 8 keys against 16 rows: before, across or after the diagonal */
+                    const int c = n * 8 + column - (mt * 16 + h * 8 + (int)threadIdx.x % 32 / 4);
                     if (n > 2 * mt + 1)
                         upper += pair;
-                    else if (n >= 2 * mt) {
-                        const int c = w.keys + column + n * 8;
-                        upper += c > r ? pair : c + 1 > r ? p[1] : 0.0f;
-                    }
+                    else if (n >= 2 * mt)
+                        upper += (c > 0 ? p[0] : 0.0f) + (c >= 0 ? p[1] : 0.0f);
                 }
             }
-            x.t[mt][h] = t;
+            x.t[mt][h] += t;
             x.distance[mt][h] = fmaf((float)(i - j0 - column), all, x.distance[mt][h]) - place;
-            const float far = DIAGONAL ? all - upper : w.keys < w.rows ? all : 0.0f;
-            const float near = DIAGONAL ? upper : w.keys > w.rows ? all : 0.0f;
-            bin[0] += far, bin[1] += near;
-            if (j.probe.hist && !w.one_bucket) {
-                const float row_far = group_sum<4>(far), row_near = group_sum<4>(near);
-                if (column == 0) look_add(j, w, page, i, false, row_far);
-                if (column == 2) look_add(j, w, page, i, true, row_near);
-            }
-            if (page == 0) {
-                all = group_sum<4>(all);
-                if (column == 0) sink[r] = all;
-            } else
-                x.window[mt][h] += EDGE ? in_window : w.i0 + w.rows + 31 - j0 < w.measure ? all : 0.0f;
+            x.window[mt][h] += KIND == LOOK_EDGE ? in_window : measured ? all : 0.0f;
+            total += all;
+            above += upper;
         }
+    if (KIND == LOOK_ONE) above = w.keys > w.rows ? total : 0.0f;
+    bin[0] = total - above;
+    bin[1] = above;
 }
 
-/* the masses of a warp's tile, whose rows are of one bucket, into the histogram */
-__device__ static inline void look_hist(const look_job &j, const look_place &w, int page, const float bin[2]) {
+/* a warp's masses of a page, into row: the histogram's of the head and the bucket */
+__device__ static inline void look_hist(const look_job &j, const look_place &w, float *row, int page, const float bin[2]) {
     const bool near = threadIdx.x % 32 >= 16;
     float mine = near ? bin[1] : bin[0];
     mine += __shfl_xor_sync(0xffffffffu, near ? bin[0] : bin[1], 16);
     mine = group_sum<16>(mine);
-    if (threadIdx.x % 16 == 0) look_add(j, w, page, w.i0, near, mine);
+    const int d = w.i0 / MOA_PAGE_TOK - page - (near ? 1 : 0);
+    if (threadIdx.x % 16 == 0 && mine > 0 && (page == 0 || d >= 0))
+        atomicAdd(row + (page == 0 ? 0 : 1 + min(d, j.probe.n_bin - 1)), (float)w.weight * mine);
 }
 
 /* x.lse2 of the warp's rows, negated: from the attention, or from the scores */
 template <class T>
 __device__ static inline void look_lse(const look_job &j, const look_place &w, const look_queries<T> &q, uint32_t k_at,
                                        uint32_t mine, float4 *parts, look_rows &x) {
-    constexpr float NOTHING = -1e30f; /* of a row that saw nothing: makes every p 0, and p y too */
     if (j.lse2) {
 #pragma unroll
         for (int mt = 0; mt < 2; mt++)
@@ -321,7 +339,7 @@ __device__ static inline void look_lse(const look_job &j, const look_place &w, c
                 const float lse2 = i >= w.first && i <= w.last
                                        ? j.lse2[(int64_t)(i - j.pos0) * j.n_head + w.head]
                                        : -INFINITY;
-                x.lse2[mt][h] = lse2 == -INFINITY ? NOTHING : -lse2;
+                x.lse2[mt][h] = lse2 == -INFINITY ? LOOK_NOTHING : -lse2;
             }
         return;
     }
@@ -336,29 +354,24 @@ __device__ static inline void look_lse(const look_job &j, const look_place &w, c
         if (look_none(w, page, j0)) return;
         float s[2][4][4];
         q.scores(at + mine, s);
-        const bool whole = look_whole(w, page, j0);
+        if (!look_whole(w, page, j0)) look_mask(w, j0, s);
 #pragma unroll
         for (int mt = 0; mt < 2; mt++)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const int i = w.i0 + look_row(w, mt, h);
-                float top = m[mt][h];
+                float top = m[mt][h], sum[2];
 #pragma unroll
                 for (int n = 0; n < 4; n++)
-#pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        float &y = s[mt][n][2 * h + e];
-                        if (!whole && !moa_sees(w.span, i, j0 + look_column() + n * 8 + e)) y = -INFINITY;
-                        top = fmaxf(top, y);
-                    }
+                    top = fmaxf(top, fmaxf(s[mt][n][2 * h], s[mt][n][2 * h + 1]));
                 const float base = top == -INFINITY ? 0.0f : top * x.coef[mt][h];
-                float sum = l[mt][h] * exp2_fast(m[mt][h] * x.coef[mt][h] - base); /* m = -inf: 0 */
+                sum[0] = l[mt][h] * exp2_fast(m[mt][h] * x.coef[mt][h] - base); /* m = -inf: 0 */
+                sum[1] = 0;
 #pragma unroll
                 for (int n = 0; n < 4; n++)
 #pragma unroll
                     for (int e = 0; e < 2; e++)
-                        sum += exp2_fast(fmaf(s[mt][n][2 * h + e], x.coef[mt][h], -base));
-                l[mt][h] = sum;
+                        sum[e] += exp2_fast(fmaf(s[mt][n][2 * h + e], x.coef[mt][h], -base));
+                l[mt][h] = sum[0] + sum[1];
                 m[mt][h] = top;
             }
     });
@@ -385,27 +398,33 @@ __device__ static inline void look_lse(const look_job &j, const look_place &w, c
                 sum += part.y * exp2_fast(part.x - top);
             }
             const int i = w.i0 + look_row(w, mt, h);
-            x.lse2[mt][h] = sum > 0 && i >= w.first && i <= w.last ? -(top + log2f(sum)) : NOTHING;
+            x.lse2[mt][h] = sum > 0 && i >= w.first && i <= w.last ? -(top + log2f(sum)) : LOOK_NOTHING;
         }
     __syncthreads(); /* parts are written anew */
+}
+
+/* x.lse2 to shared memory (64) */
+__device__ static inline void look_keep(const look_place &w, float *lse2, const look_rows &x) {
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            if (threadIdx.x % 4 == 0 && w.team == 0 && w.keys == 0) lse2[look_row(w, mt, h)] = x.lse2[mt][h];
 }
 
 /* the parts of each row, in order, to its place in stat; sink: (2, 64), by halves of the page */
 template <class T>
 __device__ static inline void look_write(const look_job &j, const look_place &w, float4 *parts, const float *sink,
-                                         const look_rows &x) {
+                                         const float *lse2, const look_rows &x) {
     constexpr float LN2 = 0.69314718f;
 #pragma unroll
     for (int mt = 0; mt < 2; mt++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const int r = look_row(w, mt, h), i = w.i0 + r;
+            const int r = look_row(w, mt, h);
             const float4 part = make_float4(group_sum<4>(x.t[mt][h]), 0, group_sum<4>(x.window[mt][h]),
                                             group_sum<4>(x.distance[mt][h]));
             if (threadIdx.x % 4 == 0) parts[(w.team * 2 + w.keys / 32) * MOA_PAGE_TOK + r] = part;
-            if (threadIdx.x % 4 == 0 && w.team == 0 && w.keys == 0 && i >= w.first && i <= w.last)
-                j.probe.stat[((int64_t)(i - j.pos0) * j.n_head + w.head) * MOA_N_STAT + MOA_STAT_LSE] =
-                    x.lse2[mt][h] > -1e30f ? -x.lse2[mt][h] * LN2 : 0.0f;
         }
     __syncthreads();
     const int r = threadIdx.x, i = w.i0 + r;
@@ -420,13 +439,55 @@ __device__ static inline void look_write(const look_job &j, const look_place &w,
     out[MOA_STAT_SINK] = sink[r] + sink[MOA_PAGE_TOK + r];
     out[MOA_STAT_WINDOW] = sum.z;
     out[MOA_STAT_DISTANCE] = sum.w;
+    out[MOA_STAT_LSE] = lse2[r] > LOOK_NOTHING ? -lse2[r] * LN2 : 0.0f;
+}
+
+/* the last row that counts in first's bucket of the histogram */
+__device__ static inline int look_bucket_end(const look_job &j, const look_place &w, int first) {
+    const int bucket = j.probe.hist ? first / j.probe.bucket_tok : MOA_HIST_BUCKETS;
+    return bucket < MOA_HIST_BUCKETS - 1 ? (int)min((int64_t)w.last, (int64_t)(bucket + 1) * j.probe.bucket_tok - 1) : w.last;
+}
+
+/* S again: sums and masses of the rows whose lse2 is not LOOK_NOTHING, all of first's bucket; sink: (2, 64), by halves of the page */
+template <class T>
+__device__ static inline void look_second(const look_job &j, const look_place &w, const look_queries<T> &q, uint32_t k_at,
+                                          uint32_t mine, float *sink, int first, look_rows &x) {
+    float *row = nullptr;
+    if (j.probe.hist)
+        row = j.probe.hist + ((int64_t)w.head * MOA_HIST_BUCKETS + min(first / j.probe.bucket_tok, MOA_HIST_BUCKETS - 1)) *
+                                 (1 + j.probe.n_bin);
+    look_pages<T>(j, w, k_at, [&](int page, uint32_t at) {
+        const int j0 = page * MOA_PAGE_TOK + w.keys, i0 = w.i0 + w.rows;
+        if (look_none(w, page, j0)) return;
+        float s[2][4][4], bin[2];
+        q.scores(at + mine, s);
+        const bool whole = look_whole(w, page, j0), inside = i0 + 31 - j0 < w.measure, outside = i0 - (j0 + 31) >= w.measure;
+        if (!whole) look_mask(w, j0, s);
+        if (page == 0 || !whole || !(inside || outside))
+            look_sums<LOOK_EDGE>(x, bin, s, w, page, j0, false);
+        else if (w.keys == w.rows)
+            look_sums<LOOK_TWO>(x, bin, s, w, page, j0, inside);
+        else
+            look_sums<LOOK_ONE>(x, bin, s, w, page, j0, inside);
+        if (row) look_hist(j, w, row, page, bin);
+        if (page > 0) return;
+#pragma unroll
+        for (int mt = 0; mt < 2; mt++) /* the first page: what the window has gathered so far is the sink */
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float mass = group_sum<4>(x.window[mt][h]);
+                if (threadIdx.x % 4 == 0 && x.lse2[mt][h] > LOOK_NOTHING) sink[w.keys / 32 * MOA_PAGE_TOK + look_row(w, mt, h)] = mass;
+                x.window[mt][h] = x.lse2[mt][h] > LOOK_NOTHING ? 0.0f : x.window[mt][h];
+            }
+    });
 }
 
 /* One look, by all threads of a block; number: of n_block * n_head. shared: T::END bytes, 16-byte aligned */
 template <class T> __device__ static void look(const look_job &j, int number, unsigned char *shared) {
     const look_place w = look_place_of<T>(j, number);
     float4 *parts = reinterpret_cast<float4 *>(shared);
-    float *coef = reinterpret_cast<float *>(shared + T::COEF_AT), *sink = reinterpret_cast<float *>(shared + T::SINK_AT);
+    float *coef = reinterpret_cast<float *>(shared + T::COEF_AT), *lse2 = reinterpret_cast<float *>(shared + T::LSE_AT);
+    float *sink = reinterpret_cast<float *>(shared + T::SINK_AT);
     const int lane = threadIdx.x % 32;
     if (threadIdx.x < 2 * MOA_PAGE_TOK) sink[threadIdx.x] = 0;
     look_load<T>(j, w, shared + T::Q_AT, coef);
@@ -441,25 +502,21 @@ template <class T> __device__ static void look(const look_job &j, int number, un
             x.coef[mt][h] = coef[look_row(w, mt, h)];
     const uint32_t mine = (w.keys + lane % 8 + lane / 16 * 8) * T::STRIDE + lane / 8 % 2 * 16; /* this lane's key in a page */
     look_lse<T>(j, w, q, k_at, mine, parts, x);
-    look_pages<T>(j, w, k_at, [&](int page, uint32_t at) {
-        const int j0 = page * MOA_PAGE_TOK + w.keys, i0 = w.i0 + w.rows;
-        if (look_none(w, page, j0)) return;
-        float s[2][4][4], bin[2] = {0, 0}, *half = sink + w.keys / 32 * MOA_PAGE_TOK;
-        q.scores(at + mine, s);
-        const bool inside = i0 + 31 - j0 < w.measure, outside = i0 - (j0 + 31) >= w.measure;
-        const bool edge = !(look_whole(w, page, j0) && (page == 0 || inside || outside));
-        if (w.keys == w.rows) {
-            if (edge)
-                look_tile_sums<T, true, true>(j, x, bin, half, s, w, page, j0);
-            else
-                look_tile_sums<T, false, true>(j, x, bin, half, s, w, page, j0);
-        } else if (edge)
-            look_tile_sums<T, true, false>(j, x, bin, half, s, w, page, j0);
-        else
-            look_tile_sums<T, false, false>(j, x, bin, half, s, w, page, j0);
-        if (j.probe.hist && w.one_bucket) look_hist(j, w, page, bin);
-    });
-    if (j.probe.stat) look_write<T>(j, w, parts, sink, x);
+    look_keep(w, lse2, x);
+    __syncthreads();
+    for (int first = w.first, last; first <= w.last; first = last + 1) { /* rows of one bucket at a time: mostly all of them */
+        last = look_bucket_end(j, w, first);
+#pragma unroll
+        for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int r = look_row(w, mt, h);
+                x.lse2[mt][h] = w.i0 + r >= first && w.i0 + r <= last ? lse2[r] : LOOK_NOTHING;
+            }
+        if (first > w.first) __syncthreads(); /* the teams' buffers are filled anew */
+        look_second<T>(j, w, q, k_at, mine, sink, first, x);
+    }
+    if (j.probe.stat) look_write<T>(j, w, parts, sink, lse2, x);
 }
 
 #endif

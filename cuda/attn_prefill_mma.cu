@@ -23,17 +23,16 @@
  * tile to an earlier one, whatever the head's span, so what starts last is short; and the heads of a KV group, which read the same pages,
  * run side by side and meet them in the L2. Where the large tiles would not fill the GPU, smaller ones are taken.
  *
- * The probe. The first kernel only adds the log-sum-exp of each row. A second one computes S again (not P V), has normalised
- * probabilities at once and reduces them to the row's statistics and the histogram: with key j of page p and query i = 64 a + r, the
- * distance bin is a - p for j % 64 <= r and a - p - 1 beyond, so a row adds two sums to the histogram per page; the warp's rows
- * that share a bin and a bucket are summed first. Histogram sums are added with float atomics (their last bits may differ).
+ * The probe. The kernel only adds the log-sum-exp of each row; what looks at the scores again is attn_prefill_look.cuh, for 1 part. With 2
+ * parts it is a kernel here, which computes S again (not P V), has normalised probabilities at once and reduces them to the row's
+ * statistics and the histogram: with key j of page p and query i = 64 a + r, the distance bin is a - p for j % 64 <= r and a - p - 1
+ * beyond, so a row adds two sums to the histogram per page; the warp's rows that share a bin and a bucket are summed first.
  *
  *   version   idea                                             H100, f16 cache, TFLOP/s of the visible pairs, dense: Llama-3-8B 2k, 8k,
  *                                                              32k; SmolLM2 2k, 8k, 32k
  *   v1        float32 FMA (attn_prefill.cu)                    25 32 -    14 24 -
  *   v2        this, 1 part: $MOASCOPE_CUDA_PREFILL=v2          235 316 323    85 227 285                                <- default but for v3
  *   v2x       this, 2 parts                                    180 228 238    73 192 230
- *   the probe adds 72 % (statistics) and 84 % (and the histogram) to v2 at 8k: only where a run is watched
  *   measured 2026-11-24 with  test_ops_cuda --bench attn_prefill  (docs/measurements/2026-11-24-h100-v2.md)             */
 #include "cuda/attn_prefill_look.cuh"
 

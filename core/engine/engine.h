@@ -66,7 +66,7 @@ moa_kv_bytes moa_kv_formula(const moa_shape *shape, moa_kv_type type, const moa_
 /* --- a sequence --------------------------------------------------------------------------------------------------------- */
 
 enum { MOA_WATCH_STATS = 1,   /* per-head statistics and distance histograms: of all prompt tokens, and of those that are generated, on a
-                               * device that records its steps every 16th (steady.h) */
+                               * device that records its steps every 32nd (steady.h) */
        MOA_WATCH_CAPTURE = 2, /* keep q and k so that any map can be made later */
        MOA_WATCH_SAMPLED = 4, /* with MOA_WATCH_STATS: of a prompt only some blocks of 64 queries are looked at, each for as many as it
                                * stands for (probe_rows.h): means and histograms are unbiased, worst_query is the worst of those */ };

@@ -33,7 +33,7 @@ struct moa_steady {
     bool step_done[2], no_recording;
 };
 
-enum { STAT_EVERY = 16 };
+enum { STAT_EVERY = 32 };
 int32_t moa_steady_stat_every(const moa_seq *s) {
     return s->engine->vt->replay ? STAT_EVERY : 1;
 }

@@ -16,7 +16,7 @@
 
 typedef struct moa_steady moa_steady;
 
-/* what a run takes: 16 where a step is a recording, 1 elsewhere (there a step costs many times what watching it does) */
+/* what a run takes: 32 where a step is a recording, 1 elsewhere (there a step costs many times what watching it does) */
 int32_t moa_steady_stat_every(const moa_seq *s);
 
 typedef struct moa_steady_config {
