@@ -24,7 +24,7 @@
 # Plans are named KIND-MEASURE-PER-DENSITY. KIND both: the task's items and texts beside them. MEASURE rounds, uniform: refined from full
 # attention, from uniform windows; best: the better one; margin: at once, influence at full attention on the margin, its curves over whole
 # windows; margin.abs, margin.signed: sums of single keys; joint, abs, signed: the same on cross-entropy.
-# --cap ends the refinement from full attention, those from elsewhere after half as much again, each other one after half of it (best.json is
+# --cap ends a refinement, at 50 % a rule a group from elsewhere than full attention after half as much again (best.json is
 # kept as it goes); --limit ends everything. What is there is not made again, an evaluation or refinement goes on from its .part. --known: what
 # full attention and uniform windows of half the length answer is known of an earlier run, of the same questions.
 # Seeds: calibration 1, evaluation 2; texts of calibration/ and heldout/ differ (scripts/corpus.py). proof_table.py OUT... makes the table.
@@ -221,12 +221,12 @@ run() {
     text) at_once both-margin-group-0.5
         evaluate ppl-half ppl $ppl $n_ppl full both-best-group-0.5 uniform:0.5 both-margin-group-0.5 both-rounds-group-0.5 both-uniform-group-0.5 ;;
     far) evaluate $task-far $task "$far" $n_main both-best-group-0.5 full uniform:0.5 ;;
-    quarter) refine rounds group 0.25 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && at_once both-margin-group-0.25
+    quarter) refine rounds group 0.25 "$n_round" "$cap" "$(best both-best-group-0.5)" && at_once both-margin-group-0.25
         evaluate $task-quarter $task "$(echo $lengths | cut -d, -f 1-4)" $n_main both-rounds-group-0.25 &&
             evaluate $task-quarter-others $task $few $n_few both-margin-group-0.25 uniform:0.25 ;;
-    heads) refine rounds head 0.5 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && at_once both-margin-head-0.5
+    heads) refine rounds head 0.5 "$n_round" "$cap" "$(best both-best-group-0.5)" && at_once both-margin-head-0.5
         evaluate $task-heads $task $few $n_main both-rounds-head-0.5 both-margin-head-0.5 ;;
-    most) refine rounds group 0.75 "$n_round" $((cap / 2)) "$(best both-best-group-0.5)" && at_once both-margin-group-0.75
+    most) refine rounds group 0.75 "$n_round" "$cap" "$(best both-best-group-0.5)" && at_once both-margin-group-0.75
         evaluate $task-most $task $few $n_few both-rounds-group-0.75 both-margin-group-0.75 uniform:0.75 ;;
     finer) evaluate $task-finer $task "$finer" $n_main full both-best-group-0.5 both-rounds-group-0.25 ;;
     measures)
