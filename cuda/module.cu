@@ -618,8 +618,8 @@ static moa_status cuda_info(moa_backend *b, moa_device_info *out, moa_err *err) 
     MOA_CU(c, cudaMemGetInfo(&unused, &total));
     out->memory_bytes = total;
     out->free_bytes = unused;
-    return MOA_OK;
     out->prefill_halves = moa_cuda_prefill_copies(c);
+    return MOA_OK;
 }
 
 static void cuda_close(moa_backend *b) {

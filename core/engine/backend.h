@@ -403,9 +403,9 @@ typedef struct moa_device_info {
     uint64_t memory_bytes, free_bytes; /* 0: not known */
     int32_t sm;           /* compute capability * 10; 0 on the CPU */
     int32_t chunk;        /* tokens that a prefill step should take when there is memory for it; 0: no wish */
+    bool prefill_halves;  /* attn_prefill makes float16 pages of the bf16 or q8 ones that a chunk sees, for as long as it runs */
 } moa_device_info;
 
-    bool prefill_halves;  /* attn_prefill makes float16 pages of the bf16 or q8 ones that a chunk sees, for as long as it runs */
 typedef struct moa_backend_config {
     int32_t device;    /* ordinal */
     int32_t n_threads; /* CPU: 0 = all cores this process may use */

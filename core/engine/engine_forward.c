@@ -630,9 +630,9 @@ moa_status moa_seq_forward(moa_seq *s, const moa_forward *f, moa_err *err) {
     const int32_t chunk = f->chunk > 0 && f->chunk < e->chunk ? f->chunk : e->chunk;
     pass p = {.e = e, .s = s, .f = f};
     if ((status = reserve(s, f->n, chunk, true, err)) != MOA_OK) return status;
+    moa_probe_prompt(s, f->n, chunk);
     if (f->each_logits) {
         p.rows = malloc((size_t)e->n_logits * (size_t)e->model->shape.n_vocab * sizeof *p.rows);
-    moa_probe_prompt(s, f->n, chunk);
         if (!p.rows) return moa_fail(err, MOA_E_MEMORY, "no memory for %d rows of logits", e->n_logits);
     }
     for (int32_t done = 0; done < f->n && status == MOA_OK && !p.stopped; done += p.n) {
