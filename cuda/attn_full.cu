@@ -18,7 +18,8 @@
  * Memory: two panels, at most PANEL_BYTES unless 64 rows need more: O(n_tok), never n_tok x n_tok.
  *
  *   version   idea                                          H100
- *   v1        panels by cuBLAS, float32 (tf32 on request)   not timed yet */
+ *   v1        panels by cuBLAS, float32 (tf32 on request)   not timed alone
+ *   v2        on Hopper GPUs: attn_full_wgmma.cu            docs/measurements/2026-11-24-h100-profile.md */
 #include "cuda/attn_full.cuh"
 
 enum { BLOCK = MOA_PAGE_TOK, THREADS = 256, WARPS = THREADS / 32, ROWS_MAX = 512 };

@@ -27,9 +27,10 @@
  * does not cancel, from the row's other keys; windows are changes against the sum over all keys of the same products.
  * Everything in a fixed order: the same bits every time.
  *
- *   version   idea                                          H100
+ *   version   idea                                          H100, ms a layer of 8k tokens: attention; gradients and influence
  *   v1        panels by cuBLAS, float32 or tf32             attn_full.cu
- *   v2        this                                          docs/measurements/2026-11-24-h100-profile.md */
+ *   v2        this                                          32/32 heads of 128: 1.2; 5.0        9/3 heads of 64: 0.20; 0.94
+ *   measured 2026-11-24 with  moascope bench --what profile  (docs/measurements/2026-11-24-h100-profile.md)             */
 #include <limits.h>
 
 #include "cuda/attn_full.cuh"
@@ -123,10 +124,15 @@ __device__ static inline uint2 round4(float4 x, float f) {
     return make_uint2(pack_halves(x.x * f, x.y * f), pack_halves(x.z * f, x.w * f));
 }
 
-/* the longest row of (n_row, d): LANES lanes a row, a float4 each */
-template <int LANES>
-__global__ static void __launch_bounds__(256) norms_v2(const float *__restrict__ x, int64_t n_row, uint32_t *max_bits) {
+struct arrays {
+    const float *x[N_MAX]; /* (n_row, d) */
+    int64_t n_row[N_MAX];
+};
+/* the longest row of each array: LANES lanes a row, a float4 each. grid: (any, N_MAX) */
+template <int LANES> __global__ static void __launch_bounds__(256) norms_v2(arrays all, uint32_t *max_bits) {
     __shared__ float s[8];
+    const float *__restrict__ x = all.x[blockIdx.y];
+    const int64_t n_row = all.n_row[blockIdx.y];
     const int lane = threadIdx.x % 32, sub = threadIdx.x % LANES;
     const int64_t step = (int64_t)gridDim.x * (256 / LANES);
     float top = 0;
@@ -143,11 +149,15 @@ __global__ static void __launch_bounds__(256) norms_v2(const float *__restrict__
     if (threadIdx.x != 0) return;
     for (int w = 1; w < 8; w++)
         top = fmaxf(top, s[w]);
-    atomicMax(max_bits, __float_as_uint(sqrtf(top)));
+    atomicMax(max_bits + blockIdx.y, __float_as_uint(sqrtf(top)));
 }
 
-/* k and v to pages; a thread 4 elements. grid: (elements of a page, nb, n_head_kv) */
+/* k and v to pages; a thread 4 elements. And, where they are wanted, the page table and the spans. grid: (elements of a page, nb, n_head_kv) */
 __global__ static void __launch_bounds__(256) pages_v2(operands o) {
+    if (o.table && blockIdx.x == 0 && threadIdx.x == 0) o.table[blockIdx.z * o.nb + blockIdx.y] = (int)blockIdx.z * o.nb + (int)blockIdx.y;
+    if (o.table && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0)
+        for (int h = threadIdx.x; h < o.in.n_head; h += 256)
+            o.span[h] = o.in.span ? o.in.span[h] : INT_MAX / 4;
     const int d = o.in.d_head, e = ((int)blockIdx.x * 256 + (int)threadIdx.x) * 4, tile = BLOCK * d;
     if (e >= 2 * tile) return;
     const int is_v = e / tile, r = e % tile / d, column = e % d, tok = (int)blockIdx.y * BLOCK + r;
@@ -184,11 +194,6 @@ __global__ static void __launch_bounds__(256) rows_v2(operands o, const float *_
         o.row[(int64_t)h * o.nb * BLOCK + i] = inside ? make_float2(lse[row] * LOG2E, delta) : make_float2(NOTHING, 0);
 }
 
-__global__ static void forward_tables_v2(operands o) {
-    const int at = (int)blockIdx.x * 256 + (int)threadIdx.x;
-    if (at < o.in.n_head_kv * o.nb) o.table[at] = at;
-    if (at < o.in.n_head) o.span[at] = o.in.span ? o.in.span[at] : INT_MAX / 4;
-}
 __global__ static void natural_v2(const float *__restrict__ lse2, float *__restrict__ lse, int64_t n) {
     const int64_t at = (int64_t)blockIdx.x * 256 + threadIdx.x;
     if (at < n) lse[at] = lse2[at] * LN2;
@@ -201,13 +206,14 @@ static moa_status make_pages(moa_cuda *c, const operands &o, moa_err *err) {
     return MOA_OK;
 }
 
-static moa_status longest(moa_cuda *c, const operands &o, const float *x, int64_t n_row, int which, moa_err *err) {
-    const unsigned blocks = (unsigned)(c->n_sm * 8);
+static moa_status longest(moa_cuda *c, const operands &o, const arrays &all, moa_err *err) {
+    const dim3 grid((unsigned)(c->n_sm * 4), N_MAX);
+    MOA_CU(c, cudaMemsetAsync(o.max, 0, N_MAX * sizeof *o.max, c->stream));
     if (o.in.d_head == 64)
-        norms_v2<16><<<blocks, 256, 0, c->stream>>>(x, n_row, o.max + which);
+        norms_v2<16><<<grid, 256, 0, c->stream>>>(all, o.max);
     else
-        norms_v2<32><<<blocks, 256, 0, c->stream>>>(x, n_row, o.max + which);
-    MOA_LAUNCHED(c, "the longest row");
+        norms_v2<32><<<grid, 256, 0, c->stream>>>(all, o.max);
+    MOA_LAUNCHED(c, "the longest rows");
     return MOA_OK;
 }
 
@@ -216,10 +222,10 @@ struct forward_made {
 };
 static moa_status prepare(moa_cuda *c, const operands &o, const forward_made &f, moa_err *err) {
     const int64_t n_q = (int64_t)o.in.n_tok * o.in.n_head, n_kv = (int64_t)o.in.n_tok * o.in.n_head_kv;
-    MOA_CU(c, cudaMemsetAsync(o.max, 0, N_MAX * sizeof *o.max, c->stream));
-    MOA_RETURN(longest(c, o, o.in.q, n_q, MAX_Q, err));
-    MOA_RETURN(longest(c, o, f.d_o, n_q, MAX_DO, err));
-    MOA_RETURN(longest(c, o, o.in.v, n_kv, MAX_V, err));
+    arrays all = {};
+    all.x[MAX_Q] = o.in.q, all.x[MAX_DO] = f.d_o, all.x[MAX_V] = o.in.v;
+    all.n_row[MAX_Q] = all.n_row[MAX_DO] = n_q, all.n_row[MAX_V] = n_kv;
+    MOA_RETURN(longest(c, o, all, err));
     MOA_RETURN(make_pages(c, o, err));
     const int lanes = o.in.d_head / 4;
     const dim3 grid((unsigned)(o.nb * BLOCK * lanes / 256), (unsigned)o.in.n_head);
@@ -839,23 +845,27 @@ __global__ static void __launch_bounds__(BLOCK) maps_v2(operands o, float *__res
     }
 }
 
-/* joint (n_head, nb + 1). Of block qb of queries, the windows 1 .. qb - 1 cut something; the others are as all keys. grid: n_head */
-__global__ static void curves_v2(operands o, float *__restrict__ joint) {
-    const int h = blockIdx.x, nb = o.nb;
+/* joint (n_head, nb + 1). Of block qb of queries, the windows 1 .. qb - 1 cut something; the others are as all keys. A warp a window, its
+ * lanes the blocks of queries. grid: (any, n_head) */
+__global__ static void __launch_bounds__(256) curves_v2(operands o, float *__restrict__ joint) {
+    const int h = blockIdx.y, nb = o.nb, lane = threadIdx.x % 32;
     const float grad = units_of(o).grad;
-    for (int w = threadIdx.x; w <= nb; w += blockDim.x) {
+    for (int w = (int)blockIdx.x * 8 + (int)threadIdx.x / 32; w <= nb; w += (int)gridDim.x * 8) {
         double sum = 0;
-        for (int qb = w + 1; w > 0 && qb < nb; qb++) {
+        for (int qb = w + 1 + lane; w > 0 && qb < nb; qb += 32) {
             const int64_t row = (int64_t)h * nb + qb;
             const float4 x = *reinterpret_cast<const float4 *>(o.curve + (row * (nb + 1) + w) * 4),
                          y = *reinterpret_cast<const float4 *>(o.whole + row * 4);
             sum += (double)(x.x - y.x) + (double)(x.y - y.y) + ((double)(x.z - y.z) + (double)(x.w - y.w));
         }
-        for (int qb = 0; o.in.span && w > 0 && qb <= min(w, nb - 1); qb++) {
+        for (int qb = lane; o.in.span && w > 0 && qb <= min(w, nb - 1); qb += 32) {
             const float4 x = *reinterpret_cast<const float4 *>(o.wide + ((int64_t)h * nb + qb) * 4);
             sum += (double)x.x + x.y + ((double)x.z + x.w);
         }
-        joint[(int64_t)h * (nb + 1) + w] = (float)(sum * grad);
+#pragma unroll
+        for (int l = 16; l > 0; l /= 2)
+            sum += __shfl_xor_sync(0xffffffffu, sum, l);
+        if (lane == 0) joint[(int64_t)h * (nb + 1) + w] = (float)(sum * grad);
     }
 }
 
@@ -909,9 +919,6 @@ moa_status moa_cuda_full_wgmma(moa_cuda *c, const moa_args_attn_full *a, moa_err
     operands o;
     MOA_RETURN(open_operands(c, a->in, FORWARD, o, err));
     MOA_RETURN(make_pages(c, o, err));
-    const int n = o.in.n_head_kv * o.nb > o.in.n_head ? o.in.n_head_kv * o.nb : o.in.n_head;
-    forward_tables_v2<<<(unsigned)moa_ceil_div(n, 256), 256, 0, c->stream>>>(o);
-    MOA_LAUNCHED(c, "tables of a sequence's pages");
     moa_args_attn_prefill p = {};
     p.q = a->in.q, p.o = a->o;
     p.kv.pool = o.kv, p.kv.table = o.table, p.kv.n_head_kv = a->in.n_head_kv, p.kv.d_head = a->in.d_head;
@@ -986,7 +993,7 @@ moa_status moa_cuda_full_wgmma_influence(moa_cuda *c, const moa_args_attn_influe
     MOA_CU(c, a->in.d_head == 64 ? influence<64>(c, j) : influence<128>(c, j));
     maps_v2<<<dim3((unsigned)o.nb, (unsigned)a->in.n_head), BLOCK, 0, c->stream>>>(o, a->abs, a->sum);
     MOA_LAUNCHED(c, "influence by blocks");
-    curves_v2<<<(unsigned)a->in.n_head, 256, 0, c->stream>>>(o, a->joint);
+    curves_v2<<<dim3((unsigned)moa_ceil_div(o.nb + 1, 8), (unsigned)a->in.n_head), 256, 0, c->stream>>>(o, a->joint);
     MOA_LAUNCHED(c, "influence by windows");
     c->half = mark(a->in, f);
     return MOA_OK;

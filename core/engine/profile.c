@@ -29,7 +29,7 @@
 #include "core/engine/engine_impl.h"
 
 enum { ALIGN = 256, BLOCK = MOA_PAGE_TOK };
-enum { ADD_THREADS = 4, ADD_MANY = 1 << 20 }; /* of adding maps of so many numbers to the sums */
+enum { ADD_THREADS = 8, ADD_MANY = 1 << 20 }; /* of adding maps of so many numbers to the sums */
 enum { ROOM_TOK = 16384 };   /* tokens that a GPU likes to have at once: more make no product faster */
 enum { LAYERS_AHEAD = 8 }; /* that are queued without waiting, ^C is so far away */
 #define ROWS_BYTES ((size_t)64 << 20)
