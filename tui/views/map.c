@@ -1101,7 +1101,7 @@ static const tui_command commands[] = {
     {"scale", "gm", NULL, "shades: lift, log, linear, rank", NULL, NULL, 0, turn_scale, NULL},
     {"range", "gr", NULL, "shades: this map's own range, or a fixed one", NULL, NULL, 0, turn_range, NULL},
     {"follow", "f", NULL, "while tokens come: the cursor goes with the newest, or stays", NULL, NULL, 0, turn_follow, NULL},
-    {"png", NULL, "FILE [PIXELS]", "write the map as a picture, 8 pixels a value, with words that say what it shows", NULL, NULL, 0, save_png, NULL},
+    {"png", NULL, "FILE [PIXELS]", "the map as a picture, 8 pixels a value, and words that say what it is", NULL, NULL, 0, save_png, NULL},
     {"influence", "i", NULL, "this head's influence in place of its attention, and back", "influence", NULL, 0, turn_influence, NULL},
     {"influence sign", "gi", NULL, "influence signed or absolute", NULL, NULL, 0, turn_signed, NULL},
     {"head left", "H", NULL, "the head before, same zoom", "L head", NULL, TUI_CMD_COUNT, head_left, NULL},
