@@ -29,7 +29,7 @@
 #include "core/engine/engine_impl.h"
 
 enum { ALIGN = 256, BLOCK = MOA_PAGE_TOK };
-enum { ADD_THREADS = 8, ADD_MANY = 1 << 20 }; /* of adding maps of so many numbers to the sums */
+enum { ADD_THREADS = 8 }; /* of adding maps to the sums */
 enum { ROOM_TOK = 16384 };   /* tokens that a GPU likes to have at once: more make no product faster */
 enum { LAYERS_AHEAD = 8 }; /* that are queued without waiting, ^C is so far away */
 #define ROWS_BYTES ((size_t)64 << 20)
@@ -771,10 +771,9 @@ out:
     return s;
 }
 
-/* heads from .. to - 1 of a part's maps to the sums */
+/* heads from .. end - 1 of all parts to the sums */
 typedef struct adding {
-    const moa_profile *p;
-    const part *t;
+    const pass *a;
     moa_influence *to;
     int64_t from, end;
     pthread_t thread;
@@ -782,40 +781,46 @@ typedef struct adding {
 } adding;
 
 /* the item's blocks (nb of its own) into the sums' (to->nb) */
+static void add_head(const moa_profile *p, const part *t, moa_influence *to, int64_t h) {
+    const int64_t nb = t->nb, nb_to = to->nb;
+    const float *abs = p->maps + t->abs + h * nb * nb, *sum = p->maps + t->sum + h * nb * nb, *joint = p->maps + t->joint + h * (nb + 1);
+    for (int64_t q = 0; q < nb; q++)
+        for (int64_t k = 0; k <= q; k++) {
+            to->abs[(h * nb_to + q) * nb_to + k] += abs[q * nb + k] * (1 / GAIN);
+            to->sum[(h * nb_to + q) * nb_to + k] += sum[q * nb + k] * (1 / GAIN);
+        }
+    for (int64_t w = 0; w <= nb_to; w++) /* beyond the item's blocks: nothing more is cut */
+        to->joint[h * (nb_to + 1) + w] += joint[w < nb ? w : nb] * (1 / GAIN);
+}
+
 static void *add_heads(void *arg) {
     const adding *x = arg;
-    const part *t = x->t;
-    moa_influence *to = x->to;
-    const int64_t nb = t->nb, nb_to = to->nb;
-    const float *abs = x->p->maps + t->abs, *sum = x->p->maps + t->sum, *joint = x->p->maps + t->joint;
-    for (int64_t h = x->from; h < x->end; h++) {
-        for (int64_t q = 0; q < nb; q++)
-            for (int64_t k = 0; k <= q; k++) {
-                to->abs[(h * nb_to + q) * nb_to + k] += abs[(h * nb + q) * nb + k] * (1 / GAIN);
-                to->sum[(h * nb_to + q) * nb_to + k] += sum[(h * nb + q) * nb + k] * (1 / GAIN);
-            }
-        for (int64_t w = 0; w <= nb_to; w++) /* beyond the item's blocks: nothing more is cut */
-            to->joint[h * (nb_to + 1) + w] += joint[h * (nb + 1) + (w < nb ? w : nb)] * (1 / GAIN);
-    }
+    for (int64_t h = x->from; h < x->end; h++)
+        for (int32_t i = 0; i < x->a->n_part; i++)
+            add_head(x->a->p, &x->a->p->parts[i], x->to, h);
     return NULL;
 }
 
-/* by several threads where it is much: the sums of a head are one thread's, so that they come out alike */
-static void add_part(const pass *a, const part *t, moa_influence *to) {
+/* by several threads: the sums of a head are one thread's, so that they come out alike */
+static void add_parts(const pass *a, moa_influence *to) {
     const int64_t heads = (int64_t)to->n_layer * to->n_head;
-    const int32_t n_thread = heads * t->nb * t->nb > ADD_MANY && heads >= ADD_THREADS ? ADD_THREADS : 1;
+    const int32_t n_thread = heads >= ADD_THREADS ? ADD_THREADS : 1;
     adding x[ADD_THREADS];
     for (int32_t i = 0; i < n_thread; i++)
-        x[i] = (adding){.p = a->p, .t = t, .to = to, .from = heads * i / n_thread, .end = heads * (i + 1) / n_thread};
+        x[i] = (adding){.a = a, .to = to, .from = heads * i / n_thread, .end = heads * (i + 1) / n_thread};
     for (int32_t i = 1; i < n_thread; i++)
         x[i].started = pthread_create(&x[i].thread, NULL, add_heads, &x[i]) == 0;
     for (int32_t i = 0; i < n_thread; i++)
         if (!x[i].started) add_heads(&x[i]);
     for (int32_t i = 1; i < n_thread; i++)
         if (x[i].started) (void)pthread_join(x[i].thread, NULL);
-    to->n_item++;
-    to->n_supervised += t->n - t->item->supervise_from;
-    to->loss += t->loss;
+    for (int32_t i = 0; i < a->n_part; i++) {
+        const part *t = &a->p->parts[i];
+        to->n_item++;
+        to->n_supervised += t->n - t->item->supervise_from;
+        to->loss += t->loss;
+    }
+    to->n_clamped += a->clamped;
 }
 
 moa_status moa_profile_add_all(moa_profile *p, const moa_profile_item *items, int32_t n_item, moa_influence *to, double *loss,
@@ -830,11 +835,9 @@ moa_status moa_profile_add_all(moa_profile *p, const moa_profile_item *items, in
     MOA_TRY(forward(&a, err));
     MOA_TRY(head(&a, err));
     MOA_TRY(backward(&a, err));
-    for (int32_t i = 0; i < n_item; i++) {
-        add_part(&a, &p->parts[i], to);
-        if (loss) loss[i] = p->parts[i].loss;
-    }
-    to->n_clamped += a.clamped;
+    add_parts(&a, to);
+    for (int32_t i = 0; loss && i < n_item; i++)
+        loss[i] = p->parts[i].loss;
     MOA_TRY(spent(&a, MOA_PROFILE_HOST, err));
 out:
     return s;
