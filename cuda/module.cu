@@ -25,6 +25,7 @@
 #include "cuda/bwd.cuh"
 #include "cuda/matmul.cuh"
 #include "cuda/upload.cuh"
+#include "cuda/step_pick.cuh"
 
 struct moa_cuda_block {
     void *memory;
@@ -673,6 +674,7 @@ static moa_backend_vtable make_table() {
     MOA_BWD_MAP(X)
     MOA_FUSED_MAP(X)
 #undef X
+    t.step_decode = moa_cuda_step_pick; /* step.cu's, or that of small models */
     return t;
 }
 static const moa_backend_vtable table = make_table();

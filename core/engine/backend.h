@@ -98,7 +98,7 @@ typedef struct moa_probe {
     X(fused_qkv, "rmsnorm; q, k, v products with biases; rope of q and k; k and v to their pages")           \
     X(fused_gate_up, "rmsnorm; y = silu(gate) * up")                                                         \
     X(fused_product, "rmsnorm or not; y = x W^T (+ y)")                                                      \
-    X(step_decode, "all layers of one row, from its embedding to its logits")
+    X(step_decode, "all layers of one row or more, from their embeddings to their logits")
 
 typedef struct moa_args_embed {
     const moa_dev_weight *w; /* (n_vocab, d_model) */
@@ -312,7 +312,9 @@ typedef struct moa_args_step_decode {
     int64_t table_layer_stride; /* elements */
     const int32_t *seq;         /* device (1) or NULL, as in kv_store */
     const int32_t *span;        /* device (n_layer, n_head): of that sequence */
+    int64_t span_seq_stride;    /* elements to those of the next row */
     int32_t n_layer, n_head;
+    int32_t n_tok; /* rows, of as many sequences, without probe; 0 is 1. x, gate, logits, pos, seq and span have as many */
     float eps, scale; /* of the norms; of q.k */
     moa_probe probe;
     bool *taken;

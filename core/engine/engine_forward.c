@@ -9,8 +9,8 @@
  * A step reads all that changes (id, position, page tables, spans) from device memory, so its operations are recorded the
  * second time they run (the first lets the backend allocate what it wants) and replayed from then on, until a buffer moves.
  *
- * A step of one row is one operation where the backend has that, takes the model's shape and the model is of a size for it
- * ($MOASCOPE_STEP=0: never, 1: of any); else it
+ * A step is one operation where the backend has that, takes the model's shape and the model is of a size for it ($MOASCOPE_STEP=0:
+ * never; 1, cluster: of any, by all multiprocessors or by clusters of them); else it
  * goes by the fused operations where the backend has them and takes the shape: five launches a layer rather than
  * sixteen, of several rows nine rather than twenty. $MOASCOPE_FUSED=0 goes by the single operations, which it is checked against.
  *
@@ -26,7 +26,7 @@
 
 #include "core/engine/engine_impl.h"
 
-enum { LONG_CHUNK = 512, LOOK_LAYERS = 4 };
+enum { LONG_CHUNK = 512, LOOK_LAYERS = 4, STEP_ROWS = 15, STEP_ROWS_MB = 8 };
 
 typedef struct pass {
     moa_engine *e;
@@ -374,19 +374,19 @@ static bool fused_wanted(void) {
     return !text || strcmp(text, "0") != 0;
 }
 
-/* By itself only where that is measured faster: from 64 MB of weights a layer on (Llama-3-8B's: 132 in Q4_0, 436 in BF16). Small models
- * go faster by five launches a layer. */
+/* By itself only where that is measured faster: one row from 64 MB of weights a layer on (Llama-3-8B's: 132 in Q4_0, 436 in BF16; alone,
+ * small models go faster by five launches a layer), two to STEP_ROWS rows of small models (SmolLM2's: 3 MB). */
 static bool whole_wanted(const pass *p) {
-    const uint64_t least = (uint64_t)64 << 20;
+    const uint64_t mb = (uint64_t)1 << 20;
     const moa_engine *e = p->e;
     const char *text = getenv("MOASCOPE_STEP");
-    if (p->n != 1 || !p->fused || !e->vt->step_decode || (p->s && p->s->capture)) return false;
+    if ((p->n != 1 && !p->lanes) || !p->fused || !e->vt->step_decode || (p->s && p->s->capture)) return false;
     if (text && *text) return strcmp(text, "0") != 0;
     const uint64_t layer = e->weight_bytes / (uint64_t)shape_of(p)->n_layer;
-    return layer >= least;
+    return p->n == 1 ? layer >= 64 * mb : p->n <= STEP_ROWS && layer <= STEP_ROWS_MB * mb;
 }
 
-/* all layers of one row as one operation; its embedding is there */
+/* all layers of a row or more as one operation; their embeddings are there */
 static moa_status whole_step(const pass *p, bool logits, bool *taken, moa_err *err) {
     moa_engine *e = p->e;
     const moa_shape *shape = shape_of(p);
@@ -409,8 +409,10 @@ static moa_status whole_step(const pass *p, bool logits, bool *taken, moa_err *e
                                 .table_layer_stride = (int64_t)kv.n_head_kv * kv.max_pages,
                                 .seq = y ? y->seq : NULL,
                                 .span = y ? y->span : p->s->d_shown,
+                                .span_seq_stride = y ? y->stride : 0,
                                 .n_layer = shape->n_layer,
                                 .n_head = shape->n_head,
+                                .n_tok = p->n,
                                 .eps = shape->rms_eps,
                                 .scale = moa_attn_scale(shape),
                                 .probe = y ? (moa_probe){0} : moa_probe_args(p->s, 0, 1),
