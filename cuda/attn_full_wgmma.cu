@@ -48,19 +48,20 @@ static constexpr int NEVER = -1; /* a tile outside the tensor: zero */
 struct operands {
     moa_full in;
     int nb, group;
-    __half *kv; /* (n_head_kv, nb, 2, 64, d_head): K and V of 64 tokens, zero beyond the last */
-    __half *qg; /* (n_head, nb, 2, 64, d_head): Q scale log2(e) and dO */
+    __half *kv;    /* (n_head_kv, nb, 2, 64, d_head): K and V of 64 tokens, zero beyond the last */
+    __half *qg;    /* (n_head, nb, 2, 64, d_head): Q scale log2(e) and dO */
     float2 *row;   /* (n_head, nb * 64): log2 of the sum of 2^score, delta in units of the rounded dO */
     uint32_t *max; /* (N_MAX): bits of the longest row's norm */
     int32_t *table, *span; /* (n_head_kv, nb), (n_head): the forward pass's */
     float *lse2;           /* (n_tok, n_head) */
-    float *dq;             /* (n_tok, n_head, d_head): the influence's by-product, for the backward pass that follows */
-    float *dk, *dv;        /* (n_tok, n_head, d_head): of each query head where several share keys */
-    float2 *e;             /* (n_head, nb, nb, 4): E and |E| of a tile by warp */
-    float *curve;          /* (n_head, nb, nb + 1, 4): of each window, sums over a warp's 16 rows */
-    float *whole;          /* (n_head, nb, 4): the same of the keys seen */
-    float *wide;           /* (n_head, nb, 4): under spans, what all keys would change of that */
-    float2 *peak;          /* (n_head, nb * 64): E of the row's entry above 1/2, and the bits of its block of keys, -1: none */
+    float *dq; /* (n_tok, n_head, d_head): the influence's by-product, for the backward pass that follows */
+    float *dk, *dv; /* (n_tok, n_head, d_head): of each query head where several share keys */
+    float2 *e;      /* (n_head, nb, nb, 4): E and |E| of a tile by warp */
+    float *curve;   /* (n_head, nb, nb + 1, 4): of each window, sums over a warp's 16 rows */
+    float *whole;   /* (n_head, nb, 4): the same of the keys seen */
+    float *wide;    /* (n_head, nb, 4): under spans, what all keys would change of that */
+    float2 *
+        peak; /* (n_head, nb * 64): E of the row's entry above 1/2, and the bits of its block of keys, -1: none */
 };
 
 static char *take(char *base, size_t *used, size_t bytes) {
@@ -76,7 +77,8 @@ enum purpose { FORWARD, BACKWARD };
 
 /* the backward pass and the influence lay out the same, so that one finds what the other has made */
 static size_t lay(operands &o, purpose what, char *base) {
-    const size_t heads = (size_t)o.in.n_head, kv = (size_t)o.in.n_head_kv, nb = (size_t)o.nb, d = (size_t)o.in.d_head;
+    const size_t heads = (size_t)o.in.n_head, kv = (size_t)o.in.n_head_kv, nb = (size_t)o.nb,
+                 d = (size_t)o.in.d_head;
     const size_t page = 2 * BLOCK * d, n_q = (size_t)o.in.n_tok * heads;
     size_t used = 0;
     take_of(o.max, base, &used, N_MAX);
@@ -137,7 +139,8 @@ template <int LANES> __global__ static void __launch_bounds__(256) norms_v2(arra
     const int64_t step = (int64_t)gridDim.x * (256 / LANES);
     float top = 0;
     /* all lanes of a warp go round as often: the last rows are read twice rather than not */
-    for (int64_t at = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES; at - threadIdx.x / LANES < n_row; at += step) {
+    for (int64_t at = (int64_t)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
+         at - threadIdx.x / LANES < n_row; at += step) {
         const int64_t row = at < n_row ? at : n_row - 1;
         const float4 v = *reinterpret_cast<const float4 *>(x + row * LANES * 4 + sub * 4);
         const float square = group_sum<LANES>(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w);
@@ -154,7 +157,8 @@ template <int LANES> __global__ static void __launch_bounds__(256) norms_v2(arra
 
 /* k and v to pages; a thread 4 elements. And, where they are wanted, the page table and the spans. grid: (elements of a page, nb, n_head_kv) */
 __global__ static void __launch_bounds__(256) pages_v2(operands o) {
-    if (o.table && blockIdx.x == 0 && threadIdx.x == 0) o.table[blockIdx.z * o.nb + blockIdx.y] = (int)blockIdx.z * o.nb + (int)blockIdx.y;
+    if (o.table && blockIdx.x == 0 && threadIdx.x == 0)
+        o.table[blockIdx.z * o.nb + blockIdx.y] = (int)blockIdx.z * o.nb + (int)blockIdx.y;
     if (o.table && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0)
         for (int h = threadIdx.x; h < o.in.n_head; h += 256)
             o.span[h] = o.in.span ? o.in.span[h] : INT_MAX / 4;
@@ -169,10 +173,12 @@ __global__ static void __launch_bounds__(256) pages_v2(operands o) {
 
 /* q and d_o to pages, and what a row has of its own. LANES lanes a row; grid: (rows of nb * 64, n_head) */
 template <int LANES>
-__global__ static void __launch_bounds__(256) rows_v2(operands o, const float *__restrict__ out, const float *__restrict__ lse,
-                                                      const float *__restrict__ d_o) {
+__global__ static void __launch_bounds__(256)
+    rows_v2(operands o, const float *__restrict__ out, const float *__restrict__ lse,
+            const float *__restrict__ d_o) {
     constexpr int D = LANES * 4;
-    const int i = (int)blockIdx.x * (256 / LANES) + (int)threadIdx.x / LANES, h = blockIdx.y, sub = threadIdx.x % LANES;
+    const int i = (int)blockIdx.x * (256 / LANES) + (int)threadIdx.x / LANES, h = blockIdx.y,
+              sub = threadIdx.x % LANES;
     const bool inside = i < o.in.n_tok;
     const int64_t row = (int64_t)i * o.in.n_head + h, at = row * D + sub * 4;
     const float up_q = power_to(o.max[MAX_Q], Q_POWER), up_d = power_to(o.max[MAX_DO], DO_POWER);
@@ -191,7 +197,8 @@ __global__ static void __launch_bounds__(256) rows_v2(operands o, const float *_
     *reinterpret_cast<uint2 *>(to) = qh;
     *reinterpret_cast<uint2 *>(to + BLOCK * D) = gh;
     if (sub == 0)
-        o.row[(int64_t)h * o.nb * BLOCK + i] = inside ? make_float2(lse[row] * LOG2E, delta) : make_float2(NOTHING, 0);
+        o.row[(int64_t)h * o.nb * BLOCK + i] =
+            inside ? make_float2(lse[row] * LOG2E, delta) : make_float2(NOTHING, 0);
 }
 
 __global__ static void natural_v2(const float *__restrict__ lse2, float *__restrict__ lse, int64_t n) {
@@ -200,7 +207,8 @@ __global__ static void natural_v2(const float *__restrict__ lse2, float *__restr
 }
 
 static moa_status make_pages(moa_cuda *c, const operands &o, moa_err *err) {
-    const dim3 grid((unsigned)moa_ceil_div(2 * BLOCK * o.in.d_head, 1024), (unsigned)o.nb, (unsigned)o.in.n_head_kv);
+    const dim3 grid((unsigned)moa_ceil_div(2 * BLOCK * o.in.d_head, 1024), (unsigned)o.nb,
+                    (unsigned)o.in.n_head_kv);
     pages_v2<<<grid, 256, 0, c->stream>>>(o);
     MOA_LAUNCHED(c, "keys and values of a sequence to pages");
     return MOA_OK;
@@ -252,14 +260,15 @@ template <int D_> struct full_tile {
     static constexpr int D = D_, WG = 2, STAGES = D == 64 ? 4 : 3;
     static constexpr int BM = BLOCK * WG, THREADS = 128 * (WG + 1), PANELS = D / WG_TILE_COLUMNS;
     static constexpr int PANEL = BLOCK * WG_TILE_ROW, TILE = PANELS * PANEL, STAGE = PAIR * TILE;
-    static constexpr int STAGES_AT = WG * PAIR * TILE, ROWS_AT = STAGES_AT + STAGES * STAGE, ROWS = BLOCK * (int)sizeof(float2);
-    static constexpr size_t bytes() { return ROWS_AT + STAGES * ROWS + 1024; } /* to begin at a multiple of 1024 */
+    static constexpr int STAGES_AT = WG * PAIR * TILE, ROWS_AT = STAGES_AT + STAGES * STAGE,
+                         ROWS = BLOCK * (int)sizeof(float2);
+    static constexpr size_t bytes() {
+        return ROWS_AT + STAGES * ROWS + 1024;
+    }                                          /* to begin at a multiple of 1024 */
     static constexpr int FEW = 24, MANY = 240; /* of 168 as launched */
 };
 
-template <class T> struct letters {
-    uint64_t full[T::STAGES], unused[T::STAGES], stays;
-};
+template <class T> struct letters { uint64_t full[T::STAGES], unused[T::STAGES], stays; };
 
 /* a GPU block's work. KEYS: rows are keys */
 struct full_work {
@@ -284,9 +293,10 @@ template <class T, bool KEYS> __device__ static inline int block_of(const full_w
 }
 
 __device__ static inline void copy_bytes(uint32_t to, const void *from, int bytes, uint32_t barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from),
-                 "r"(bytes), "r"(barrier)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
+        "l"(from), "r"(bytes), "r"(barrier)
+        : "memory");
 }
 /* the two tiles of a page */
 template <class T>
@@ -295,12 +305,14 @@ __device__ static inline void load_page(const CUtensorMap *map, int page, uint32
     for (int k = 0; k < PAIR; k++)
 #pragma unroll
         for (int panel = 0; panel < T::PANELS; panel++)
-            copy_box(to + k * T::TILE + panel * T::PANEL, map, panel * WG_TILE_COLUMNS, 0, page < 0 ? NEVER : PAIR * page + k, barrier);
+            copy_box(to + k * T::TILE + panel * T::PANEL, map, panel * WG_TILE_COLUMNS, 0,
+                     page < 0 ? NEVER : PAIR * page + k, barrier);
 }
 
 /* one thread */
 template <class T, bool KEYS>
-__device__ static inline void load_all(const full_job &j, const full_work &w, letters<T> *box, uint32_t base) {
+__device__ static inline void load_all(const full_job &j, const full_work &w, letters<T> *box,
+                                       uint32_t base) {
     const CUtensorMap *stays = KEYS ? &j.kv : &j.qg, *walks = KEYS ? &j.qg : &j.kv;
     const int head_stays = KEYS ? w.head_kv : w.head, head_walks = KEYS ? w.head : w.head_kv, nb = j.o.nb;
     const uint32_t here = shared_address(&box->stays);
@@ -316,7 +328,8 @@ __device__ static inline void load_all(const full_job &j, const full_work &w, le
         barrier_expect(full, T::STAGE + (KEYS ? T::ROWS : 0));
         load_page<T>(walks, head_walks * nb + block, base + T::STAGES_AT + stage * T::STAGE, full);
         if (KEYS)
-            copy_bytes(base + T::ROWS_AT + stage * T::ROWS, j.o.row + ((int64_t)w.head * nb + block) * BLOCK, T::ROWS, full);
+            copy_bytes(base + T::ROWS_AT + stage * T::ROWS, j.o.row + ((int64_t)w.head * nb + block) * BLOCK,
+                       T::ROWS, full);
     }
 }
 
@@ -324,12 +337,14 @@ __device__ static inline void load_all(const full_job &j, const full_work &w, le
 __device__ static inline void product_64(float (&c)[32], uint64_t a, uint64_t b, int add) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"
+                 "%25,%26,%27,%28,%29,"
                  "%30,%31}, %32, %33, p, 1, 1, 0, 0;\n}\n"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]),
-                   "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]),
-                   "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
-                   "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]),
+                   "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]),
+                   "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]),
+                   "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]),
+                   "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
                  : "l"(a), "l"(b), "r"(add));
 }
 
@@ -344,7 +359,8 @@ template <class T> __device__ static inline void issue_product(float (&s)[32], u
     }
 }
 /* issues sum += a Y: a in registers (64 x 64), Y a tile; the caller commits */
-template <class T> __device__ static inline void issue_sum(float (&sum)[T::D / 2], uint32_t (&a)[16], uint64_t y) {
+template <class T>
+__device__ static inline void issue_sum(float (&sum)[T::D / 2], uint32_t (&a)[16], uint64_t y) {
     wgmma_hold(sum);
     wgmma_hold(a);
     wgmma_fence();
@@ -360,7 +376,8 @@ __device__ static inline void pack(const float (&x)[32], uint32_t (&to)[16]) {
 
 /* what takes sums back to their units */
 struct units {
-    float score, grad, ds; /* scores from Q K^T; gradients from those of the rounded dO; what dS is multiplied with */
+    float score, grad,
+        ds; /* scores from Q K^T; gradients from those of the rounded dO; what dS is multiplied with */
 };
 __device__ static inline units units_of(const operands &o) {
     units u;
@@ -373,7 +390,8 @@ __device__ static inline units units_of(const operands &o) {
 
 /* 64 rows of a sum to (n_tok, n_head, D) */
 template <class T>
-__device__ static inline void write_rows(float *to, const operands &o, int head, int row0, const float (&sum)[T::D / 2], float factor) {
+__device__ static inline void write_rows(float *to, const operands &o, int head, int row0,
+                                         const float (&sum)[T::D / 2], float factor) {
     const int column = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -382,7 +400,8 @@ __device__ static inline void write_rows(float *to, const operands &o, int head,
         float *at = to + ((int64_t)row * o.in.n_head + head) * T::D + column;
 #pragma unroll
         for (int c = 0; c < T::D / 8; c++)
-            *reinterpret_cast<float2 *>(at + c * 8) = make_float2(sum[4 * c + 2 * h] * factor, sum[4 * c + 2 * h + 1] * factor);
+            *reinterpret_cast<float2 *>(at + c * 8) =
+                make_float2(sum[4 * c + 2 * h] * factor, sum[4 * c + 2 * h + 1] * factor);
     }
 }
 
@@ -432,14 +451,16 @@ struct query_rows {
     float lse2[2], delta[2];
     float mass[2], gain[2];           /* of the window so far; the same in the four threads of a row */
     float rest_mass[2], rest_gain[2]; /* of this thread's keys without the peak */
-    float peak[2], peak_gain[2];      /* the entry above 1/2 among this thread's keys, 0: none, and its G - delta */
+    float peak[2],
+        peak_gain[2]; /* the entry above 1/2 among this thread's keys, 0: none, and its G - delta */
     int peak_block[2];
     bool bad[2];
 };
 
 /* A in the place of S; the largest of this thread's */
 template <edge EDGE>
-__device__ static inline float weights_of(const units &u, const query_rows &x, float (&s)[32], int row, const tile_place &at) {
+__device__ static inline float weights_of(const units &u, const query_rows &x, float (&s)[32], int row,
+                                          const tile_place &at) {
     const int column = threadIdx.x % 4 * 2;
     float top = 0;
 #pragma unroll
@@ -457,7 +478,8 @@ __device__ static inline float weights_of(const units &u, const query_rows &x, f
 }
 
 /* dS in the place of G */
-__device__ static inline void gradients_of(const units &u, const query_rows &x, const float (&s)[32], float (&g)[32]) {
+__device__ static inline void gradients_of(const units &u, const query_rows &x, const float (&s)[32],
+                                           float (&g)[32]) {
 #pragma unroll
     for (int h = 0; h < 2; h++)
 #pragma unroll
@@ -482,7 +504,8 @@ static constexpr float SMALL_TOP = 0x1p-6f;
 
 /* A and G summed up; DQ: G becomes dS too */
 template <weight_kind KIND, bool DQ>
-__device__ static inline tile_sums sums_of(const units &u, const query_rows &x, const float (&s)[32], float (&g)[32]) {
+__device__ static inline tile_sums sums_of(const units &u, const query_rows &x, const float (&s)[32],
+                                           float (&g)[32]) {
     tile_sums t = {};
 #pragma unroll
     for (int h = 0; h < 2; h++)
@@ -495,7 +518,8 @@ __device__ static inline tile_sums sums_of(const units &u, const query_rows &x, 
                 const float v = g[at] - x.delta[h];
                 if (DQ) g[at] = a * u.ds * v;
                 if (KIND == PEAKED && a > 0.5f) t.peak[h] = a, t.peak_gain[h] = v, a = 0;
-                const float odds = KIND == SMALL ? fmaf(a, fmaf(a, a, a), a) : __fdividef(a, 1.0f - a), q = odds * v;
+                const float odds = KIND == SMALL ? fmaf(a, fmaf(a, a, a), a) : __fdividef(a, 1.0f - a),
+                            q = odds * v;
                 t.mass[h] += a, t.gain[h] += a * v, t.e += q, t.abs_e += fabsf(q);
             }
     return t;
@@ -503,8 +527,8 @@ __device__ static inline tile_sums sums_of(const units &u, const query_rows &x, 
 
 /* the same of a tile with unseen keys, from S */
 template <bool DQ>
-__device__ static inline tile_sums sums_of_cut(const units &u, const query_rows &x, const float (&s)[32], float (&g)[32], int row,
-                                               const tile_place &place) {
+__device__ static inline tile_sums sums_of_cut(const units &u, const query_rows &x, const float (&s)[32],
+                                               float (&g)[32], int row, const tile_place &place) {
     const float most = (float)MOA_INFLUENCE_MOST * LOG2E;
     const int column = threadIdx.x % 4 * 2;
     tile_sums t = {};
@@ -514,7 +538,8 @@ __device__ static inline tile_sums sums_of_cut(const units &u, const query_rows 
         for (int n = 0; n < 8; n++)
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                const int at = 4 * n + 2 * h + k, i = place.i0 + row + h * 8, key = place.j0 + n * 8 + column + k;
+                const int at = 4 * n + 2 * h + k, i = place.i0 + row + h * 8,
+                          key = place.j0 + n * 8 + column + k;
                 const float v = g[at] - x.delta[h], score = s[at] * u.score - x.lse2[h];
                 const bool see = moa_sees(place.span, i, key), other = !see && key <= i;
                 float a = see ? exp2_fast(score) : 0.0f;
@@ -531,8 +556,9 @@ __device__ static inline tile_sums sums_of_cut(const units &u, const query_rows 
 
 /* A and G of a tile: to its E, and to the rows' sums. curve: of the window that ends with this tile, or NULL. CUT_TILE: s is still S */
 template <bool DQ, bool CUT_TILE>
-__device__ static inline void influence_tile(const full_job &j, const units &u, query_rows &x, float top, const float (&s)[32],
-                                             float (&g)[32], int row, const tile_place &place, int64_t tile, float *curve) {
+__device__ static inline void influence_tile(const full_job &j, const units &u, query_rows &x, float top,
+                                             const float (&s)[32], float (&g)[32], int row,
+                                             const tile_place &place, int64_t tile, float *curve) {
     const int lane = threadIdx.x % 32;
     tile_sums t;
     float change = 0;
@@ -547,7 +573,8 @@ __device__ static inline void influence_tile(const full_job &j, const units &u, 
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         x.rest_mass[h] += t.mass[h], x.rest_gain[h] += t.gain[h];
-        if (t.peak[h] > 0) x.peak[h] = t.peak[h], x.peak_gain[h] = t.peak_gain[h], x.peak_block[h] = place.j0 / BLOCK;
+        if (t.peak[h] > 0)
+            x.peak[h] = t.peak[h], x.peak_gain[h] = t.peak_gain[h], x.peak_block[h] = place.j0 / BLOCK;
         x.mass[h] += group_sum<4>(t.mass[h] + t.peak[h] + t.unseen_mass[h]);
         x.gain[h] += group_sum<4>(t.gain[h] + t.peak[h] * t.peak_gain[h] + t.unseen_gain[h]);
         change += __fdividef(x.gain[h], fmaxf(x.mass[h], (float)MOA_INFLUENCE_TINY));
@@ -565,7 +592,8 @@ __device__ static inline void influence_tile(const full_job &j, const units &u, 
 /* After the last key: the peaks in the form that does not cancel, the sum of the keys seen, what had to be clamped. The rows of a span's head
  * that see everything as it is have all of it from the same sum as those without spans. */
 template <bool SPANS>
-__device__ static inline void influence_end(const full_job &j, query_rows &x, int head, int block, int row, int span) {
+__device__ static inline void influence_end(const full_job &j, query_rows &x, int head, int block, int row,
+                                            int span) {
     const int lane = threadIdx.x % 32, nb = j.o.nb;
     float whole = 0, wide = 0;
     int n_bad = 0;
@@ -573,10 +601,13 @@ __device__ static inline void influence_end(const full_job &j, query_rows &x, in
     for (int h = 0; h < 2; h++) {
         const int i = block * BLOCK + row + h * 8;
         const float mass = group_sum<4>(x.rest_mass[h]), gain = group_sum<4>(x.rest_gain[h]);
-        const bool any = group_max<4>(x.peak[h]) > 0, here = x.peak[h] > 0, ok = i == 0 || !any || mass >= (float)MOA_INFLUENCE_TINY;
+        const bool any = group_max<4>(x.peak[h]) > 0, here = x.peak[h] > 0,
+                   ok = i == 0 || !any || mass >= (float)MOA_INFLUENCE_TINY;
         float2 *to = j.o.peak + ((int64_t)head * nb + block) * BLOCK + row + h * 8;
         if (here) {
-            const float q = i == 0 ? -(x.peak_gain[h] + x.delta[h]) : ok ? gain / mass - x.peak_gain[h] : 0.0f;
+            const float q = i == 0 ? -(x.peak_gain[h] + x.delta[h])
+                            : ok   ? gain / mass - x.peak_gain[h]
+                                   : 0.0f;
             *to = make_float2(x.peak[h] * q, __int_as_float(x.peak_block[h]));
         }
         if (!any && lane % 4 == 0) *to = make_float2(0, __int_as_float(-1));
@@ -585,7 +616,8 @@ __device__ static inline void influence_end(const full_job &j, query_rows &x, in
         bool strange = x.bad[h];
         if (SPANS) {
             const float peak = group_sum<4>(x.peak[h]), peak_gain = group_sum<4>(x.peak[h] * x.peak_gain[h]);
-            if (moa_n_seen(span, i) <= i) own = (gain + peak_gain) / fmaxf(mass + peak, (float)MOA_INFLUENCE_TINY);
+            if (moa_n_seen(span, i) <= i)
+                own = (gain + peak_gain) / fmaxf(mass + peak, (float)MOA_INFLUENCE_TINY);
             strange = group_max<4>(strange ? 1.0f : 0.0f) > 0; /* one of four threads saw it */
         }
         whole += own, wide += all - own;
@@ -606,11 +638,13 @@ __device__ static inline void influence_end(const full_job &j, query_rows &x, in
 
 /* One warpgroup's 64 queries. MAP: influence; DQ: the gradient */
 template <class T, bool MAP, bool DQ, bool SPANS>
-__device__ static inline void walk_keys(const full_job &j, const full_work &w, letters<T> *box, uint32_t base, int wg) {
+__device__ static inline void walk_keys(const full_job &j, const full_work &w, letters<T> *box, uint32_t base,
+                                        int wg) {
     const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4, nb = j.o.nb;
     const int mine = w.tile * T::WG + wg, first = mine < w.last, span = SPANS ? j.o.in.span[w.head] : 0;
     const units u = units_of(j.o);
-    const uint64_t stay = wgmma_operand(base + wg * PAIR * T::TILE, 0), stage0 = wgmma_operand(base + T::STAGES_AT, 0),
+    const uint64_t stay = wgmma_operand(base + wg * PAIR * T::TILE, 0),
+                   stage0 = wgmma_operand(base + T::STAGES_AT, 0),
                    across0 = wgmma_operand(base + T::STAGES_AT, T::PANEL);
     float s[32], g[32], sum[DQ ? T::D / 2 : 1] = {};
     uint32_t ds[16] = {};
@@ -622,7 +656,8 @@ __device__ static inline void walk_keys(const full_job &j, const full_work &w, l
     }
     barrier_wait(shared_address(&box->stays), 0);
     if (first == 1 && lane == 0) barrier_arrive(shared_address(&box->unused[0]));
-    int before = first; /* the stage whose last product comes next: the first time of nothing, which adds nothing */
+    int before =
+        first; /* the stage whose last product comes next: the first time of nothing, which adds nothing */
 #pragma unroll 1
     for (int step = first; step < w.n_step; step++) {
         const int stage = step % T::STAGES, block = block_of<T, false>(w, step);
@@ -638,7 +673,8 @@ __device__ static inline void walk_keys(const full_job &j, const full_work &w, l
         const bool cut = SPANS && (block == mine || !all_seen(span, mine, block));
         float top = 0;
         if (!SPANS)
-            top = block == mine ? weights_of<DIAGONAL>(u, x, s, row, place) : weights_of<INSIDE>(u, x, s, row, place);
+            top = block == mine ? weights_of<DIAGONAL>(u, x, s, row, place)
+                                : weights_of<INSIDE>(u, x, s, row, place);
         else if (!cut)
             top = weights_of<INSIDE>(u, x, s, row, place);
         else if (!MAP)
@@ -649,12 +685,15 @@ __device__ static inline void walk_keys(const full_job &j, const full_work &w, l
             wgmma_hold(sum);
             wgmma_hold(ds);
         }
-        if (lane == 0 && (!DQ || step > first)) barrier_arrive(shared_address(&box->unused[DQ ? before : stage]));
+        if (lane == 0 && (!DQ || step > first))
+            barrier_arrive(shared_address(&box->unused[DQ ? before : stage]));
         if constexpr (MAP) {
             const int64_t tile = ((int64_t)w.head * nb + mine) * nb + block;
             /* the newest blocks that are in with the sink; as many as `mine` cut nothing */
             const int newest = block > 0 ? (step > 0 ? mine - block + 1 : 0) : 1 - first;
-            float *curve = newest > 0 && newest < mine ? j.o.curve + (((int64_t)w.head * nb + mine) * (nb + 1) + newest) * 4 : nullptr;
+            float *curve = newest > 0 && newest < mine
+                               ? j.o.curve + (((int64_t)w.head * nb + mine) * (nb + 1) + newest) * 4
+                               : nullptr;
             if (SPANS && cut)
                 influence_tile<DQ, true>(j, u, x, top, s, g, row, place, tile, curve);
             else
@@ -701,8 +740,8 @@ __global__ static void __launch_bounds__(T::THREADS, 1) queries_v2(const __grid_
 
 /* S^T becomes A^T 2^A_POWER; own: (lse2, delta) of the tile's queries */
 template <edge EDGE>
-__device__ static inline void transposed_weights(const units &u, float (&s)[32], const unsigned char *own, int row,
-                                                 const tile_place &place) {
+__device__ static inline void transposed_weights(const units &u, float (&s)[32], const unsigned char *own,
+                                                 int row, const tile_place &place) {
     const int column = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int n = 0; n < 8; n++) {
@@ -719,7 +758,8 @@ __device__ static inline void transposed_weights(const units &u, float (&s)[32],
     }
 }
 /* G^T becomes dS^T */
-__device__ static inline void transposed_gradients(const units &u, const float (&s)[32], float (&g)[32], const unsigned char *own) {
+__device__ static inline void transposed_gradients(const units &u, const float (&s)[32], float (&g)[32],
+                                                   const unsigned char *own) {
     const int column = threadIdx.x % 4 * 2;
     const float ds = u.ds * (1.0f / (float)(1 << A_POWER));
 #pragma unroll
@@ -737,12 +777,13 @@ __device__ static inline void transposed_gradients(const units &u, const float (
 
 /* One warpgroup's 64 keys */
 template <class T, bool SPANS>
-__device__ static inline void walk_queries(const full_job &j, const full_work &w, letters<T> *box, const unsigned char *shared,
-                                           uint32_t base, int wg) {
+__device__ static inline void walk_queries(const full_job &j, const full_work &w, letters<T> *box,
+                                           const unsigned char *shared, uint32_t base, int wg) {
     const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4;
     const int mine = w.tile * T::WG + wg, span = SPANS ? j.o.in.span[w.head] : 0;
     const units u = units_of(j.o);
-    const uint64_t stay = wgmma_operand(base + wg * PAIR * T::TILE, 0), stage0 = wgmma_operand(base + T::STAGES_AT, 0),
+    const uint64_t stay = wgmma_operand(base + wg * PAIR * T::TILE, 0),
+                   stage0 = wgmma_operand(base + T::STAGES_AT, 0),
                    across0 = wgmma_operand(base + T::STAGES_AT, T::PANEL);
     float s[32], g[32], dk[T::D / 2] = {}, dv[T::D / 2] = {};
     uint32_t a[16], ds[16];
@@ -762,7 +803,8 @@ __device__ static inline void walk_queries(const full_job &j, const full_work &w
         const unsigned char *own = shared + T::ROWS_AT + stage * T::ROWS;
         const tile_place place = {span, block * BLOCK, mine * BLOCK};
         if (block == mine)
-            transposed_weights<DIAGONAL>(u, s, own, row, place); /* no span is so short that it has its edge there */
+            transposed_weights<DIAGONAL>(u, s, own, row,
+                                         place); /* no span is so short that it has its edge there */
         else if (!SPANS || all_seen(span, block, mine))
             transposed_weights<INSIDE>(u, s, own, row, place);
         else
@@ -788,7 +830,8 @@ __device__ static inline void walk_queries(const full_job &j, const full_work &w
     write_rows<T>(j.dv, j.o, w.head, mine * BLOCK + row, dv, u.grad / (float)(1 << A_POWER));
 }
 
-template <class T, bool SPANS> __global__ static void __launch_bounds__(T::THREADS, 1) keys_v2(const __grid_constant__ full_job j) {
+template <class T, bool SPANS>
+__global__ static void __launch_bounds__(T::THREADS, 1) keys_v2(const __grid_constant__ full_job j) {
     extern __shared__ unsigned char raw[];
     __shared__ letters<T> box;
     const uint32_t skip = (1024 - shared_address(raw) % 1024) % 1024, base = shared_address(raw) + skip;
@@ -807,12 +850,15 @@ template <class T, bool SPANS> __global__ static void __launch_bounds__(T::THREA
 }
 
 /* dk and dv (n_tok, n_head_kv, d) of those of the query heads, in order. A thread 4 elements */
-__global__ static void __launch_bounds__(256) groups_v2(operands o, float *__restrict__ dk, float *__restrict__ dv) {
-    const int64_t at = (int64_t)blockIdx.x * 256 + threadIdx.x, n = (int64_t)o.in.n_tok * o.in.n_head_kv * o.in.d_head / 4;
+__global__ static void __launch_bounds__(256)
+    groups_v2(operands o, float *__restrict__ dk, float *__restrict__ dv) {
+    const int64_t at = (int64_t)blockIdx.x * 256 + threadIdx.x,
+                  n = (int64_t)o.in.n_tok * o.in.n_head_kv * o.in.d_head / 4;
     if (at >= n) return;
     const int per = o.in.d_head / 4;
     const int64_t row = at / per; /* (n_tok, n_head_kv): the heads of a group are neighbours */
-    const float4 *from = reinterpret_cast<const float4 *>(blockIdx.y ? o.dv : o.dk) + row * o.group * per + at % per;
+    const float4 *from =
+        reinterpret_cast<const float4 *>(blockIdx.y ? o.dv : o.dk) + row * o.group * per + at % per;
     float4 sum = from[0];
     for (int u = 1; u < o.group; u++) {
         const float4 x = from[u * per];
@@ -824,7 +870,8 @@ __global__ static void __launch_bounds__(256) groups_v2(operands o, float *__res
 /* --- the influence's last steps ---------------------------------------------------------------------------- */
 
 /* a row of the map: the warps' sums, and the peaks. grid: (nb, n_head) */
-__global__ static void __launch_bounds__(BLOCK) maps_v2(operands o, float *__restrict__ abs_out, float *__restrict__ sum_out) {
+__global__ static void __launch_bounds__(BLOCK)
+    maps_v2(operands o, float *__restrict__ abs_out, float *__restrict__ sum_out) {
     __shared__ float2 peak[BLOCK];
     const int qb = blockIdx.x, nb = o.nb;
     const int64_t row = (int64_t)blockIdx.y * nb + qb;
@@ -872,21 +919,26 @@ __global__ static void __launch_bounds__(256) curves_v2(operands o, float *__res
 /* --- host side --------------------------------------------------------------------------------------------- */
 
 /* (pages * 2, 64, d_head) whose boxes are tiles of 64 x 64 */
-static moa_status map_pages(moa_cuda *c, const operands &o, __half *pages, int n_page, CUtensorMap *out, moa_err *err) {
+static moa_status map_pages(moa_cuda *c, const operands &o, __half *pages, int n_page, CUtensorMap *out,
+                            moa_err *err) {
     void *entry = nullptr;
     cudaDriverEntryPointQueryResult found;
-    MOA_CU(c, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
+    MOA_CU(c, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
+                                               &found));
     if (found != cudaDriverEntryPointSuccess || !entry)
-        return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): the driver has no cuTensorMapEncodeTiled", c->device, c->name);
+        return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): the driver has no cuTensorMapEncodeTiled", c->device,
+                        c->name);
     const cuuint64_t row = 2 * (cuuint64_t)o.in.d_head,
-                     size[3] = {(cuuint64_t)o.in.d_head, BLOCK, PAIR * (cuuint64_t)n_page}, stride[2] = {row, BLOCK * row};
+                     size[3] = {(cuuint64_t)o.in.d_head, BLOCK, PAIR * (cuuint64_t)n_page},
+                     stride[2] = {row, BLOCK * row};
     const cuuint32_t box[3] = {WG_TILE_COLUMNS, BLOCK, 1}, step[3] = {1, 1, 1};
     const CUresult e = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
-        out, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, pages, size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        out, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, pages, size, stride, box, step,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (e == CUDA_SUCCESS) return MOA_OK;
-    return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): no tensor map of %d pages: CUDA driver error %d", c->device, c->name, n_page,
-                    (int)e);
+    return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): no tensor map of %d pages: CUDA driver error %d",
+                    c->device, c->name, n_page, (int)e);
 }
 
 static moa_status job_of(moa_cuda *c, const operands &o, full_job *j, moa_err *err) {
@@ -943,14 +995,17 @@ static moa_cuda_half mark(const moa_full &in, const forward_made &f) {
 
 /* dq_there: the influence has made it */
 template <int D>
-static moa_status backward(moa_cuda *c, const full_job &j, const moa_args_attn_bwd *a, bool dq_there, moa_err *err) {
+static moa_status backward(moa_cuda *c, const full_job &j, const moa_args_attn_bwd *a, bool dq_there,
+                           moa_err *err) {
     typedef full_tile<D> tile;
     const bool spans = a->in.span != nullptr;
     const size_t dq_bytes = sizeof(float) * (size_t)a->in.n_tok * (size_t)a->in.n_head * D;
     if (dq_there)
         MOA_CU(c, cudaMemcpyAsync(a->dq, j.o.dq, dq_bytes, cudaMemcpyDeviceToDevice, c->stream));
     else
-        MOA_CU(c, (launch<tile>(c, spans ? queries_v2<tile, false, true, true> : queries_v2<tile, false, true, false>, j)));
+        MOA_CU(c, (launch<tile>(
+                      c, spans ? queries_v2<tile, false, true, true> : queries_v2<tile, false, true, false>,
+                      j)));
     MOA_CU(c, (launch<tile>(c, spans ? keys_v2<tile, true> : keys_v2<tile, false>, j)));
     if (j.o.group == 1) return MOA_OK;
     const int64_t n = (int64_t)a->in.n_tok * a->in.n_head_kv * (D / 4);
@@ -959,15 +1014,16 @@ static moa_status backward(moa_cuda *c, const full_job &j, const moa_args_attn_b
     return MOA_OK;
 }
 
-moa_status moa_cuda_full_wgmma_bwd(moa_cuda *c, const moa_args_attn_bwd *a, const moa_cuda_half *kept, moa_err *err) {
+moa_status moa_cuda_full_wgmma_bwd(moa_cuda *c, const moa_args_attn_bwd *a, const moa_cuda_half *kept,
+                                   moa_err *err) {
     const forward_made f = {a->o, a->lse, a->d_o};
     const moa_cuda_half want = mark(a->in, f);
     operands o;
     full_job j;
     const void *was = c->scratch;
     MOA_RETURN(open_operands(c, a->in, BACKWARD, o, err));
-    const bool there = was == c->scratch && kept->x == want.x && kept->space == want.space && kept->n_tok == want.n_tok &&
-                       kept->n_in == want.n_in;
+    const bool there = was == c->scratch && kept->x == want.x && kept->space == want.space &&
+                       kept->n_tok == want.n_tok && kept->n_in == want.n_in;
     if (!there) MOA_RETURN(prepare(c, o, f, err));
     MOA_RETURN(job_of(c, o, &j, err));
     j.dq = a->dq;
@@ -978,7 +1034,8 @@ moa_status moa_cuda_full_wgmma_bwd(moa_cuda *c, const moa_args_attn_bwd *a, cons
 
 template <int D> static cudaError_t influence(moa_cuda *c, const full_job &j) {
     typedef full_tile<D> tile;
-    return launch<tile>(c, j.o.in.span ? queries_v2<tile, true, true, true> : queries_v2<tile, true, true, false>, j);
+    return launch<tile>(
+        c, j.o.in.span ? queries_v2<tile, true, true, true> : queries_v2<tile, true, true, false>, j);
 }
 
 moa_status moa_cuda_full_wgmma_influence(moa_cuda *c, const moa_args_attn_influence *a, moa_err *err) {
@@ -993,7 +1050,8 @@ moa_status moa_cuda_full_wgmma_influence(moa_cuda *c, const moa_args_attn_influe
     MOA_CU(c, a->in.d_head == 64 ? influence<64>(c, j) : influence<128>(c, j));
     maps_v2<<<dim3((unsigned)o.nb, (unsigned)a->in.n_head), BLOCK, 0, c->stream>>>(o, a->abs, a->sum);
     MOA_LAUNCHED(c, "influence by blocks");
-    curves_v2<<<dim3((unsigned)moa_ceil_div(o.nb + 1, 8), (unsigned)a->in.n_head), 256, 0, c->stream>>>(o, a->joint);
+    curves_v2<<<dim3((unsigned)moa_ceil_div(o.nb + 1, 8), (unsigned)a->in.n_head), 256, 0, c->stream>>>(
+        o, a->joint);
     MOA_LAUNCHED(c, "influence by windows");
     c->half = mark(a->in, f);
     return MOA_OK;

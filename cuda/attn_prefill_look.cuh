@@ -42,8 +42,10 @@ struct look_job {
     int seq, pos0, n_tok, n_head, group;
     float scale2; /* scale log2(e) */
     moa_probe probe;
-    const float *lse2; /* (n_tok, n_head) of the attention, log2 of the sum of 2^score, -inf: saw nothing; NULL: found here */
-    int first, n_block; /* number of the first block of queries taken (all: its place), how many; each for n_head heads */
+    const float *
+        lse2; /* (n_tok, n_head) of the attention, log2 of the sum of 2^score, -inf: saw nothing; NULL: found here */
+    int first,
+        n_block; /* number of the first block of queries taken (all: its place), how many; each for n_head heads */
 };
 
 /* a job's blocks: n_block 0 where nothing is wanted */
@@ -64,10 +66,11 @@ static inline look_job look_job_of(const moa_args_attn_prefill *a, const float *
 
 template <int D_, int WARPS_> struct look_tile {
     static constexpr int D = D_, WARPS = WARPS_, THREADS = WARPS * 32, TEAMS = WARPS / 4, PARTS = 2 * TEAMS;
-    static constexpr int STRIDE = 2 * D + 16; /* bytes of a row: the 8 rows of an 8 x 8 matrix lie in different banks */
+    static constexpr int STRIDE =
+        2 * D + 16; /* bytes of a row: the 8 rows of an 8 x 8 matrix lie in different banks */
     static constexpr int PAGE = MOA_PAGE_TOK * STRIDE;
-    static constexpr int COEF_AT = PARTS * MOA_PAGE_TOK * 16, LSE_AT = COEF_AT + MOA_PAGE_TOK * 4, SINK_AT = LSE_AT + MOA_PAGE_TOK * 4,
-                         Q_AT = SINK_AT + 2 * MOA_PAGE_TOK * 4,
+    static constexpr int COEF_AT = PARTS * MOA_PAGE_TOK * 16, LSE_AT = COEF_AT + MOA_PAGE_TOK * 4,
+                         SINK_AT = LSE_AT + MOA_PAGE_TOK * 4, Q_AT = SINK_AT + 2 * MOA_PAGE_TOK * 4,
                          K_AT = Q_AT + PAGE, END = K_AT + TEAMS * 2 * PAGE;
     static constexpr bool Q_IN_REGISTERS = D <= 128;
     static_assert(WARPS % 4 == 0 && D % 16 == 0, "whole teams and fragments");
@@ -85,7 +88,8 @@ struct look_place {
 
 template <class T> __device__ static inline look_place look_place_of(const look_job &j, int number) {
     look_place w;
-    const int block = j.first + j.n_block - 1 - number / j.n_head, warp = (int)threadIdx.x / 32; /* the longest first */
+    const int block = j.first + j.n_block - 1 - number / j.n_head,
+              warp = (int)threadIdx.x / 32; /* the longest first */
     w.weight = 1;
     w.head = number % j.n_head;
     w.head_kv = w.head / j.group;
@@ -104,7 +108,8 @@ template <class T> __device__ static inline look_place look_place_of(const look_
 
 /* the 64 rows of q as halves, each by a power of two that coef takes back; rows that there are not are zero */
 template <class T>
-__device__ static inline void look_load(const look_job &j, const look_place &w, unsigned char *to, float *coef) {
+__device__ static inline void look_load(const look_job &j, const look_place &w, unsigned char *to,
+                                        float *coef) {
     constexpr int VEC = T::D / 4, PER_LANE = (VEC + 31) / 32;
     const int lane = threadIdx.x % 32;
 #pragma unroll 4
@@ -116,7 +121,8 @@ __device__ static inline void look_load(const look_job &j, const look_place &w, 
             const int c = lane + 32 * v, i = w.i0 + r;
             x[v] = make_float4(0, 0, 0, 0);
             if (i >= w.first && i <= w.last && c < VEC)
-                x[v] = reinterpret_cast<const float4 *>(j.q + ((int64_t)(i - j.pos0) * j.n_head + w.head) * T::D)[c];
+                x[v] = reinterpret_cast<const float4 *>(j.q + ((int64_t)(i - j.pos0) * j.n_head + w.head) *
+                                                                  T::D)[c];
             float4 &y = x[v];
             y.x *= j.scale2, y.y *= j.scale2, y.z *= j.scale2, y.w *= j.scale2;
             top = fmaxf(fmaxf(top, fmaxf(fabsf(y.x), fabsf(y.y))), fmaxf(fabsf(y.z), fabsf(y.w)));
@@ -147,8 +153,8 @@ template <class T> __device__ static inline void look_copy(const __half *page, i
 #pragma unroll
     for (int i = 0; i < N; i++) {
         const int e = tid + i * 128, row = ALIKE ? tid / CHUNKS + i * (128 / CHUNKS) : e / CHUNKS;
-        copy16_async(ALIKE ? at + i * (128 / CHUNKS) * T::STRIDE : to + row * T::STRIDE + e % CHUNKS * 16, from + i * 1024,
-                     row < n_row);
+        copy16_async(ALIKE ? at + i * (128 / CHUNKS) * T::STRIDE : to + row * T::STRIDE + e % CHUNKS * 16,
+                     from + i * 1024, row < n_row);
     }
 }
 
@@ -158,19 +164,23 @@ __device__ static inline void look_pages(const look_job &j, const look_place &w,
     constexpr size_t PAGE = 2 * MOA_PAGE_TOK * T::D; /* elements in the pool */
     const int n = w.pages.count();
     const int32_t *table = j.kv.table + j.seq * j.kv.seq_stride + (int64_t)w.head_kv * j.kv.max_pages;
-    int page = -1, from = -1, after = -1, slot = -1; /* in shared memory; to be copied next, and where it lies in the pool */
+    int page = -1, from = -1, after = -1,
+        slot = -1; /* in shared memory; to be copied next, and where it lies in the pool */
     int k = w.team, buffer = 0;
     auto look_up = [&]() { /* the next one that is there: after, slot */
-        for (slot = -1; k < n && slot < 0; k += T::TEAMS)
-            after = w.pages.at(k), slot = after < j.kv.max_pages ? table[after] : -1;
+                           for (slot = -1; k < n && slot < 0; k += T::TEAMS)
+                               after = w.pages.at(k), slot = after < j.kv.max_pages ? table[after] : -1;
     };
     look_up();
     while (page >= 0 || slot >= 0 || from >= 0) {
         if (page >= 0 || from >= 0) copies_wait<0>();
-        asm volatile("bar.sync %0, 128;" ::"r"(1 + w.team) : "memory"); /* this page is here for all, the other buffer is free */
+        asm volatile("bar.sync %0, 128;" ::"r"(1 + w.team)
+                     : "memory"); /* this page is here for all, the other buffer is free */
         page = from;
         from = slot >= 0 ? after : -1;
-        if (slot >= 0) look_copy<T>(j.kv.pool + (size_t)slot * PAGE, w.last + 1 - after * MOA_PAGE_TOK, k_at + buffer * T::PAGE);
+        if (slot >= 0)
+            look_copy<T>(j.kv.pool + (size_t)slot * PAGE, w.last + 1 - after * MOA_PAGE_TOK,
+                         k_at + buffer * T::PAGE);
         copies_commit();
         look_up();
         buffer ^= 1;
@@ -231,7 +241,8 @@ __device__ static inline int look_column() {
 /* the warp's 32 keys from j0 on: does none of its rows see any, does each see all? */
 __device__ static inline bool look_none(const look_place &w, int page, int j0) {
     const int i0 = w.i0 + w.rows;
-    return i0 > w.last || i0 + 31 < w.first || j0 > min(i0 + 31, w.last) || (page > 0 && i0 - (j0 + 31) >= w.window);
+    return i0 > w.last || i0 + 31 < w.first || j0 > min(i0 + 31, w.last) ||
+           (page > 0 && i0 - (j0 + 31) >= w.window);
 }
 __device__ static inline bool look_whole(const look_place &w, int page, int j0) {
     const int i0 = w.i0 + w.rows;
@@ -257,7 +268,7 @@ __device__ static inline void look_mask(const look_place &w, int j0, float s[2][
 
 /* sums of a row over this thread's columns */
 struct look_rows {
-    float coef[2][2], lse2[2][2]; /* lse2: negated */
+    float coef[2][2], lse2[2][2];                /* lse2: negated */
     float t[2][2], window[2][2], distance[2][2]; /* t: p log2 p */
 };
 enum look_kind {
@@ -268,8 +279,8 @@ enum look_kind {
 
 /* What the warp's tile adds. measured: all of it is in the measured window. bin: masses of the far and of the near bin */
 template <look_kind KIND>
-__device__ static inline void look_sums(look_rows &x, float bin[2], const float s[2][4][4], const look_place &w, int page,
-                                        int j0, bool measured) {
+__device__ static inline void look_sums(look_rows &x, float bin[2], const float s[2][4][4],
+                                        const look_place &w, int page, int j0, bool measured) {
     const int column = look_column();
     float total = 0, above = 0;
 #pragma unroll
@@ -284,7 +295,8 @@ __device__ static inline void look_sums(look_rows &x, float bin[2], const float 
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float y = fmaf(s[mt][n][2 * h + e], x.coef[mt][h], x.lse2[mt][h]);
-                    if (KIND == LOOK_EDGE) y = fmaxf(y, -1000.0f); /* masked: -inf, whose product with 0 is NaN */
+                    if (KIND == LOOK_EDGE)
+                        y = fmaxf(y, -1000.0f); /* masked: -inf, whose product with 0 is NaN */
                     p[e] = exp2_fast(y);
                     t = fmaf(p[e], y, t);
                     if (KIND == LOOK_EDGE) {
@@ -316,7 +328,8 @@ __device__ static inline void look_sums(look_rows &x, float bin[2], const float 
 }
 
 /* a warp's masses of a page, into row: the histogram's of the head and the bucket */
-__device__ static inline void look_hist(const look_job &j, const look_place &w, float *row, int page, const float bin[2]) {
+__device__ static inline void look_hist(const look_job &j, const look_place &w, float *row, int page,
+                                        const float bin[2]) {
     const bool near = threadIdx.x % 32 >= 16;
     float mine = near ? bin[1] : bin[0];
     mine += __shfl_xor_sync(0xffffffffu, near ? bin[0] : bin[1], 16);
@@ -328,8 +341,8 @@ __device__ static inline void look_hist(const look_job &j, const look_place &w, 
 
 /* x.lse2 of the warp's rows, negated: from the attention, or from the scores */
 template <class T>
-__device__ static inline void look_lse(const look_job &j, const look_place &w, const look_queries<T> &q, uint32_t k_at,
-                                       uint32_t mine, float4 *parts, look_rows &x) {
+__device__ static inline void look_lse(const look_job &j, const look_place &w, const look_queries<T> &q,
+                                       uint32_t k_at, uint32_t mine, float4 *parts, look_rows &x) {
     if (j.lse2) {
 #pragma unroll
         for (int mt = 0; mt < 2; mt++)
@@ -414,8 +427,8 @@ __device__ static inline void look_keep(const look_place &w, float *lse2, const 
 
 /* the parts of each row, in order, to its place in stat; sink: (2, 64), by halves of the page */
 template <class T>
-__device__ static inline void look_write(const look_job &j, const look_place &w, float4 *parts, const float *sink,
-                                         const float *lse2, const look_rows &x) {
+__device__ static inline void look_write(const look_job &j, const look_place &w, float4 *parts,
+                                         const float *sink, const float *lse2, const look_rows &x) {
     constexpr float LN2 = 0.69314718f;
 #pragma unroll
     for (int mt = 0; mt < 2; mt++)
@@ -445,23 +458,28 @@ __device__ static inline void look_write(const look_job &j, const look_place &w,
 /* the last row that counts in first's bucket of the histogram */
 __device__ static inline int look_bucket_end(const look_job &j, const look_place &w, int first) {
     const int bucket = j.probe.hist ? first / j.probe.bucket_tok : MOA_HIST_BUCKETS;
-    return bucket < MOA_HIST_BUCKETS - 1 ? (int)min((int64_t)w.last, (int64_t)(bucket + 1) * j.probe.bucket_tok - 1) : w.last;
+    return bucket < MOA_HIST_BUCKETS - 1
+               ? (int)min((int64_t)w.last, (int64_t)(bucket + 1) * j.probe.bucket_tok - 1)
+               : w.last;
 }
 
 /* S again: sums and masses of the rows whose lse2 is not LOOK_NOTHING, all of first's bucket; sink: (2, 64), by halves of the page */
 template <class T>
-__device__ static inline void look_second(const look_job &j, const look_place &w, const look_queries<T> &q, uint32_t k_at,
-                                          uint32_t mine, float *sink, int first, look_rows &x) {
+__device__ static inline void look_second(const look_job &j, const look_place &w, const look_queries<T> &q,
+                                          uint32_t k_at, uint32_t mine, float *sink, int first,
+                                          look_rows &x) {
     float *row = nullptr;
     if (j.probe.hist)
-        row = j.probe.hist + ((int64_t)w.head * MOA_HIST_BUCKETS + min(first / j.probe.bucket_tok, MOA_HIST_BUCKETS - 1)) *
-                                 (1 + j.probe.n_bin);
+        row = j.probe.hist +
+              ((int64_t)w.head * MOA_HIST_BUCKETS + min(first / j.probe.bucket_tok, MOA_HIST_BUCKETS - 1)) *
+                  (1 + j.probe.n_bin);
     look_pages<T>(j, w, k_at, [&](int page, uint32_t at) {
         const int j0 = page * MOA_PAGE_TOK + w.keys, i0 = w.i0 + w.rows;
         if (look_none(w, page, j0)) return;
         float s[2][4][4], bin[2];
         q.scores(at + mine, s);
-        const bool whole = look_whole(w, page, j0), inside = i0 + 31 - j0 < w.measure, outside = i0 - (j0 + 31) >= w.measure;
+        const bool whole = look_whole(w, page, j0), inside = i0 + 31 - j0 < w.measure,
+                   outside = i0 - (j0 + 31) >= w.measure;
         if (!whole) look_mask(w, j0, s);
         if (page == 0 || !whole || !(inside || outside))
             look_sums<LOOK_EDGE>(x, bin, s, w, page, j0, false);
@@ -476,7 +494,8 @@ __device__ static inline void look_second(const look_job &j, const look_place &w
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const float mass = group_sum<4>(x.window[mt][h]);
-                if (threadIdx.x % 4 == 0 && x.lse2[mt][h] > LOOK_NOTHING) sink[w.keys / 32 * MOA_PAGE_TOK + look_row(w, mt, h)] = mass;
+                if (threadIdx.x % 4 == 0 && x.lse2[mt][h] > LOOK_NOTHING)
+                    sink[w.keys / 32 * MOA_PAGE_TOK + look_row(w, mt, h)] = mass;
                 x.window[mt][h] = x.lse2[mt][h] > LOOK_NOTHING ? 0.0f : x.window[mt][h];
             }
     });
@@ -486,13 +505,15 @@ __device__ static inline void look_second(const look_job &j, const look_place &w
 template <class T> __device__ static void look(const look_job &j, int number, unsigned char *shared) {
     const look_place w = look_place_of<T>(j, number);
     float4 *parts = reinterpret_cast<float4 *>(shared);
-    float *coef = reinterpret_cast<float *>(shared + T::COEF_AT), *lse2 = reinterpret_cast<float *>(shared + T::LSE_AT);
+    float *coef = reinterpret_cast<float *>(shared + T::COEF_AT),
+          *lse2 = reinterpret_cast<float *>(shared + T::LSE_AT);
     float *sink = reinterpret_cast<float *>(shared + T::SINK_AT);
     const int lane = threadIdx.x % 32;
     if (threadIdx.x < 2 * MOA_PAGE_TOK) sink[threadIdx.x] = 0;
     look_load<T>(j, w, shared + T::Q_AT, coef);
     __syncthreads();
-    const uint32_t q_at = shared_address(shared) + T::Q_AT, k_at = shared_address(shared) + T::K_AT + w.team * 2 * T::PAGE;
+    const uint32_t q_at = shared_address(shared) + T::Q_AT,
+                   k_at = shared_address(shared) + T::K_AT + w.team * 2 * T::PAGE;
     const look_queries<T> q(q_at + (w.rows + lane % 16) * T::STRIDE + lane / 16 * 16);
     look_rows x = {};
 #pragma unroll
@@ -500,11 +521,13 @@ template <class T> __device__ static void look(const look_job &j, int number, un
 #pragma unroll
         for (int h = 0; h < 2; h++)
             x.coef[mt][h] = coef[look_row(w, mt, h)];
-    const uint32_t mine = (w.keys + lane % 8 + lane / 16 * 8) * T::STRIDE + lane / 8 % 2 * 16; /* this lane's key in a page */
+    const uint32_t mine =
+        (w.keys + lane % 8 + lane / 16 * 8) * T::STRIDE + lane / 8 % 2 * 16; /* this lane's key in a page */
     look_lse<T>(j, w, q, k_at, mine, parts, x);
     look_keep(w, lse2, x);
     __syncthreads();
-    for (int first = w.first, last; first <= w.last; first = last + 1) { /* rows of one bucket at a time: mostly all of them */
+    for (int first = w.first, last; first <= w.last;
+         first = last + 1) { /* rows of one bucket at a time: mostly all of them */
         last = look_bucket_end(j, w, first);
 #pragma unroll
         for (int mt = 0; mt < 2; mt++)

@@ -664,7 +664,7 @@ __device__ static inline void copy_tables(const step_job &j, const step_shared &
         forms[i] = reinterpret_cast<const uint64_t *>(j.form)[i];
 }
 
-/* The rings begin as soon as the seats of the first layers are known; the rest while their first bytes are on the way. */
+/* The rings begin as soon as all seats are known; cosines while their first bytes are on the way. */
 template <int D>
 __device__ static inline void start_warp(const step_job &j, const step_shared &s, step_warp<D> &w) {
     const int warp = threadIdx.x / 32;
@@ -682,14 +682,13 @@ __device__ static inline void start_warp(const step_job &j, const step_shared &s
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* the barriers, before copies that count on them */
 #endif
     copy_tables(j, s);
-    if (warp < j.n_layer) take_seat(j, s, w.pos, warp);
+    for (int l = warp; l < j.n_layer; l += STEP_WARPS) /* all: the ring of a block with few products begins layers ahead */
+        take_seat(j, s, w.pos, l);
     __syncthreads();
     w.ahead.pos = w.pos, w.ahead.seq = w.seq, w.ahead.seats = s.seat, w.ahead.tables = {s.layers, s.forms};
     w.ahead.start(j);
     for (int i = 0; i < j.n_slot; i++)
         w.ahead.fetch(j, w.ring);
-    for (int l = warp + STEP_WARPS; l < j.n_layer; l += STEP_WARPS)
-        take_seat(j, s, w.pos, l);
     prepare_turn(j, s, w.pos);
 }
 

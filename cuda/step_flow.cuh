@@ -76,7 +76,8 @@ __device__ static inline void flow_put(uint4 *to, int type, int n_unit, int g, f
     if (type >= TYPE_f32) {
         const int planes = type == TYPE_f32 ? 1 : 2, i = 4 * g + e;
         if (valid)
-            flow_store<GLOBAL>(reinterpret_cast<float4 *>(to + i % planes * n_unit + i / planes), never_missing(v));
+            flow_store<GLOBAL>(reinterpret_cast<float4 *>(to + i % planes * n_unit + i / planes),
+                               never_missing(v));
         return;
     }
     uint32_t most = max(max(magnitude(v.x), magnitude(v.y)), max(magnitude(v.z), magnitude(v.w)));
@@ -87,7 +88,8 @@ __device__ static inline void flow_put(uint4 *to, int type, int n_unit, int g, f
     int sum = 0, hi[4], lo[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        const int q = max(min(__float2int_rn(x[k] * inverse), 32512), -32512); /* of infinity and NaN as well */
+        const int q =
+            max(min(__float2int_rn(x[k] * inverse), 32512), -32512); /* of infinity and NaN as well */
         hi[k] = __float2int_rn((float)q * (1.0f / 255.0f));
         lo[k] = q - 255 * hi[k];
         sum += q;
@@ -160,7 +162,8 @@ template <typename F> struct flow_packed {
         const packed_step p = packed_scale<F>(r, u);
         float t;
         if constexpr (F::KIND == SCALES_K6)
-            t = p.step[0] * (f.x * sum[0] - (float)F::ZERO * f.y) + p.step[1] * (f.z * sum[1] - (float)F::ZERO * f.w);
+            t = p.step[0] * (f.x * sum[0] - (float)F::ZERO * f.y) +
+                p.step[1] * (f.z * sum[1] - (float)F::ZERO * f.w);
         else
             t = p.step[0] * (f.x * sum[0] + f.z * sum[1] - (float)F::ZERO * (f.y + f.w));
         if constexpr (F::KIND == SCALES_DM || F::KIND == SCALES_K) t += p.off * (f.y + f.w);

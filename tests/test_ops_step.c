@@ -32,13 +32,14 @@ typedef struct step_case {
     int32_t n_layer, n_head, n_head_kv, d_head, d_model, d_ff, n_vocab, pos, rope_dim;
     moa_dtype type[N_MATRIX + 1]; /* q k v o gate up down, head */
     moa_rope_kind kind;
-    bool bias, factors, tied, narrow, gone, watch; /* narrow: unequal spans; gone: an old page in sight is not there */
+    bool bias, factors, tied, narrow, gone,
+        watch;                         /* narrow: unequal spans; gone: an old page in sight is not there */
     bool no_logits, declined, unequal; /* unequal: .8 and .2 of all tokens */
 } step_case;
 
 static moa_backend *backend[2];
-static bool timing;                     /* on the device alone */
-static size_t fresh_bytes = SIZE_MAX;   /* of a weight; then they come again */
+static bool timing;                   /* on the device alone */
+static size_t fresh_bytes = SIZE_MAX; /* of a weight; then they come again */
 static double worst;
 static char label[256];
 static bool cluster; /* which kernel */
@@ -96,7 +97,8 @@ static float *fetch(const buffer *b, int side) {
     const size_t bytes = (b->n + 2 * GUARD) * sizeof(float);
     float *image = hold(bytes);
     moa_err err = {0};
-    must(backend[side]->vt->download(backend[side], image, b->dev[side] - GUARD, bytes, &err), &err, "download");
+    must(backend[side]->vt->download(backend[side], image, b->dev[side] - GUARD, bytes, &err), &err,
+         "download");
     return image;
 }
 static const int32_t *ints(const buffer *b, int side) {
@@ -152,8 +154,7 @@ static void fill_cache(model *m, const int32_t *span) {
     const step_case *c = &m->c;
     const int32_t each = c->n_layer * c->n_head_kv * m->max_pages, n_table = (1 + rows_of(c)) * each,
                   group = c->n_head / c->n_head_kv, n_span = c->n_layer * c->n_head;
-    const size_t page = (size_t)2 * MOA_PAGE_TOK * (size_t)c->d_head,
-                 n_page = (size_t)(n_table - each) + 1;
+    const size_t page = (size_t)2 * MOA_PAGE_TOK * (size_t)c->d_head, n_page = (size_t)(n_table - each) + 1;
     int32_t *table = hold((size_t)n_table * sizeof *table), used = 0;
     uint16_t *pool = hold(n_page * page * 2);
     for (size_t i = 0; i < n_page * page; i++)
@@ -193,7 +194,9 @@ static void open_model(model *m, const step_case *c, int32_t n_own) {
     const int32_t n_row = rows_of(c), n_span = n_row * c->n_layer * c->n_head;
     int32_t seq[MAX_ROW], pos[MAX_ROW];
     int32_t *span = hold((size_t)n_span * sizeof *span);
-    *m = (model){.c = *c, .n_own = n_own < c->n_layer ? n_own : c->n_layer, .max_pages = (c->pos < 0 ? 0 : c->pos / MOA_PAGE_TOK) + 2};
+    *m = (model){.c = *c,
+                 .n_own = n_own < c->n_layer ? n_own : c->n_layer,
+                 .max_pages = (c->pos < 0 ? 0 : c->pos / MOA_PAGE_TOK) + 2};
     m->n_bin = m->max_pages > 3 ? m->max_pages - 2 : 1; /* the last bins fall together */
     for (int32_t l = 0; l < c->n_layer; l++)
         if (l < n_own)
@@ -288,12 +291,13 @@ static moa_args_rope rope_of(const model *m, int side, float *x, int32_t n_head)
 
 /* --- the reference ---------------------------------------------------------------------------------------------------------------- */
 
-static void multiply(const float *x, const moa_dev_weight *w, const moa_dev_weight *bias, float *y, bool more) {
+static void multiply(const float *x, const moa_dev_weight *w, const moa_dev_weight *bias, float *y,
+                     bool more) {
     CALL(backend[REF], matmul, .x = x, .w = w, .bias = bias, .y = y, .n_tok = 1, .accumulate = more);
 }
 static void normalise(const model *m, const moa_dev_weight *w, float *y) {
-    CALL(backend[REF], rmsnorm, .x = m->b[B_X].dev[REF] + m->row * m->c.d_model, .w = w, .y = y, .n_tok = 1, .n = m->c.d_model,
-         .eps = 1e-5f);
+    CALL(backend[REF], rmsnorm, .x = m->b[B_X].dev[REF] + m->row * m->c.d_model, .w = w, .y = y, .n_tok = 1,
+         .n = m->c.d_model, .eps = 1e-5f);
 }
 static void turn(const model *m, float *x, int32_t n_head) {
     const moa_args_rope a = rope_of(m, REF, x, n_head);
@@ -316,8 +320,9 @@ static void reference_layer(const model *m, int32_t l, float *space[5]) {
          .pos = ints(&m->b[B_POS], REF) + m->row, .n_tok = 1);
     kv.table += (1 + m->row) * kv.table_seq_stride; /* attention has its sequences in order */
     CALL(backend[REF], attn_decode, .q = q, .o = o, .kv = kv, .pos = ints(&m->b[B_POS], REF) + m->row,
-         .span = ints(&m->b[B_SPAN], REF) + (m->row * m->c.n_layer + l) * m->c.n_head, .span_seq_stride = m->c.n_head, .n_seq = 1,
-         .n_head = m->c.n_head, .scale = 0.125f, .probe = probe_of(m, REF, l));
+         .span = ints(&m->b[B_SPAN], REF) + (m->row * m->c.n_layer + l) * m->c.n_head,
+         .span_seq_stride = m->c.n_head, .n_seq = 1, .n_head = m->c.n_head, .scale = 0.125f,
+         .probe = probe_of(m, REF, l));
     multiply(o, w->wo, NULL, x, true);
     normalise(m, w->ffn_norm, h);
     multiply(h, w->gate, NULL, gate, false);
@@ -357,12 +362,14 @@ static void compare(const model *m, int which, bool half, double limit, const ch
     float *x = fetch(b, REF), *y = fetch(b, DEV);
     double error = 0, power = 0;
     size_t n = (b->n + 2 * GUARD) * (half ? 2 : 1);
-    if (m->c.n_row > 1 && (which == B_X || which == B_LOGITS)) /* what becomes of the idle row does not matter */
+    if (m->c.n_row > 1 &&
+        (which == B_X || which == B_LOGITS)) /* what becomes of the idle row does not matter */
         n = GUARD + b->n / (size_t)m->c.n_row * ((size_t)m->c.n_row - 1);
     for (size_t i = 0; i < n; i++) {
         const double u = value(x, i, half), v = value(y, i, half);
         if (isnan(u) != isnan(v)) {
-            CHECK(false, "%s, %s: element %zd %s", label, what, (ptrdiff_t)i - (ptrdiff_t)GUARD * (half ? 2 : 1),
+            CHECK(false, "%s, %s: element %zd %s", label, what,
+                  (ptrdiff_t)i - (ptrdiff_t)GUARD * (half ? 2 : 1),
                   isnan(v) ? "not written, or NaN" : "written though the reference did not");
             break;
         }
@@ -383,8 +390,8 @@ enum { N_LEFT = sizeof left / sizeof *left };
 static void same_bits(const model *m, float *first[N_LEFT], const char *when) {
     for (int i = 0; i < N_LEFT; i++) {
         float *again = fetch(&m->b[left[i]], DEV);
-        CHECK(memcmp(first[i], again, (m->b[left[i]].n + 2 * GUARD) * sizeof(float)) == 0, "%s: buffer %d differs %s",
-              label, i, when);
+        CHECK(memcmp(first[i], again, (m->b[left[i]].n + 2 * GUARD) * sizeof(float)) == 0,
+              "%s: buffer %d differs %s", label, i, when);
         free(again);
     }
 }
@@ -403,9 +410,10 @@ static bool step(const model *m) {
          .x = m->b[B_X].dev[DEV], .q = m->b[B_Q].dev[DEV], .o = m->b[B_O].dev[DEV],
          .gate = m->b[B_GATE].dev[DEV], .logits = c->no_logits ? NULL : m->b[B_LOGITS].dev[DEV],
          .rope = rope_of(m, DEV, m->b[B_Q].dev[DEV], c->n_head), .kv = kv,
-         .table_layer_stride = (int64_t)c->n_head_kv * m->max_pages, .seq = c->watch ? NULL : ints(&m->b[B_SEQ], DEV),
-         .span = ints(&m->b[B_SPAN], DEV), .span_seq_stride = c->n_layer * c->n_head, .n_tok = c->n_row, .n_layer = c->n_layer, .n_head = c->n_head, .eps = 1e-5f,
-         .scale = 0.125f, .probe = probe_of(m, DEV, 0), .taken = &taken);
+         .table_layer_stride = (int64_t)c->n_head_kv * m->max_pages,
+         .seq = c->watch ? NULL : ints(&m->b[B_SEQ], DEV), .span = ints(&m->b[B_SPAN], DEV),
+         .span_seq_stride = c->n_layer * c->n_head, .n_tok = c->n_row, .n_layer = c->n_layer,
+         .n_head = c->n_head, .eps = 1e-5f, .scale = 0.125f, .probe = probe_of(m, DEV, 0), .taken = &taken);
     return taken;
 }
 
@@ -444,14 +452,17 @@ static bool is_declined(const step_case *c) {
 static void check(const step_case *c, int n) {
     model m;
     float *first[N_LEFT];
-    (void)snprintf(label, sizeof label, "%s, case %d: %d layers %d/%d x %d, %d %d %d, %s %s %s %s %s %s, pos %d%s%s%s%s%s",
-                   cluster ? "cluster" : "grid", n,
-                   c->n_layer, c->n_head, c->n_head_kv, c->d_head, c->d_model, c->d_ff, c->n_vocab,
-                   moa_dtype_find((uint32_t)c->type[0])->name, moa_dtype_find((uint32_t)c->type[2])->name,
-                   moa_dtype_find((uint32_t)c->type[3])->name, moa_dtype_find((uint32_t)c->type[4])->name,
-                   moa_dtype_find((uint32_t)c->type[6])->name, moa_dtype_find((uint32_t)c->type[7])->name, c->pos,
-                   c->bias ? " bias" : "", c->factors ? " factors" : "", c->narrow ? " narrow" : "",
-                   c->gone ? " gone" : "", c->watch ? " watched" : c->n_row > 1 ? " rows" : "");
+    (void)snprintf(label, sizeof label,
+                   "%s, case %d: %d layers %d/%d x %d, %d %d %d, %s %s %s %s %s %s, pos %d%s%s%s%s%s",
+                   cluster ? "cluster" : "grid", n, c->n_layer, c->n_head, c->n_head_kv, c->d_head,
+                   c->d_model, c->d_ff, c->n_vocab, moa_dtype_find((uint32_t)c->type[0])->name,
+                   moa_dtype_find((uint32_t)c->type[2])->name, moa_dtype_find((uint32_t)c->type[3])->name,
+                   moa_dtype_find((uint32_t)c->type[4])->name, moa_dtype_find((uint32_t)c->type[6])->name,
+                   moa_dtype_find((uint32_t)c->type[7])->name, c->pos, c->bias ? " bias" : "",
+                   c->factors ? " factors" : "", c->narrow ? " narrow" : "", c->gone ? " gone" : "",
+                   c->watch       ? " watched"
+                   : c->n_row > 1 ? " rows"
+                                  : "");
     block_rng = 0x9e3779b97f4a7c15u + (uint64_t)n * 77;
     open_model(&m, c, OWN_LAYER);
     const bool taken = step(&m);
@@ -483,21 +494,31 @@ static void set_types(step_case *c, moa_dtype t) {
 }
 
 static int all_cases(step_case out[], int most) {
-    const step_case base = {.n_layer = 2, .n_head = 9, .n_head_kv = 3, .d_head = 64, .d_model = 576, .d_ff = 1536,
-                            .n_vocab = 1001, .pos = 131, .rope_dim = 64, .kind = MOA_ROPE_PAIRS};
+    const step_case base = {.n_layer = 2,
+                            .n_head = 9,
+                            .n_head_kv = 3,
+                            .d_head = 64,
+                            .d_model = 576,
+                            .d_ff = 1536,
+                            .n_vocab = 1001,
+                            .pos = 131,
+                            .rope_dim = 64,
+                            .kind = MOA_ROPE_PAIRS};
     int n = 0;
     for (int d = 0; d < N_DTYPE && n + 2 < most; d++) { /* every type, twice */
         step_case c = base;
         set_types(&c, dtypes[d]);
         c.d_model = 768, c.n_head = 12, c.d_ff = 1280, c.watch = d % 2, c.n_vocab = 515;
         out[n++] = c;
-        c.d_model = 512, c.n_head = 4, c.n_head_kv = 1, c.d_head = 128, c.d_ff = 2304, c.pos = 63 + d, c.rope_dim = 128,
-        c.kind = MOA_ROPE_HALVES, c.bias = d % 2, c.watch = !c.watch;
+        c.d_model = 512, c.n_head = 4, c.n_head_kv = 1, c.d_head = 128, c.d_ff = 2304, c.pos = 63 + d,
+        c.rope_dim = 128, c.kind = MOA_ROPE_HALVES, c.bias = d % 2, c.watch = !c.watch;
         out[n++] = c;
     }
-    const struct { int32_t n_head, n_head_kv, d_head, d_model, pos; } shapes[] = {
-        {9, 3, 64, 576, 0},    {9, 3, 64, 576, 63},   {9, 3, 64, 576, 64},     {9, 3, 64, 576, 1500},
-        {8, 8, 80, 640, 300},  {7, 1, 64, 512, 2000}, {14, 2, 64, 896, 700},   {8, 1, 96, 768, 520},
+    const struct {
+        int32_t n_head, n_head_kv, d_head, d_model, pos;
+    } shapes[] = {
+        {9, 3, 64, 576, 0},      {9, 3, 64, 576, 63},      {9, 3, 64, 576, 64},    {9, 3, 64, 576, 1500},
+        {8, 8, 80, 640, 300},    {7, 1, 64, 512, 2000},    {14, 2, 64, 896, 700},  {8, 1, 96, 768, 520},
         {12, 2, 128, 1536, 333}, {16, 16, 64, 1024, 1000}, {3, 3, 128, 384, 2300}, {9, 3, 64, 576, -1},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes && n + 2 < most; i++) {
@@ -516,7 +537,10 @@ static int all_cases(step_case out[], int most) {
     for (int i = 0; i < 3 && n + 4 < most; i++) { /* several rows */
         step_case c = base;
         set_types(&c, i ? MOA_Q5_0 : MOA_Q4_1);
-        c.n_row = i == 0 ? 2 : i == 1 ? 10 : 19, c.pos = 300 + i, c.narrow = i != 1, c.bias = i == 1, c.n_vocab = 515;
+        c.n_row = i == 0   ? 2
+                  : i == 1 ? 10
+                           : 19,
+        c.pos = 300 + i, c.narrow = i != 1, c.bias = i == 1, c.n_vocab = 515;
         if (i == 2) c.n_head = 6, c.n_head_kv = 6, c.d_model = 384;
         out[n++] = c;
     }
@@ -529,6 +553,10 @@ static int all_cases(step_case out[], int most) {
     c.type[3] = MOA_F16, c.type[6] = MOA_BF16, c.type[7] = MOA_F32, c.no_logits = false;
     out[n++] = c;
     c.type[1] = MOA_F16, c.declined = true; /* x both ways at once */
+    out[n++] = c;
+    c = base; /* blocks without products of layers: what they fetch first is of the head, or attention's ten layers on */
+    set_types(&c, MOA_Q4_1);
+    c.n_layer = 10, c.d_ff = 512, c.n_vocab = 4501, c.pos = 623;
     out[n++] = c;
     return n;
 }
@@ -563,8 +591,8 @@ static void bench(const char *name, const step_case *c, int32_t n_own) {
         for (int i = 0; i < N; i++)
             must(vt->replay(backend[DEV], recording, &err), &err, "replay");
         must(vt->sync(backend[DEV], &err), &err, "sync");
-        (void)printf("%s, %s%s, %d layers, pos %d: %.1f us\n", name, cluster ? "cluster" : "grid", c->watch ? " watched" : "", c->n_layer, c->pos,
-                     (now() - start) / N * 1e6);
+        (void)printf("%s, %s%s, %d layers, pos %d: %.1f us\n", name, cluster ? "cluster" : "grid",
+                     c->watch ? " watched" : "", c->n_layer, c->pos, (now() - start) / N * 1e6);
     }
 #ifdef STEP_CLOCK /* as step.cu of the same build leaves them */
     static const char *const phases[] = {"qkv", "attn", "o", "gate_up", "down", "head"};
@@ -579,7 +607,8 @@ static void bench(const char *name, const step_case *c, int32_t n_own) {
                 least = x < least ? x : least;
                 most = x > most ? x : most;
             }
-            (void)printf("%s%-8s %s %7.0f (%.0f .. %.0f)", k ? "   " : "    ", k ? "" : phases[p], k ? "work" : "wait", sum / n_block, least, most);
+            (void)printf("%s%-8s %s %7.0f (%.0f .. %.0f)", k ? "   " : "    ", k ? "" : phases[p],
+                         k ? "work" : "wait", sum / n_block, least, most);
             if (k) (void)printf("\n");
         }
     free(ticks);
@@ -597,28 +626,52 @@ static void bench_all(const char *word) {
         bool bias, watch, no_logits, unequal;
         int32_t n_row;
     } all[] = {
-        {"smollm2 Q4_1", 30, 30, 9, 3, 64, 576, 1536, 49152, 40, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false, false, false, false, 0},
-        {"smollm2 headless", 30, 30, 9, 3, 64, 576, 1536, 49152, 40, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false, false, true, false, 0},
-        {"smollm2 Q4_1", 30, 30, 9, 3, 64, 576, 1536, 49152, 4000, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false, false, false, false, 0},
-        {"smollm2 Q4_1", 30, 30, 9, 3, 64, 576, 1536, 49152, 4000, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false, true, false, false, 0},
-        {"smollm2 rows of 4", 30, 30, 9, 3, 64, 576, 1536, 49152, 200, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false, false, false, false, 4},
-        {"smollm2 rows of 8", 30, 30, 9, 3, 64, 576, 1536, 49152, 400, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false, false, false, false, 8},
-        {"smollm2 rows of 8", 30, 30, 9, 3, 64, 576, 1536, 49152, 4000, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false, false, false, false, 8},
-        {"0.5B rows of 8", 24, 8, 14, 2, 64, 896, 4864, 151936, 400, MOA_Q5_0, MOA_Q6_K, MOA_Q8_0, true, false, false, false, 8},
-        {"0.5B shape Q5_0", 24, 8, 14, 2, 64, 896, 4864, 151936, 40, MOA_Q5_0, MOA_Q6_K, MOA_Q8_0, true, false, false, false, 0},
-        {"1.5B shape Q4_K", 28, 4, 12, 2, 128, 1536, 8960, 151936, 40, MOA_Q4_K, MOA_Q6_K, MOA_Q6_K, true, false, false, false, 0},
-        {"8B shape Q4_0", 32, 3, 32, 8, 128, 4096, 14336, 32768, 40, MOA_Q4_0, MOA_Q4_0, MOA_Q4_0, false, false, false, false, 0},
-        {"8B shape BF16", 32, 2, 32, 8, 128, 4096, 14336, 32768, 40, MOA_BF16, MOA_BF16, MOA_BF16, false, false, false, false, 0},
-        {"8B long Q4_0", 32, 3, 32, 8, 128, 4096, 14336, 32768, 32768, MOA_Q4_0, MOA_Q4_0, MOA_Q4_0, false, false, false, true, 0},
-        {"7B long Q4_0", 32, 3, 32, 32, 128, 4096, 11008, 32000, 16384, MOA_Q4_0, MOA_Q4_0, MOA_Q4_0, false, false, false, true, 0},
+        {"smollm2 Q4_1", 30, 30, 9, 3, 64, 576, 1536, 49152, 40, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false, false,
+         false, false, 0},
+        {"smollm2 headless", 30, 30, 9, 3, 64, 576, 1536, 49152, 40, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false,
+         false, true, false, 0},
+        {"smollm2 Q4_1", 30, 30, 9, 3, 64, 576, 1536, 49152, 4000, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false, false,
+         false, false, 0},
+        {"smollm2 Q4_1", 30, 30, 9, 3, 64, 576, 1536, 49152, 4000, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false, true,
+         false, false, 0},
+        {"smollm2 rows of 4", 30, 30, 9, 3, 64, 576, 1536, 49152, 200, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false,
+         false, false, false, 4},
+        {"smollm2 rows of 8", 30, 30, 9, 3, 64, 576, 1536, 49152, 400, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false,
+         false, false, false, 8},
+        {"smollm2 rows of 8", 30, 30, 9, 3, 64, 576, 1536, 49152, 4000, MOA_Q4_1, MOA_Q4_1, MOA_Q8_0, false,
+         false, false, false, 8},
+        {"0.5B rows of 8", 24, 8, 14, 2, 64, 896, 4864, 151936, 400, MOA_Q5_0, MOA_Q6_K, MOA_Q8_0, true,
+         false, false, false, 8},
+        {"0.5B shape Q5_0", 24, 8, 14, 2, 64, 896, 4864, 151936, 40, MOA_Q5_0, MOA_Q6_K, MOA_Q8_0, true,
+         false, false, false, 0},
+        {"1.5B shape Q4_K", 28, 4, 12, 2, 128, 1536, 8960, 151936, 40, MOA_Q4_K, MOA_Q6_K, MOA_Q6_K, true,
+         false, false, false, 0},
+        {"8B shape Q4_0", 32, 3, 32, 8, 128, 4096, 14336, 32768, 40, MOA_Q4_0, MOA_Q4_0, MOA_Q4_0, false,
+         false, false, false, 0},
+        {"8B shape BF16", 32, 2, 32, 8, 128, 4096, 14336, 32768, 40, MOA_BF16, MOA_BF16, MOA_BF16, false,
+         false, false, false, 0},
+        {"8B long Q4_0", 32, 3, 32, 8, 128, 4096, 14336, 32768, 32768, MOA_Q4_0, MOA_Q4_0, MOA_Q4_0, false,
+         false, false, true, 0},
+        {"7B long Q4_0", 32, 3, 32, 32, 128, 4096, 11008, 32000, 16384, MOA_Q4_0, MOA_Q4_0, MOA_Q4_0, false,
+         false, false, true, 0},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         for (int way = 0; way < 2; way++) {
-            step_case c = {.n_row = all[i].n_row, .n_layer = all[i].n_layer, .n_head = all[i].n_head, .n_head_kv = all[i].n_head_kv,
-                           .d_head = all[i].d_head, .d_model = all[i].d_model, .d_ff = all[i].d_ff,
-                           .n_vocab = all[i].n_vocab, .pos = all[i].pos, .rope_dim = all[i].d_head,
-                           .kind = all[i].bias ? MOA_ROPE_HALVES : MOA_ROPE_PAIRS, .bias = all[i].bias,
-                           .watch = all[i].watch, .no_logits = all[i].no_logits, .unequal = all[i].unequal};
+            step_case c = {.n_row = all[i].n_row,
+                           .n_layer = all[i].n_layer,
+                           .n_head = all[i].n_head,
+                           .n_head_kv = all[i].n_head_kv,
+                           .d_head = all[i].d_head,
+                           .d_model = all[i].d_model,
+                           .d_ff = all[i].d_ff,
+                           .n_vocab = all[i].n_vocab,
+                           .pos = all[i].pos,
+                           .rope_dim = all[i].d_head,
+                           .kind = all[i].bias ? MOA_ROPE_HALVES : MOA_ROPE_PAIRS,
+                           .bias = all[i].bias,
+                           .watch = all[i].watch,
+                           .no_logits = all[i].no_logits,
+                           .unequal = all[i].unequal};
             if ((word && !strstr(all[i].name, word)) || (way && c.d_model > 2048)) continue;
             set_types(&c, all[i].type);
             c.type[6] = all[i].down, c.type[7] = all[i].head;
@@ -634,7 +687,8 @@ int main(int argc, char **argv) {
     moa_err err = {0};
     const int n = all_cases(cases, 76), only = argc > 2 ? atoi(argv[2]) : -1;
     must(moa_cpu_open(&backend[REF], &plain, &err), &err, "reference");
-    if (moa_backend_open(&backend[DEV], argc > 1 ? argv[1] : "cuda", &config, why, sizeof why, &err) != MOA_OK) {
+    if (moa_backend_open(&backend[DEV], argc > 1 ? argv[1] : "cuda", &config, why, sizeof why, &err) !=
+        MOA_OK) {
         (void)printf("skipped: %s\n", err.text);
         moa_backend_close(&backend[REF]);
         return SKIP;
@@ -643,7 +697,8 @@ int main(int argc, char **argv) {
     must(backend[DEV]->vt->info(backend[DEV], &info, &err), &err, "info");
     const bool there = backend[DEV]->vt->step_decode && info.sm >= 90;
     if (!there)
-        (void)printf("skipped: backend %s has no step as one operation on %s\n", backend[DEV]->vt->name, info.name);
+        (void)printf("skipped: backend %s has no step as one operation on %s\n", backend[DEV]->vt->name,
+                     info.name);
     timing = argc > 2 && strcmp(argv[2], "bench") == 0;
     if (timing) fresh_bytes = (size_t)1 << 20;
     (void)setvbuf(stdout, NULL, _IOLBF, 0);
@@ -651,10 +706,12 @@ int main(int argc, char **argv) {
     for (int i = 0; i < n && there && !timing; i++)
         for (int way = 0; way < 2; way++) {
             take_way(way);
-            if ((only < 0 || i == only) && (argc < 4 || strcmp(argv[3], way ? "cluster" : "grid") == 0)) check(&cases[i], i);
+            if ((only < 0 || i == only) && (argc < 4 || strcmp(argv[3], way ? "cluster" : "grid") == 0))
+                check(&cases[i], i);
         }
     if (there && !timing)
-        (void)printf("%d cases, %d checks, worst NMSE %.1e, %d failed\n", only < 0 ? n : 1, n_check, worst, n_failed);
+        (void)printf("%d cases, %d checks, worst NMSE %.1e, %d failed\n", only < 0 ? n : 1, n_check, worst,
+                     n_failed);
     moa_backend_close(&backend[DEV]);
     moa_backend_close(&backend[REF]);
     return !there ? SKIP : n_failed != 0;
