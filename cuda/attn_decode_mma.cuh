@@ -467,5 +467,22 @@ template <bool STATS> __device__ static void add_state(float x[6], const float y
 
 /* launches what sums j->mass into the histogram, if one is wanted */
 moa_status moa_cuda_decode_hist(moa_cuda *c, const mma_job *j, moa_err *err);
+/* Histograms of all layers from what the step left of each unit; J: step_job or cluster_job, one row. */
+template <typename J> static moa_status step_histograms(moa_cuda *c, const J &j, moa_err *err) {
+    for (int l = 0; l < j.n_layer && j.probe.hist; l++) {
+        const int64_t at = (int64_t)l * j.n_head;
+        mma_job m = {};
+        m.kv = j.kv;
+        m.kv.table += l * j.table_layer;
+        m.pos = j.pos, m.span = j.span + at, m.span_stride = 0;
+        m.n_seq = 1, m.n_head = j.n_head, m.n_head_kv = j.n_head_kv, m.group = j.group;
+        m.probe = j.probe;
+        m.probe.hist += (size_t)at * MOA_HIST_BUCKETS * (size_t)(1 + j.probe.n_bin);
+        m.mass = j.mass + at * (j.kv.max_pages * UNITS_PAGE);
+        m.lse = j.lse + at;
+        MOA_RETURN(moa_cuda_decode_hist(c, &m, err));
+    }
+    return MOA_OK;
+}
 
 #endif

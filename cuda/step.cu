@@ -989,23 +989,6 @@ static moa_status find_space(moa_cuda *c, step_job *j, moa_err *err) {
     return MOA_OK;
 }
 
-static moa_status histograms(moa_cuda *c, const step_job *j, moa_err *err) {
-    for (int l = 0; l < j->n_layer && j->probe.hist; l++) {
-        const int64_t at = (int64_t)l * j->n_head;
-        mma_job m = {};
-        m.kv = j->kv;
-        m.kv.table += l * j->table_layer;
-        m.pos = j->pos, m.span = j->span + at, m.span_stride = 0;
-        m.n_seq = 1, m.n_head = j->n_head, m.n_head_kv = j->n_head_kv, m.group = j->group;
-        m.probe = j->probe;
-        m.probe.hist += (size_t)at * MOA_HIST_BUCKETS * (size_t)(1 + j->probe.n_bin);
-        m.mass = j->mass + at * (j->kv.max_pages * UNITS_PAGE);
-        m.lse = j->lse + at;
-        MOA_RETURN(moa_cuda_decode_hist(c, &m, err));
-    }
-    return MOA_OK;
-}
-
 template <int D, bool STATS>
 static moa_status launch(moa_cuda *c, const step_job *j, size_t shared, bool *taken, moa_err *err) {
     int blocks = 0;
@@ -1023,7 +1006,7 @@ static moa_status launch(moa_cuda *c, const step_job *j, size_t shared, bool *ta
     MOA_CU(c, cudaLaunchKernelEx(&config, step_v2<D, STATS>, *j));
     MOA_LAUNCHED(c, "step_decode");
     *taken = true;
-    return histograms(c, j, err);
+    return step_histograms(c, *j, err);
 }
 template <bool STATS>
 static moa_status launch_by_size(moa_cuda *c, const step_job *j, size_t shared, bool *taken, moa_err *err) {

@@ -863,23 +863,6 @@ static moa_status find_space(moa_cuda *c, cluster_job *j, moa_err *err) {
     j->lse = reinterpret_cast<float *>(space + mass);
     return MOA_OK;
 }
-static moa_status histograms(moa_cuda *c, const cluster_job *j, moa_err *err) {
-    for (int l = 0; l < j->n_layer && j->probe.hist; l++) {
-        const int64_t at = (int64_t)l * j->n_head;
-        mma_job m = {};
-        m.kv = j->kv;
-        m.kv.table += l * j->table_layer;
-        m.pos = j->pos, m.span = j->span + at, m.span_stride = 0;
-        m.n_seq = 1, m.n_head = j->n_head, m.n_head_kv = j->n_head_kv, m.group = j->group;
-        m.probe = j->probe;
-        m.probe.hist += (size_t)at * MOA_HIST_BUCKETS * (size_t)(1 + j->probe.n_bin);
-        m.mass = j->mass + at * (j->kv.max_pages * UNITS_PAGE);
-        m.lse = j->lse + at;
-        MOA_RETURN(moa_cuda_decode_hist(c, &m, err));
-    }
-    return MOA_OK;
-}
-
 /* How it is launched: with so many clusters at once. *most: 0 where not even one has a place. */
 template <int D, bool STATS>
 static moa_status plan(moa_cuda *c, const cluster_job *j, int n_row, moa_launch *how, int *most,
@@ -910,7 +893,7 @@ static moa_status launch(moa_cuda *c, const cluster_job *j, int n_row, bool all,
     MOA_CU(c, moa_launch_may_be_early(c->device, &how.early));
     MOA_CU(c, moa_launch_kernel(how, cluster_v1<D, STATS>, *j));
     *taken = true;
-    return histograms(c, j, err);
+    return step_histograms(c, *j, err);
 }
 /* all: though not all rows have a place at once */
 template <bool STATS>

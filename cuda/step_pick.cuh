@@ -4,8 +4,8 @@
 
 #include "cuda/cuda_common.cuh"
 
-static const uint64_t CLUSTER_MOST_BYTES = (uint64_t)20
-                                           << 20; /* of a layer's matrices; above it other ways are faster */
+/* of a layer's matrices; above it other ways are faster */
+static constexpr uint64_t CLUSTER_MOST_BYTES = 20ull << 20;
 
 /* Is the model one for the cluster? By size, or as $MOASCOPE_STEP says: "cluster" always, any other word never. */
 bool moa_cuda_cluster_wanted(const moa_args_step_decode *a);

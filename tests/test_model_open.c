@@ -18,6 +18,7 @@
 #include "core/base/sha256.h"
 #include "core/model/gguf.h"
 #include "core/model/model.h"
+#include "load_watch.h"
 
 #define DATA MOA_SOURCE_DIR "/tests/data/"
 
@@ -194,19 +195,6 @@ static void test_lazy(void **state) {
 }
 
 /* --- loading is watched -------------------------------------------------------------------------------------------------------- */
-
-typedef struct watcher {
-    int n_calls, stop_at;
-    uint64_t last, total;
-} watcher;
-
-static bool watch(void *user, uint64_t done, uint64_t total) {
-    watcher *w = user;
-    assert_true(done > w->last && done <= total);
-    w->last = done;
-    w->total = total;
-    return ++w->n_calls != w->stop_at;
-}
 
 static void test_progress_and_cancel(void **state) {
     (void)state;
