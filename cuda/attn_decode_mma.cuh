@@ -463,6 +463,19 @@ template <bool STATS> __device__ static void add_state(float x[6], const float y
         x[i] += f * y[i];
 }
 
+/* attention of a layer of a whole step; J: step_job or cluster_job */
+template <typename J> __device__ static inline mma_job step_attention(const J &j, int layer) {
+    mma_job m = {};
+    const int64_t at = (int64_t)layer * j.n_head;
+    m.kv = j.kv;
+    m.n_seq = 1, m.n_head = j.n_head, m.n_head_kv = j.n_head_kv, m.group = j.group;
+    m.scale = j.scale;
+    if (j.probe.stat) m.probe.stat = j.probe.stat + at * MOA_N_STAT;
+    if (j.lse) m.lse = j.lse + at;
+    if (j.mass) m.mass = j.mass + at * (j.kv.max_pages * UNITS_PAGE);
+    return m;
+}
+
 /* --- on the host ---------------------------------------------------------------------------------------- */
 
 /* launches what sums j->mass into the histogram, if one is wanted */

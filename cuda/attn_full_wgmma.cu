@@ -921,24 +921,10 @@ __global__ static void __launch_bounds__(256) curves_v2(operands o, float *__res
 /* (pages * 2, 64, d_head) whose boxes are tiles of 64 x 64 */
 static moa_status map_pages(moa_cuda *c, const operands &o, __half *pages, int n_page, CUtensorMap *out,
                             moa_err *err) {
-    void *entry = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    MOA_CU(c, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
-                                               &found));
-    if (found != cudaDriverEntryPointSuccess || !entry)
-        return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): the driver has no cuTensorMapEncodeTiled", c->device,
-                        c->name);
     const cuuint64_t row = 2 * (cuuint64_t)o.in.d_head,
                      size[3] = {(cuuint64_t)o.in.d_head, BLOCK, PAIR * (cuuint64_t)n_page},
                      stride[2] = {row, BLOCK * row};
-    const cuuint32_t box[3] = {WG_TILE_COLUMNS, BLOCK, 1}, step[3] = {1, 1, 1};
-    const CUresult e = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
-        out, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, pages, size, stride, box, step,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (e == CUDA_SUCCESS) return MOA_OK;
-    return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): no tensor map of %d pages: CUDA driver error %d",
-                    c->device, c->name, n_page, (int)e);
+    return wg_tensor_map(c, pages, size, stride, out, err);
 }
 
 static moa_status job_of(moa_cuda *c, const operands &o, full_job *j, moa_err *err) {

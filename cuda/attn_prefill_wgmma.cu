@@ -400,26 +400,10 @@ __global__ static void __launch_bounds__(T::THREADS, 1) attend_v3(const __grid_c
 
 /* (pages, n_row, d_head) of a pool as a tensor whose boxes are tiles of 64 x 64; pages are counted in halves, K's and V's */
 static moa_status map_pool(moa_cuda *c, const moa_kv_view *kv, int n_row, CUtensorMap *out, moa_err *err) {
-    void *entry = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    MOA_CU(c, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
-                                               &found));
-    if (found != cudaDriverEntryPointSuccess || !entry)
-        return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): the driver has no cuTensorMapEncodeTiled", c->device,
-                        c->name);
     const cuuint64_t row = 2 * (cuuint64_t)kv->d_head,
                      size[3] = {(cuuint64_t)kv->d_head, (cuuint64_t)n_row, (cuuint64_t)INT_MAX},
                      stride[2] = {row, MOA_PAGE_TOK * row};
-    const cuuint32_t box[3] = {WG_TILE_COLUMNS, MOA_PAGE_TOK, 1}, step[3] = {1, 1, 1};
-    const CUresult e = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
-        out, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, kv->pool, size, stride, box, step,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (e != CUDA_SUCCESS)
-        return moa_fail(err, MOA_E_DEVICE,
-                        "GPU %d (%s): no tensor map of heads of %d elements: CUDA driver error %d", c->device,
-                        c->name, kv->d_head, (int)e);
-    return MOA_OK;
+    return wg_tensor_map(c, kv->pool, size, stride, out, err);
 }
 
 template <class T, bool LOOK> static cudaError_t run_with(moa_cuda *c, const wgmma_job &j) {

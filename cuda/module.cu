@@ -652,6 +652,7 @@ static moa_backend_vtable make_table() {
     moa_backend_vtable t = {};
     t.abi = MOA_BACKEND_ABI;
     t.name = "cuda";
+    t.reads_files = true;
     t.close = cuda_close;
     t.info = cuda_info;
     t.alloc = cuda_alloc;

@@ -27,6 +27,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/step_flow.cuh"
+#include "cuda/step_pick.cuh"
 
 static constexpr int MIN_SLOT = 2, MAX_SLOT = 8, STATE = 8, MAX_HEAD_KV = 128;
 
@@ -302,18 +303,6 @@ __device__ static void products(const step_job &j, step_warp<D> &w, const step_s
 
 /* --- attention ------------------------------------------------------------------------------------------------ */
 
-__device__ static inline mma_job attention_of(const step_job &j, int layer) {
-    mma_job m = {};
-    const int64_t at = (int64_t)layer * j.n_head;
-    m.kv = j.kv;
-    m.n_seq = 1, m.n_head = j.n_head, m.n_head_kv = j.n_head_kv, m.group = j.group;
-    m.scale = j.scale;
-    if (j.probe.stat) m.probe.stat = j.probe.stat + at * MOA_N_STAT;
-    if (j.lse) m.lse = j.lse + at;
-    if (j.mass) m.mass = j.mass + at * (j.kv.max_pages * UNITS_PAGE);
-    return m;
-}
-
 struct step_heads {
     segment s;      /* seq is 0: a row's outputs */
     int measure[2]; /* windows of this lane's two heads for the statistics */
@@ -572,7 +561,7 @@ __device__ static void attention(const step_job &j, step_warp<D> &w, const step_
     if (seat.n_block == 0) return;
     const step_share k = share_of(w.pos, seat);
     const step_input to_o = input_of(j, s, layer, PHASE_O);
-    mma_job m = attention_of(j, layer);
+    mma_job m = step_attention(j, layer);
     step_heads h;
     heads_of<STATS>(j, layer, w.pos, seat.head, h);
     bool newest = k.n_seen > 0 && (k.n_seen - 1) % seat.n_block == seat.split;
@@ -786,22 +775,10 @@ static bool matrix_fits(const moa_dev_weight *w, int n_out, int n_in) {
     return type < N_TYPE && w->n_in == n_in && w->n_out == n_out && row_shared_bytes(w) > 0 &&
            n_in / unit_of_type(type) < 65536;
 }
-static bool vector_fits(const moa_dev_weight *w, int n) {
-    return w->type == MOA_F32 && w->n_out == 1 && w->n_in == n;
-}
-static bool bias_fits(const moa_dev_weight *w, int n) {
-    return !w || (w->n_out == 1 && w->n_in == n);
-}
-static const float *floats_of(const moa_dev_weight *w) {
-    return w ? static_cast<const float *>(w->data) : nullptr;
-}
 static const uint8_t *bytes_of(const moa_dev_weight *w) {
     return static_cast<const uint8_t *>(w->data);
 }
 
-struct step_sizes {
-    int d_model, n_q, n_kv, d_ff;
-};
 static bool layer_fits(const moa_layer_weights *y, const step_sizes &z) {
     const bool shapes = matrix_fits(y->wq, z.n_q, z.d_model) && matrix_fits(y->wk, z.n_kv, z.d_model) &&
                         matrix_fits(y->wv, z.n_kv, z.d_model) && matrix_fits(y->wo, z.d_model, z.n_q) &&
@@ -1026,8 +1003,7 @@ moa_status moa_cuda_step_decode(moa_backend *b, const moa_args_step_decode *a, m
     MOA_CU(c, cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, c->device));
     MOA_CU(c, cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, c->device));
     if (major < 9 || !cooperative || a->n_layer < 1) return MOA_OK;
-    const step_sizes z = {a->layers[0].wq->n_in, a->n_head * a->kv.d_head, a->kv.n_head_kv * a->kv.d_head,
-                          a->layers[0].gate->n_out};
+    const step_sizes z = sizes_of(a);
     if (!shape_fits(c, a, z)) return MOA_OK;
     step_job *j = new (std::nothrow) step_job();
     if (!j) return moa_fail(err, MOA_E_MEMORY, "no host memory for the description of a step");

@@ -216,17 +216,6 @@ __device__ static inline void products(const cluster_job &j, const cluster_view 
 
 /* --- attention -------------------------------------------------------------------------------------------------------- */
 
-__device__ static inline mma_job attention_of(const cluster_job &j, int layer) {
-    mma_job m = {};
-    const int64_t at = (int64_t)layer * j.n_head;
-    m.kv = j.kv;
-    m.n_seq = 1, m.n_head = j.n_head, m.n_head_kv = j.n_head_kv, m.group = j.group;
-    m.scale = j.scale;
-    if (j.probe.stat) m.probe.stat = j.probe.stat + at * MOA_N_STAT;
-    if (j.lse) m.lse = j.lse + at;
-    if (j.mass) m.mass = j.mass + at * (j.kv.max_pages * UNITS_PAGE);
-    return m;
-}
 struct cluster_heads {
     segment s;      /* seq is 0: a row's outputs */
     int measure[2]; /* windows of this lane's two heads for the statistics */
@@ -426,7 +415,7 @@ __device__ static void phase_attention(const cluster_job &j, const cluster_view 
     if (!active) return;
     turn_heads<D>(j, s, head_kv, row);
     meet();
-    mma_job m = attention_of(j, layer);
+    mma_job m = step_attention(j, layer);
     m.q = s.at<float>(j.at.own) - (int64_t)h.s.head * D;
     {
         warp_state<D, STATS> u;
@@ -462,7 +451,7 @@ __device__ static inline void write_stats(const cluster_job &j, const cluster_vi
             add_state<true>(x, state + b * MAX_GROUP * STATE, x[0]);
     segment g = {};
     g.head = head_kv * j.group, g.n_head = j.group, g.pos = pos;
-    write_state(attention_of(j, layer), g, h, x);
+    write_state(step_attention(j, layer), g, h, x);
 }
 
 /* --- what the products read ------------------------------------------------------------------------------------------------ */
@@ -655,20 +644,8 @@ static bool matrix_fits(const moa_dev_weight *w, int n_out, int n_in) {
     return type_of(w) < N_TYPE && w->n_in == n_in && w->n_out == n_out && n_out % 64 == 0 && n_in % 64 == 0 &&
            n_out < 65536 && n_in < 65536;
 }
-static bool vector_fits(const moa_dev_weight *w, int n) {
-    return w->type == MOA_F32 && w->n_out == 1 && w->n_in == n;
-}
-static bool bias_fits(const moa_dev_weight *w, int n) {
-    return !w || (w->n_out == 1 && w->n_in == n);
-}
-static const float *floats_of(const moa_dev_weight *w) {
-    return w ? static_cast<const float *>(w->data) : nullptr;
-}
 
-struct cluster_sizes {
-    int d_model, n_q, n_kv, d_ff;
-};
-static bool layer_fits(const moa_layer_weights *y, const cluster_sizes &z) {
+static bool layer_fits(const moa_layer_weights *y, const step_sizes &z) {
     return matrix_fits(y->wq, z.n_q, z.d_model) && matrix_fits(y->wk, z.n_kv, z.d_model) &&
            matrix_fits(y->wv, z.n_kv, z.d_model) && matrix_fits(y->wo, z.d_model, z.n_q) &&
            matrix_fits(y->gate, z.d_ff, z.d_model) && matrix_fits(y->up, z.d_ff, z.d_model) &&
@@ -676,7 +653,7 @@ static bool layer_fits(const moa_layer_weights *y, const cluster_sizes &z) {
            vector_fits(y->attn_norm, z.d_model) && vector_fits(y->ffn_norm, z.d_model) &&
            bias_fits(y->bq, z.n_q) && bias_fits(y->bk, z.n_kv) && bias_fits(y->bv, z.n_kv);
 }
-static bool shape_fits(const moa_cuda *c, const moa_args_step_decode *a, const cluster_sizes &z) {
+static bool shape_fits(const moa_cuda *c, const moa_args_step_decode *a, const step_sizes &z) {
     const int d = a->kv.d_head, rope = a->rope.rope_dim < 2 ? 0 : a->rope.rope_dim;
     if (d != 64 && d != 80 && d != 96 && d != 128) return false;
     if (c->matmul != 2 || a->kv.type != MOA_KV_F16 || a->kv.max_pages <= 0) return false;
@@ -833,7 +810,7 @@ static bool fit_ring(const moa_args_step_decode *a, cluster_job *j, size_t most)
            j->d_model * 4 + (j->n_q + 2 * j->n_kv) / j->blocks * 4 + 128 <= j->at.ring_bytes;
 }
 
-static void fill_job(const moa_args_step_decode *a, const cluster_sizes &z, cluster_job *j) {
+static void fill_job(const moa_args_step_decode *a, const step_sizes &z, cluster_job *j) {
     j->x = a->x;
     j->n_layer = a->n_layer;
     j->d_model = z.d_model, j->n_q = z.n_q, j->n_kv = z.n_kv, j->d_ff = z.d_ff;
@@ -911,10 +888,6 @@ static moa_status launch_by_size(moa_cuda *c, const cluster_job *j, int n_row, b
 static int rows_of_step(const moa_args_step_decode *a) {
     return a->n_tok > 1 ? a->n_tok : 1;
 }
-static cluster_sizes sizes_of(const moa_args_step_decode *a) {
-    return {a->layers[0].wq->n_in, a->n_head * a->kv.d_head, a->kv.n_head_kv * a->kv.d_head,
-            a->layers[0].gate->n_out};
-}
 /* the layers by clusters of that many blocks */
 static moa_status layers_by(moa_cuda *c, const moa_args_step_decode *a, int blocks, bool all, moa_err *err) {
     int most = 0;
@@ -981,7 +954,7 @@ moa_status moa_cuda_step_cluster(moa_backend *b, const moa_args_step_decode *a, 
     *a->taken = false;
     MOA_CU(c, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device));
     if (major < 9 || a->n_layer < 1 || (a->n_tok > 1 && (a->probe.stat || a->probe.hist))) return MOA_OK;
-    const cluster_sizes z = sizes_of(a);
+    const step_sizes z = sizes_of(a);
     if (!shape_fits(c, a, z) || !vector_fits(a->out_norm, z.d_model) || a->output->n_in != z.d_model ||
         z.d_ff < z.d_model)
         return MOA_OK;

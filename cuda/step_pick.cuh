@@ -14,4 +14,22 @@ moa_status moa_cuda_step_cluster(moa_backend *b, const moa_args_step_decode *a, 
 /* the operation: one or the other */
 moa_status moa_cuda_step_pick(moa_backend *b, const moa_args_step_decode *a, moa_err *err);
 
+/* what both look at before they take a step */
+struct step_sizes {
+    int d_model, n_q, n_kv, d_ff;
+};
+static inline step_sizes sizes_of(const moa_args_step_decode *a) {
+    return {a->layers[0].wq->n_in, a->n_head * a->kv.d_head, a->kv.n_head_kv * a->kv.d_head,
+            a->layers[0].gate->n_out};
+}
+static inline bool vector_fits(const moa_dev_weight *w, int n) {
+    return w->type == MOA_F32 && w->n_out == 1 && w->n_in == n;
+}
+static inline bool bias_fits(const moa_dev_weight *w, int n) {
+    return !w || (w->n_out == 1 && w->n_in == n);
+}
+static inline const float *floats_of(const moa_dev_weight *w) {
+    return w ? static_cast<const float *>(w->data) : nullptr;
+}
+
 #endif

@@ -158,4 +158,26 @@ __device__ static inline void turn_give(int name, int n) {
     asm volatile("bar.arrive %0, %1;\n" ::"r"(name), "r"(n) : "memory");
 }
 
+/* --- host side ------------------------------------------------------------------------------------------- */
+
+/* Halves (size[2], size[1], size[0]) as a tensor whose boxes are tiles of 64 x 64, swizzled; strides of the two outer sizes in bytes. */
+static inline moa_status wg_tensor_map(moa_cuda *c, void *base, const cuuint64_t size[3], const cuuint64_t stride[2],
+                                       CUtensorMap *out, moa_err *err) {
+    void *entry = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    MOA_CU(c, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
+                                               &found));
+    if (found != cudaDriverEntryPointSuccess || !entry)
+        return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): the driver has no cuTensorMapEncodeTiled", c->device,
+                        c->name);
+    const cuuint32_t box[3] = {WG_TILE_COLUMNS, MOA_PAGE_TOK, 1}, step[3] = {1, 1, 1};
+    const CUresult e = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(
+        out, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, base, size, stride, box, step,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (e == CUDA_SUCCESS) return MOA_OK;
+    return moa_fail(err, MOA_E_DEVICE, "GPU %d (%s): no tensor map of heads of %d elements: CUDA driver error %d",
+                    c->device, c->name, (int)size[0], (int)e);
+}
+
 #endif

@@ -93,7 +93,7 @@ static moa_status open_all(moa_loaded *l, const moa_args *args, const char *name
     (void)snprintf(l->device, sizeof l->device, "%.*s", cuda ? (int)strcspn(l->why, " ") : 31,
                    cuda ? l->why : backend->vt->name);
     moa_remark(args, "%s", l->why);
-    if (!cuda) MOA_TRY(moa_model_read(l->model, on_progress, (void *)(uintptr_t)args, err));
+    if (!backend->vt->reads_files) MOA_TRY(moa_model_read(l->model, on_progress, (void *)(uintptr_t)args, err));
     MOA_TRY(
         moa_engine_open(&l->engine, l->model, backend, &config, on_progress, (void *)(uintptr_t)args, err));
 out:

@@ -417,6 +417,7 @@ typedef struct moa_backend_config {
 typedef struct moa_backend_vtable {
     uint32_t abi;     /* MOA_BACKEND_ABI */
     const char *name; /* "cpu", "cuda" */
+    bool reads_files; /* weight_load takes weights that are still in their file (moa_weight.read) and reads them itself */
     void (*close)(moa_backend *b); /* frees everything allocated from it */
     moa_status (*info)(moa_backend *b, moa_device_info *out, moa_err *err);
 
@@ -457,7 +458,7 @@ struct moa_backend {
     const moa_backend_vtable *vt;
 };
 
-enum { MOA_BACKEND_ABI = 7 };
+enum { MOA_BACKEND_ABI = 8 };
 
 /* What a loadable backend module (libmoascope-cuda.so) exports under the name "moa_backend_module". */
 typedef struct moa_backend_module {

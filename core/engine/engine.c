@@ -212,7 +212,7 @@ static moa_status load(loader *ld, const moa_weight *w, moa_dev_weight **out, mo
     moa_engine *e = ld->e;
     if (!w->data && w->bytes == 0) return MOA_OK; /* the model has none */
     moa_weight brought;
-    const bool there = w->data || (w->read && strcmp(e->vt->name, "cuda") == 0); /* which reads it itself */
+    const bool there = w->data || (w->read && e->vt->reads_files);
     if (!there && !w->read && !e->model->make)
         return moa_fail(err, MOA_E_INVALID, "%s: only the header was read, there are no weights to load",
                         w->name);
@@ -292,6 +292,9 @@ static void free_weights(moa_engine *e) {
 static moa_status configure(moa_engine *e, const moa_engine_config *config, moa_err *err) {
     const moa_shape *shape = &e->model->shape;
     const int32_t chunk = config && config->chunk ? config->chunk : CHUNK_DEFAULT;
+    if (e->vt->abi != MOA_BACKEND_ABI)
+        return moa_fail(err, MOA_E_UNSUPPORTED, "backend %s has interface %u, this program %d", e->vt->name,
+                        e->vt->abi, (int)MOA_BACKEND_ABI);
     if (chunk < 1) return moa_fail(err, MOA_E_USAGE, "a chunk of %d tokens; at least 1", chunk);
     e->chunk = chunk < shape->n_ctx ? chunk : shape->n_ctx;
     e->kv_type = config ? config->kv_type : MOA_KV_F16;
@@ -301,9 +304,6 @@ static moa_status configure(moa_engine *e, const moa_engine_config *config, moa_
     moa_device_info info = {0};
     e->halves = (e->kv_type == MOA_KV_BF16 || e->kv_type == MOA_KV_Q8) && shape->d_head % 8 == 0 &&
                 e->vt->info(e->backend, &info, NULL) == MOA_OK && info.prefill_halves;
-    if (e->vt->abi != MOA_BACKEND_ABI)
-        return moa_fail(err, MOA_E_UNSUPPORTED, "backend %s has interface %u, this program %d", e->vt->name,
-                        e->vt->abi, (int)MOA_BACKEND_ABI);
     return MOA_OK;
 }
 

@@ -384,7 +384,7 @@ static moa_status load_model(moa_serve_state *sv, const moa_msg_load *r, moa_err
     (void)snprintf(sv->device, sizeof sv->device, "%.*s",
                    strncmp(sv->device_why, "cuda:", 5) == 0 ? (int)strcspn(sv->device_why, " ") : 31,
                    strncmp(sv->device_why, "cuda:", 5) == 0 ? sv->device_why : backend->vt->name);
-    sv->load_whole = strcmp(backend->vt->name, "cuda") == 0;
+    sv->load_whole = backend->vt->reads_files;
     if (!sv->load_whole) MOA_TRY(moa_model_read(sv->model, load_progress, sv, err));
     sv->load_stage = 1;
     MOA_TRY(moa_engine_open(&sv->engine, sv->model, backend, &config, load_progress, sv, err));

@@ -52,17 +52,7 @@ def stepper(torch, model, case, cache, args):
 
     if args.cache == "dynamic":
         return step
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+    return peer.captured(torch, step).replay
 
 
 def steps(torch, transformers, report, args, case, model):

@@ -140,8 +140,8 @@ def torch_or_none(report):
     return torch
 
 
-def graph_times(torch, call, reps, min_s=0.01):
-    """seconds of one call, reps samples of many replays of a CUDA graph between two waits"""
+def captured(torch, call):
+    """a CUDA graph of one call, which was made three times before on a stream of its own"""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -152,6 +152,12 @@ def graph_times(torch, call, reps, min_s=0.01):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
+    return graph
+
+
+def graph_times(torch, call, reps, min_s=0.01):
+    """seconds of one call, reps samples of many replays of a CUDA graph between two waits"""
+    graph = captured(torch, call)
 
     def sample(n):
         torch.cuda.synchronize()

@@ -205,7 +205,7 @@ static moa_status open_model(job *j, bool data, moa_err *err) {
     if (s != MOA_OK) return s;
     if (!data) return moa_model_open(&j->model, path, true, NULL, NULL, err);
     MOA_TRY(moa_model_open_lazy(&j->model, path, err));
-    if (strcmp(j->backend->vt->name, "cuda") != 0) MOA_TRY(moa_model_read(j->model, on_progress, (void *)(uintptr_t)j->args, err));
+    if (!j->backend->vt->reads_files) MOA_TRY(moa_model_read(j->model, on_progress, (void *)(uintptr_t)j->args, err));
 out:
     return s;
 }
