@@ -276,6 +276,12 @@ void tui_key_in(tui_app *app, int key) {
         return;
     }
     app->n_held = 0;
+    if (key == TUI_KEY_CLICK || key == TUI_KEY_WHEEL_UP || key == TUI_KEY_WHEEL_DOWN) {
+        int y, x;
+        term_mouse_at(&y, &x);
+        tui_mouse(app, key, y, x);
+        return;
+    }
     if (key == tui_ctrl('l')) {
         term_repaint();
         return;
@@ -300,6 +306,7 @@ void tui_key_in(tui_app *app, int key) {
         return;
     }
     if (v && v->key_first && v->key_first(app, key)) return;
+    if (app->tour && tui_tour_key(app, key)) return;
     if (key == TUI_KEY_PASTE) {
         tui_say(app, TUI_INFO, "Pasting is for prompts: press : or i first");
         return;
@@ -350,12 +357,13 @@ bool tui_idle(const tui_app *app) {
 
 /* --- start and end ----------------------------------------------------------------------------------------------------------------- */
 
-enum { OWN_ENGINE, OWN_RUN, OWN_COLOR, OWN_ASCII, OWN_NO_RESTORE, OWN_SCRIPT, OWN_SIZE };
+enum { OWN_ENGINE, OWN_RUN, OWN_COLOR, OWN_ASCII, OWN_MOUSE, OWN_NO_RESTORE, OWN_SCRIPT, OWN_SIZE };
 static const moa_option own_rows[] = {
     {"--engine", MOA_OPTION_TEXT, "COMMAND", NULL, 0, 0, true, "engine process, run by sh: \"ssh gpu-box moascope engine\""},
     {"--run", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "run the prompt as soon as the model is there: under --plan if given, else with full attention"},
     {"--color", MOA_OPTION_TEXT, "auto|never|8|256|24bit", "auto", 0, 0, false, "colours of the screen"},
     {"--ascii", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "draw with ASCII characters only"},
+    {"--mouse", MOA_OPTION_TEXT, "on|off", "on", 0, 0, false, "click and wheel; off: left to the terminal, as Shift-drag always is"},
     {"--no-restore", MOA_OPTION_FLAG, NULL, NULL, 0, 0, false, "start fresh: neither the last session nor the last model"},
     {"--script", MOA_OPTION_TEXT, "FILE|-", NULL, 0, 0, false, "keys and :commands to play; without a terminal if --size is given"},
     {"--size", MOA_OPTION_TEXT, "COLSxROWS", NULL, 0, 0, false, "no terminal: a screen of that size, for --script and :dump"},
@@ -439,8 +447,10 @@ static moa_status open_screen(tui_app *app, const moa_args *a, moa_err *err) {
     state_file("", folder, sizeof folder);
     if (*log && moa_dir_make(folder, NULL) != MOA_OK) log[0] = 0;
     const bool script = moa_args_has(a, MOA_OPT_OWN + OWN_SCRIPT);
+    const char *mouse = moa_args_text(a, MOA_OPT_OWN + OWN_MOUSE);
+    if (strcmp(mouse, "on") != 0 && strcmp(mouse, "off") != 0) return moa_fail(err, MOA_E_USAGE, "--mouse %s: on or off", mouse);
     const term_config config = {.headless = size != NULL || (script && !isatty(STDOUT_FILENO)), .rows = rows, .cols = cols,
-                                .color = moa_args_text(a, MOA_OPT_OWN + OWN_COLOR), .ascii = moa_args_has(a, MOA_OPT_OWN + OWN_ASCII), .log_path = *log ? log : NULL};
+                                .color = moa_args_text(a, MOA_OPT_OWN + OWN_COLOR), .ascii = moa_args_has(a, MOA_OPT_OWN + OWN_ASCII), .mouse = strcmp(mouse, "on") == 0, .log_path = *log ? log : NULL};
     if (config.headless && !script) return moa_fail(err, MOA_E_USAGE, "--size needs --script: there is no terminal to take keys from");
     const moa_status s = term_open(&config, err);
     if (s != MOA_OK) return s;
@@ -511,6 +521,7 @@ static void loop(tui_app *app) {
         tui_influence_read(app);
         want_tokens(app);
         journal_tick(app);
+        if (app->tour) tui_tour_turn(app);
         app->now = clock_s();
         const double period = app->slot_running >= 0 || tui_planner_busy(app) ? 0.1 : 0.05;
         if (app->dirty_screen && app->now - drawn_at >= period) {

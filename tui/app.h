@@ -285,7 +285,15 @@ typedef struct tui_cursor {
     int32_t query, key; /* positions; token of the output = n_prompt + i */
 } tui_cursor;
 
-enum { TUI_VIEWS_MAX = 12, TUI_LOG_MAX = 500 };
+/* what a click on a part of the screen does; y, x count from the part's corner */
+typedef void tui_hit_fn(tui_app *app, int y, int x, int64_t value);
+typedef struct tui_hit {
+    viz_rect rect;
+    tui_hit_fn *click; /* NULL: nothing */
+    int64_t value;
+} tui_hit;
+
+enum { TUI_VIEWS_MAX = 12, TUI_LOG_MAX = 500, TUI_HITS_MAX = 64 };
 
 struct tui_app {
     viz_canvas *canvas;
@@ -325,6 +333,9 @@ struct tui_app {
     double said_at;
     int n_held; /* n_log at the last warning, while the message line keeps it: until a key, or TUI_HOLD_S; 0: none */
     char sync[64];     /* token of `:sync`, shown in the status line when idle */
+    tui_hit hits[TUI_HITS_MAX]; int n_hit; /* of the picture last drawn; the later lies on top */
+    double click_at; int click_y, click_x; /* the last click: a second one there soon is Enter */
+    int tour; bool tour_placed; /* step of `:tour`, 0: none; its head was chosen */
     bool quit, dirty_screen, resized;
     int exit_code;
     double now, started_at; /* monotonic seconds: of this turn of the loop, of the start */
@@ -352,6 +363,8 @@ void tui_line_start_command(tui_app *app, const char *initial); /* the `:` promp
 void tui_view_switch(tui_app *app, int view);
 tui_view_state *tui_view_vars(tui_app *app, const tui_view *view);
 void tui_dirty(tui_app *app); /* draw again soon */
+void tui_hit_add(tui_app *app, viz_rect rect, tui_hit_fn *click, int64_t value); /* while drawing: this part can be clicked */
+tui_frame tui_frame_now(const tui_app *app); /* the frame's parts as they are drawn: a tour takes some rows of the body */
 void tui_cursor_move(tui_app *app, int32_t layer, int32_t head); /* clamped; asks for what views need */
 
 /* events told to views */

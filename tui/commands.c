@@ -122,9 +122,7 @@ static moa_status run_help(tui_app *app, const tui_args *a, moa_err *err) {
         tui_popup_open(app, TUI_POPUP_TEXT, "The search");
         return MOA_OK;
     }
-    char title[64];
-    (void)snprintf(title, sizeof title, "Keys and commands: %s", tui_view_at(app->view) ? tui_view_at(app->view)->title : "");
-    tui_popup_open(app, TUI_POPUP_HELP, title);
+    tui_popup_open(app, TUI_POPUP_HELP, "Keys and commands");
     return MOA_OK;
 }
 
@@ -190,7 +188,7 @@ static moa_status turn_pane(tui_app *app, int dir) {
     const tui_view *v = tui_view_at(app->view);
     if (!v) return MOA_OK;
     viz_rect panes[TUI_PANES_MAX];
-    const tui_frame f = tui_layout_frame(app->canvas->rows, app->canvas->cols);
+    const tui_frame f = tui_frame_now(app);
     tui_view_state *s = tui_view_vars(app, v);
     tui_layout_ask ask = {v->layout, f.size == TUI_SMALL ? TUI_NORMAL : f.size, f.body, s->focus, app->runs[TUI_A].number && app->runs[TUI_B].number};
     const int n = tui_layout_panes(&ask, panes);
@@ -584,13 +582,20 @@ static void apply_setting(tui_app *app, int which, double v) {
 }
 
 static moa_status run_set(tui_app *app, const tui_args *a, moa_err *err) {
-    moa_status s = need(a, 2, "set n|gen|temp|top_k|top_p|min_p|seed|chat|ignore_end|group_lock|budget|ramp VALUE", err);
+    moa_status s = need(a, 2, "set n|gen|temp|top_k|top_p|min_p|seed|chat|ignore_end|group_lock|budget|ramp|mouse VALUE", err);
     double v;
     viz_ramp ramp;
     if (s != MOA_OK) return s;
     tui_dirty(app);
     if (strcmp(a->argv[0], "budget") == 0)
         return bytes_of(a->argv[1], &app->plan.budget_bytes) ? MOA_OK : moa_fail(err, MOA_E_USAGE, "budget %s: bytes, as 2.5G or 300M; 0: none", a->argv[1]);
+    if (strcmp(a->argv[0], "mouse") == 0) {
+        const bool on = strcmp(a->argv[1], "on") == 0;
+        if (!on && strcmp(a->argv[1], "off") != 0) return moa_fail(err, MOA_E_USAGE, "mouse %s: on or off", a->argv[1]);
+        term_mouse(on);
+        tui_say(app, TUI_INFO, on ? "Clicks select, twice is Enter, the wheel scrolls; Shift-drag marks text to copy" : "The mouse is the terminal's");
+        return MOA_OK;
+    }
     if (strcmp(a->argv[0], "ramp") == 0) {
         if (!viz_ramp_find(a->argv[1], &ramp) || ramp == VIZ_RAMP_DIVERGE) return moa_fail(err, MOA_E_USAGE, "ramp %s: cividis, magma or grey", a->argv[1]);
         app->ramp = ramp;
@@ -607,7 +612,7 @@ static moa_status run_set(tui_app *app, const tui_args *a, moa_err *err) {
 }
 static void complete_setting(tui_app *app, const char *prefix, moa_buf *out) {
     (void)app;
-    static const char *const words[] = {"budget", "ramp", "cividis", "magma", "grey", "on", "off", NULL};
+    static const char *const words[] = {"budget", "ramp", "cividis", "magma", "grey", "mouse", "on", "off", NULL};
     for (int i = 0; i < SET_COUNT; i++)
         if (strncmp(settings[i].name, prefix, strlen(prefix)) == 0) moa_buf_printf(out, "%s\n", settings[i].name);
     offer(out, prefix, words);
@@ -663,6 +668,24 @@ static moa_status run_paste(tui_app *app, const tui_args *a, moa_err *err) {
     (void)err;
     term_push_paste(a->rest, strlen(a->rest));
     return MOA_OK;
+}
+
+static moa_status run_mouse(tui_app *app, const tui_args *a, moa_err *err) {
+    double y, x;
+    static const char *const what[] = {"click", "up", "down"};
+    static const int keys[] = {TUI_KEY_CLICK, TUI_KEY_WHEEL_UP, TUI_KEY_WHEEL_DOWN};
+    for (int i = 0; i < 3; i++)
+        if (a->argc == 3 && strcmp(a->argv[0], what[i]) == 0 && number(a->argv[1], 0, VIZ_ROWS_MAX, &y) && number(a->argv[2], 0, VIZ_COLS_MAX, &x)) {
+            tui_draw(app); /* a click is on what is drawn */
+            tui_mouse(app, keys[i], (int)y, (int)x);
+            return MOA_OK;
+        }
+    return moa_fail(err, MOA_E_USAGE, "usage: mouse click|up|down ROW COLUMN");
+}
+
+static moa_status run_tour(tui_app *app, const tui_args *a, moa_err *err) {
+    (void)a;
+    return tui_tour_start(app, err);
 }
 
 static moa_status run_crash(tui_app *app, const tui_args *a, moa_err *err) {
@@ -823,7 +846,7 @@ const tui_command tui_commands[] = {
     {"set-rule", NULL, "SELECTOR RULE", "rules of selected heads: set-rule L14.H0-3 alpha=0 beta=0.25", NULL, NULL, TUI_CMD_EDIT, run_set_rule, complete_selector},
     {"mark", NULL, "[SELECTOR]", "mark heads: edits then apply to the marked ones", NULL, NULL, TUI_CMD_EDIT, run_mark, complete_selector},
     {"unmark", NULL, "[SELECTOR]", "take marks away, all of them without a selector", NULL, NULL, TUI_CMD_EDIT, run_unmark, complete_selector},
-    {"set", NULL, "NAME VALUE", "settings: n gen temp top_k top_p min_p seed chat budget ramp", NULL, NULL, 0, run_set, complete_setting},
+    {"set", NULL, "NAME VALUE", "settings: n gen temp top_k top_p min_p seed chat budget ramp mouse", NULL, NULL, 0, run_set, complete_setting},
     {"step", NULL, "[next|all|stop|NAME]", "run a step of the search, as screen 8 does; stop keeps what it has", NULL, NULL, 0, run_step, complete_step},
     {"step set", NULL, "NAME VALUE", "settings of the search: lengths items kinds loss measure density per rounds", NULL, NULL, 0, run_step_set, complete_step_set},
     {"step docs", NULL, "FILE...|none", "documents that calibration items are made of: .txt, .md, .jsonl, folders", NULL, NULL, 0, run_step_docs, complete_file},
@@ -833,6 +856,7 @@ const tui_command tui_commands[] = {
     {"influence save", NULL, "FILE.npz", "write the influence that was measured", NULL, NULL, 0, run_influence_save, complete_npz},
     {"dump", "E", "FILE [txt|names|ansi|svg]", "write the screen to a file", NULL, "dump ", 0, run_dump, complete_file},
     {"help", "?", "[classes|search]", "keys and commands of this screen", "help", NULL, 0, run_help, NULL},
+    {"tour", NULL, NULL, "spans, sink, window, plan and KV memory on your model, in five steps", NULL, NULL, 0, run_tour, NULL},
     {"back", "q", NULL, "close what is on top; from the first screen: quit", NULL, NULL, 0, run_back, NULL},
     {"quit", "Q", NULL, "quit (asks if the plan is not saved)", NULL, NULL, 0, run_quit, NULL},
     {"quit!", NULL, NULL, "quit without asking", NULL, NULL, TUI_CMD_HIDDEN, run_quit_now, NULL},
@@ -840,6 +864,7 @@ const tui_command tui_commands[] = {
     {"wait", NULL, "SECONDS", "for scripts: let time pass", NULL, NULL, TUI_CMD_HIDDEN, run_wait, NULL},
     {"resize", NULL, "COLSxROWS", "for scripts: another size of the screen", NULL, NULL, TUI_CMD_HIDDEN, run_resize, NULL},
     {"paste", NULL, "TEXT", "for scripts: a paste", NULL, NULL, TUI_CMD_HIDDEN, run_paste, NULL},
+    {"mouse", NULL, "click|up|down ROW COLUMN", "for scripts: the mouse", NULL, NULL, TUI_CMD_HIDDEN, run_mouse, NULL},
     {"crash", NULL, "yes", "end by a signal", NULL, NULL, TUI_CMD_HIDDEN, run_crash, NULL},
     {0},
 };

@@ -53,7 +53,7 @@ static void status_line(tui_app *app, viz_pane p) {
     viz_fill(p, 0, 0, 1, p.w, viz_on(VIZ_TEXT, VIZ_BG_BAR), " ");
     const viz_style s = viz_on(VIZ_TEXT, VIZ_BG_BAR), dim = viz_on(VIZ_DIM, VIZ_BG_BAR);
     const bool large = p.w >= 160;
-    const int x_n = large ? 40 : wide ? 28 : 18, x_plan = large ? 55 : wide ? 41 : 26, x_kv = large ? 110 : wide ? 69 : 45;
+    const int x_n = large ? 40 : wide ? 28 : 18, x_plan = large ? 55 : wide ? 41 : 26, x_kv = large ? 110 : wide ? 69 : 44; /* a blank before the widest job text */
     const int x_mem = large ? 132 : wide ? 90 : 63, w_job = wide ? 24 : 17;
     const bool loaded = app->model.loaded;
     if (loaded) viz_clean(p, 0, 1, x_n - 2, (viz_style){VIZ_TITLE, VIZ_BG_BAR, VIZ_A_BOLD}, app->model.name);
@@ -75,7 +75,7 @@ static void status_line(tui_app *app, viz_pane p) {
         int x = x_kv + viz_text(p, 0, x_kv, s, text);
         if (kv.dense) {
             (void)snprintf(text, sizeof text, " %.2f%s", (double)kv.plan / (double)kv.dense, p.c->caps.utf8 ? "×" : "x");
-            if (x + 6 <= p.w - w_job - 1) viz_text(p, 0, x, dim, text);
+            if (x + 6 < p.w - w_job - 1) viz_text(p, 0, x, dim, text);
         }
         if (app->model.device_total_bytes && x_mem + 12 < p.w - w_job) {
             const double g = 1 << 30;
@@ -96,6 +96,11 @@ static void upper(char *to, const char *from, size_t n) {
     to[i] = 0;
 }
 
+static void click_tab(tui_app *app, int y, int x, int64_t view) {
+    (void)y, (void)x;
+    tui_view_switch(app, (int)view);
+}
+
 static void tabs(tui_app *app, viz_pane p) {
     int x = 1, need = 1 + 9; /* the head on the right, too */
     for (int i = 0; i < tui_view_count(); i++) need += 4 + (int)strlen(tui_view_at(i)->title);
@@ -107,6 +112,7 @@ static void tabs(tui_app *app, viz_pane p) {
         if (now) upper(title, v->title, sizeof title);
         else (void)snprintf(title, sizeof title, tight ? "%.3s" : "%s", v->title);
         const char digit[] = {v->key, now ? ' ' : ' ', 0};
+        if (x < p.w) tui_hit_add(app, (viz_rect){p.y, p.x + x, 1, 2 + (int)strlen(title)}, click_tab, i);
         x += viz_text(p, 0, x, now ? viz_bold(VIZ_ACCENT) : viz_fg(VIZ_FAINT), digit);
         x += viz_text(p, 0, x, now ? (viz_style){VIZ_ACCENT, VIZ_DEFAULT, VIZ_A_BOLD | VIZ_A_UNDERLINE} : viz_fg(VIZ_DIM), title);
         x += p.w >= 110 ? 3 : tight ? 1 : 2;
@@ -168,8 +174,18 @@ static void prompt_line(tui_app *app, viz_pane p, viz_pane all, int y) {
     } else if (*journal_offer(app)) viz_text_cut(p, 0, 1, p.w - 2, viz_fg(VIZ_ACCENT), journal_offer(app));
     else if (app->n_log > 0 && app->said_at > 0) {
         const tui_line *l = tui_said(app);
-        viz_text_cut(p, 0, 1, p.w - 2, viz_fg(tones[l->tone]), l->text);
+        const viz_style s = viz_fg(tones[l->tone]);
+        if (y > 3 && moa_text_cells(l->text, strlen(l->text)) > p.w - 2) { /* a sentence is read to its end: the row above is lent to it */
+            viz_fill(all, y - 1, 0, 1, all.w, viz_fg(VIZ_TEXT), " ");
+            (void)viz_text_wrap(all, y - 1, 1, all.w - 2, 2, s, l->text);
+        } else viz_text_cut(p, 0, 1, p.w - 2, s, l->text);
     }
+}
+
+static void click_word(tui_app *app, int y, int x, int64_t i) {
+    (void)y, (void)x;
+    const tui_command *row = tui_command_at(tui_view_at(app->view), (int)i);
+    if (row) tui_command_run(app, row, 0, true);
 }
 
 static void footer(tui_app *app, viz_pane p) {
@@ -181,9 +197,14 @@ static void footer(tui_app *app, viz_pane p) {
     for (int i = 0; (row = tui_command_at(v, i)) != NULL; i++) {
         char key[32];
         tui_command_key(row, key);
-        if (!row->footer || strcmp(key, always) == 0) continue;
+        if (!row->footer) continue;
+        if (strcmp(key, always) == 0) {
+            tui_hit_add(app, (viz_rect){p.y, p.x + p.w - 7, 1, 6}, click_word, i);
+            continue;
+        }
         const int w = moa_text_cells(key, strlen(key)) + 1 + moa_text_cells(row->footer, strlen(row->footer));
         if (x + w > room) continue;
+        tui_hit_add(app, (viz_rect){p.y, p.x + x, 1, w}, click_word, i);
         x += viz_text(p, 0, x, viz_fg(VIZ_KEY), key);
         x += 1 + viz_text(p, 0, x + 1, viz_fg(VIZ_DIM), row->footer);
         x += 2;
@@ -204,11 +225,20 @@ static void tiny(tui_app *app, const tui_frame *f, viz_pane all) {
     else if (term_line_now() == TERM_LINE_EDITING) term_line_draw(all, 0);
 }
 
+tui_frame tui_frame_now(const tui_app *app) {
+    const int lent = tui_tour_rows(app);
+    tui_frame f = tui_layout_frame(app->canvas->rows - lent, app->canvas->cols);
+    f.prompt.y += lent;
+    f.footer.y += lent;
+    return f;
+}
+
 void tui_draw(tui_app *app) {
     viz_canvas *c = app->canvas;
-    const tui_frame f = tui_layout_frame(c->rows, c->cols);
+    const tui_frame f = tui_frame_now(app);
     const tui_view *v = tui_view_at(app->view);
     viz_canvas_clear(c);
+    app->n_hit = 0;
     const viz_pane all = viz_pane_all(c);
     if (f.size == TUI_TINY) {
         tiny(app, &f, all);
@@ -224,8 +254,11 @@ void tui_draw(tui_app *app) {
         v->draw(app, c, panes);
     }
     footer(app, viz_pane_of(c, f.footer));
+    const int lent = tui_tour_rows(app);
+    if (lent) tui_tour_draw(app, viz_pane_of(c, (viz_rect){f.prompt.y - lent, 0, lent, c->cols}));
     if (app->popup != TUI_POPUP_NONE) {
         c->cursor_y = c->cursor_x = -1;
+        app->n_hit = 0; /* what lies below it cannot be clicked */
         tui_popup_draw(app, viz_pane_of(c, f.body));
     }
     prompt_line(app, viz_pane_of(c, f.prompt), all, f.prompt.y);

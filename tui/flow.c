@@ -112,6 +112,21 @@ void tui_flow_draw(const tui_flow *f, viz_pane p, int32_t first, tui_flow_style 
     }
 }
 
+int32_t tui_flow_token_under(const tui_flow *f, int32_t line, int x) {
+    if (line < 0 || line >= f->n_line) return -1;
+    uint32_t at = f->lines[line].at;
+    const uint32_t end = at + f->lines[line].n;
+    while (at < end) {
+        const int32_t token = tui_flow_token_at(f, at);
+        uint32_t stop = token < f->n_tok ? f->ends[token] : end;
+        if (stop > end || stop <= at) stop = end;
+        x -= moa_text_cells(f->text.data + at, stop - at);
+        if (x < 0) return token;
+        at = stop;
+    }
+    return -1;
+}
+
 void tui_flow_free(tui_flow *f) {
     moa_buf_free(&f->text);
     free(f->ends);

@@ -27,6 +27,7 @@ bool tui_flow_text(tui_flow *f, const char *clean, size_t n); /* already clean t
 bool tui_flow_wrap(tui_flow *f, int w);
 int32_t tui_flow_token_at(const tui_flow *f, uint32_t byte);      /* index in 0..n_tok */
 int32_t tui_flow_line_of(const tui_flow *f, int32_t token);       /* line where it begins */
+int32_t tui_flow_token_under(const tui_flow *f, int32_t line, int x); /* the token at a cell of a line, -1: none */
 /* Draws lines first.. into p; style of a token by the callback. */
 typedef viz_style (*tui_flow_style)(void *user, int32_t token);
 void tui_flow_draw(const tui_flow *f, viz_pane p, int32_t first, tui_flow_style style, void *user);

@@ -19,6 +19,14 @@ moa_status tui_kill_engine(tui_app *app, moa_err *err);
 typedef moa_status tui_run_fn(tui_app *app, const tui_args *args, moa_err *err);
 tui_run_fn tui_rule_widen, tui_rule_narrow, tui_rule_beta_up, tui_rule_beta_down, tui_rule_ask, tui_rule_full, tui_rule_sink, tui_rule_free_widen,
     tui_rule_group_lock, tui_rule_copy, tui_rule_paste, tui_mark_toggle, tui_mark_alike;
+/* mouse.c: TUI_KEY_CLICK, _WHEEL_UP, _WHEEL_DOWN at a cell of the screen */
+void tui_mouse(tui_app *app, int key, int y, int x);
+/* tour.c */
+int tui_tour_rows(const tui_app *app); /* that its text takes above the prompt line; 0: no tour, or no room */
+bool tui_tour_key(tui_app *app, int key);
+void tui_tour_turn(tui_app *app); /* puts the cursor on the step's head once it is known */
+void tui_tour_draw(tui_app *app, viz_pane p);
+moa_status tui_tour_start(tui_app *app, moa_err *err);
 /* blame.c */
 bool tui_blame_answer(tui_app *app, uint32_t job, const moa_msg_map *m); /* was it blame's? */
 bool tui_blame_failed(tui_app *app, uint32_t job);

@@ -79,6 +79,13 @@ void tui_popup_key(tui_app *app, int key) {
     switch (key) {
     case TUI_KEY_ESC:
     case 3: tui_popup_close(app); return;
+    case '1': case '2': case '3': case '4': case '5': case '6': case '7': case '8': case '9': /* as without it, and it does not stay over another screen */
+        for (int i = 0; i < tui_view_count(); i++)
+            if (tui_view_at(i)->key == key) {
+                tui_popup_close(app);
+                tui_view_switch(app, i);
+            }
+        return;
     case 'q':
     case '?': tui_popup_close(app); return;
     case 'j':
@@ -104,6 +111,12 @@ void tui_popup_key(tui_app *app, int key) {
     }
     if (app->popup_at >= n) app->popup_at = n - 1;
     if (app->popup_at < 0) app->popup_at = 0;
+}
+
+/* the list's row under a click */
+static void click_row(tui_app *app, int y, int x, int64_t first) {
+    (void)x;
+    if (y + (int)first < count(app)) app->popup_at = (int)first + y;
 }
 
 /* --- drawing ------------------------------------------------------------------------------------------------------------------------ */
@@ -143,7 +156,9 @@ static void draw_models(tui_app *app, viz_pane p) {
     (void)snprintf(note, sizeof note, "%d file%s", n, n == 1 ? "" : "s");
     viz_pane in = window(p, n + 6 > 14 ? n + 6 : 14, 96, app->popup_title, note);
     const int y = draw_query(app, in);
-    tui_picker_draw(app, in, scroll_to(app, in.h - y - 1), y);
+    const int first = scroll_to(app, in.h - y - 1);
+    tui_hit_add(app, (viz_rect){in.y + y, in.x, in.h - y - 1, in.w}, click_row, first);
+    tui_picker_draw(app, in, first, y);
     viz_text(in, in.h - 1, 1, viz_on(VIZ_DIM, VIZ_BG_POPUP), "type to narrow · Enter loads · Esc closes");
 }
 
@@ -153,10 +168,14 @@ static void draw_rows(tui_app *app, viz_pane p) {
     const bool palette = app->popup == TUI_POPUP_PALETTE;
     char note[48];
     (void)snprintf(note, sizeof note, "%d command%s", n, n == 1 ? "" : "s");
-    viz_pane in = window(p, n + 4 > 14 ? n + 4 : 14, 96, app->popup_title, note);
+    char title[96];
+    if (palette) (void)snprintf(title, sizeof title, "%s", app->popup_title);
+    else (void)snprintf(title, sizeof title, "%s: %s", app->popup_title, tui_view_at(app->view)->title); /* a script may change the screen below it */
+    viz_pane in = window(p, n + 4 > 14 ? n + 4 : 14, 96, title, note);
     int y = 0;
     if (palette) y = draw_query(app, in);
     const int first = scroll_to(app, in.h - y - 1), name_w = in.w > 80 ? 24 : 18;
+    tui_hit_add(app, (viz_rect){in.y + y, in.x, in.h - y - 1, in.w}, click_row, first);
     for (int i = first; i < n && y < in.h - 1; i++, y++) {
         const viz_color bg = i == app->popup_at ? (viz_color)VIZ_BG_SELECT : (viz_color)VIZ_BG_POPUP;
         char name[120];
@@ -169,13 +188,14 @@ static void draw_rows(tui_app *app, viz_pane p) {
         if (i == app->popup_at && !palette) viz_cursor(in, y, 15);
         if (i == app->popup_at && p.c->caps.depth == VIZ_MONO) viz_text(in, y, 0, viz_on(VIZ_ACCENT, bg), ">");
     }
-    viz_text(in, in.h - 1, 1, viz_on(VIZ_DIM, VIZ_BG_POPUP), palette ? "type to narrow · Enter runs · Esc closes" : "j k move · Enter runs the row · 1-7 screens, Tab panes · q closes");
+    viz_text(in, in.h - 1, 1, viz_on(VIZ_DIM, VIZ_BG_POPUP), palette ? "type to narrow · Enter runs · Esc closes" : "j k move · Enter runs the row · 1-8 screens · q closes");
 }
 
 static void draw_undo(tui_app *app, viz_pane p) {
     const int n = app->plan.n_change + 1;
     viz_pane in = window(p, n + 4 > 8 ? n + 4 : 8, 72, "Undo list", "Enter goes to that point");
     const int first = scroll_to(app, in.h - 1);
+    tui_hit_add(app, viz_pane_rect(in), click_row, first);
     for (int i = first, y = 0; i < n && y < in.h - 1; i++, y++) {
         const viz_color bg = i == app->popup_at ? (viz_color)VIZ_BG_SELECT : (viz_color)VIZ_BG_POPUP;
         const bool here = i == app->plan.n_done, saved = i == app->plan.n_saved;

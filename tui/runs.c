@@ -645,7 +645,7 @@ static void on_done(tui_app *app, uint32_t job, const moa_msg_done *m) {
     (void)moa_clean_end(r->text);
     journal_run_end(app, r);
     const char *kind = app->slot_running == TUI_A ? "full attention" : app->slot_running == TUI_B ? "plan" : "plan on A's tokens";
-    tui_say(app, TUI_GOOD, "Run #%d (%s): %d + %d tokens, prefill %.2f s, decode %.1f tok/s, stop: %s", r->number, kind, m->n_prompt, m->n_gen, m->prefill_s,
+    tui_say(app, TUI_GOOD, "Run #%d (%s): %d + %d tokens, prefill %.2f s, %.1f tok/s, %s", r->number, kind, m->n_prompt, m->n_gen, m->prefill_s,
             m->decode_s > 0 ? m->n_gen / m->decode_s : 0.0, r->stop);
     after_run(app, strcmp(r->stop, "cancelled") != 0);
     tell(app, TUI_EV_DONE);

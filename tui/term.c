@@ -42,7 +42,7 @@
 #include "tui/term_direct.h"
 
 enum { PASTE_MAX = 1 << 20, QUEUE_MAX = 4096, PUSHED_MAX = 4096, RESTORE_MAX = 512, HISTORY_MAX = 1000 };
-enum { CODE_PASTE_BEGIN = 1000, CODE_PASTE_END = 1001, CODE_HOME = 1002, CODE_END = 1003, CODE_F = 1010 };
+enum { CODE_PASTE_BEGIN = 1000, CODE_PASTE_END = 1001, CODE_HOME = 1002, CODE_END = 1003, CODE_MOUSE = 1004, CODE_MOUSE_OLD = 1005, CODE_F = 1010 };
 
 static struct {
     bool open, screen, headless;
@@ -53,6 +53,9 @@ static struct {
     int shown_rows, shown_cols;
     bool repaint, pasting, resized;
     moa_buf paste;
+    bool mouse;                   /* asked for */
+    char report[24];              /* of the mouse, as far as it came: "0;12;3" */
+    int n_report, skip, mouse_y, mouse_x; /* n_report -1: none has begun; skip: bytes of an old report to come */
     int pushed[PUSHED_MAX], n_pushed;
     struct termios saved;
     bool saved_ok;
@@ -62,7 +65,7 @@ static struct {
     off_t log_start;
     char log_path[PATH_MAX];
     int signal_pipe[2];
-} T = {.err_saved = -1, .signal_pipe = {-1, -1}};
+} T = {.n_report = -1, .err_saved = -1, .signal_pipe = {-1, -1}};
 
 /* --- colours ---------------------------------------------------------------------------------------------------------- */
 
@@ -241,6 +244,8 @@ static bool locale_is_utf8(void) {
 static void our_keys(void) {
     (void)define_key("\033[200~", CODE_PASTE_BEGIN);
     (void)define_key("\033[201~", CODE_PASTE_END);
+    (void)define_key("\033[<", CODE_MOUSE);
+    (void)define_key("\033[M", CODE_MOUSE_OLD);
     static const char *const home[] = {"\033[H", "\033[1~", "\033[7~", "\033OH"}, *const end[] = {"\033[F", "\033[4~", "\033[8~", "\033OF"};
     for (int i = 0; i < 4; i++) {
         (void)define_key(home[i], CODE_HOME);
@@ -282,10 +287,23 @@ static moa_status start_curses(const term_config *c, moa_err *err) {
     return T.curses ? MOA_OK : moa_fail(err, MOA_E_UNSUPPORTED, "cannot use this terminal (TERM=%s)", term);
 }
 
+/* pastes in brackets, the mouse's buttons (1000) as text (1006) */
+#define MODES_OFF "\033[?1006l\033[?1000l\033[?2004l"
+static const char paste_on[] = "\033[?2004h", mouse_on[] = "\033[?1000h\033[?1006h", mouse_off[] = "\033[?1006l\033[?1000l";
+
 static void modes_on(void) {
-    static const char on[] = "\033[?2004h";
-    if (T.caps.depth != VIZ_MONO || (getenv("TERM") && strncmp(getenv("TERM"), "vt", 2) != 0)) write_all(STDOUT_FILENO, on, sizeof on - 1);
+    if (T.caps.depth == VIZ_MONO && (!getenv("TERM") || strncmp(getenv("TERM"), "vt", 2) == 0)) return;
+    write_all(STDOUT_FILENO, paste_on, sizeof paste_on - 1);
+    if (T.mouse) write_all(STDOUT_FILENO, mouse_on, sizeof mouse_on - 1);
 }
+
+void term_mouse(bool on) {
+    if (T.screen && T.mouse && !on) write_all(STDOUT_FILENO, mouse_off, sizeof mouse_off - 1);
+    T.mouse = on;
+    if (T.screen) modes_on();
+}
+bool term_mouse_on(void) { return T.mouse; }
+void term_mouse_at(int *y, int *x) { *y = T.mouse_y, *x = T.mouse_x; }
 
 static void start_screen(void) {
     (void)raw();
@@ -302,7 +320,7 @@ static void start_screen(void) {
         (void)use_default_colors();
     } else T.caps.depth = VIZ_MONO;
     our_keys();
-    restore_add("\033[?2004l");
+    restore_add(MODES_OFF);
     restore_add(tigetstr("sgr0"));
     restore_add(tigetstr("op"));
     restore_add(tigetstr("rmkx"));
@@ -320,6 +338,7 @@ moa_status term_open(const term_config *c, moa_err *err) {
     (void)unsetenv("LINES"); /* exported ones would freeze the size */
     (void)unsetenv("COLUMNS");
     T.headless = c->headless;
+    T.mouse = c->mouse;
     T.caps = (viz_caps){VIZ_24BIT, !c->ascii && (c->headless || locale_is_utf8())};
     if (pipe2(T.signal_pipe, O_CLOEXEC | O_NONBLOCK) != 0) return moa_fail(err, MOA_E_FAILED, "no pipe for signals: %s", strerror(errno));
     T.open = true;
@@ -352,7 +371,7 @@ void term_close(void) {
     if (rl_line_buffer && term_line_now() == TERM_LINE_EDITING) term_line_cancel();
     if (T.screen) {
         T.screen = false;
-        write_all(STDOUT_FILENO, "\033[?2004l", 8);
+        write_all(STDOUT_FILENO, MODES_OFF, sizeof MODES_OFF - 1);
         (void)endwin();
         if (T.saved_ok) (void)tcsetattr(STDIN_FILENO, TCSADRAIN, &T.saved);
         delscreen(T.curses);
@@ -471,7 +490,7 @@ void term_clipboard(const char *bytes, size_t n) {
 /* --- suspending, editing a file ---------------------------------------------------------------------------------------------- */
 
 static void leave_screen(void) {
-    write_all(STDOUT_FILENO, "\033[?2004l", 8);
+    write_all(STDOUT_FILENO, MODES_OFF, sizeof MODES_OFF - 1);
     (void)def_prog_mode();
     (void)endwin();
 }
@@ -590,12 +609,44 @@ static void paste_char(wint_t c) {
     if (T.paste.size < PASTE_MAX) moa_buf_append(&T.paste, bytes, moa_utf8_put((int32_t)c, bytes));
 }
 
+/* One more character of a report "button;column;row", M: pressed, m: let go. Returns the key that it makes, TUI_KEY_NONE: none, or not yet. */
+static int mouse_char(wint_t c) {
+    int button, x, y;
+    if (((c >= '0' && c <= '9') || c == ';') && T.n_report + 1 < (int)sizeof T.report) {
+        T.report[T.n_report++] = (char)c;
+        return TUI_KEY_NONE;
+    }
+    T.report[T.n_report] = 0;
+    T.n_report = -1;
+    if (c != 'M' || sscanf(T.report, "%5d;%5d;%5d", &button, &x, &y) != 3 || x < 1 || y < 1) return TUI_KEY_NONE;
+    T.mouse_x = x - 1;
+    T.mouse_y = y - 1;
+    button &= ~(4 | 8 | 16); /* with Shift, Alt, Ctrl */
+    return button == 0 ? TUI_KEY_CLICK : button == 64 ? TUI_KEY_WHEEL_UP : button == 65 ? TUI_KEY_WHEEL_DOWN : TUI_KEY_NONE;
+}
+
 /* one key from ncurses; TUI_KEY_NONE: nothing more there */
 static int read_key(void) {
     for (;;) {
         wint_t c = 0;
         const int r = get_wch(&c);
         if (r == ERR) return TUI_KEY_NONE;
+        if (r == OK && T.skip > 0) {
+            T.skip--;
+            continue;
+        }
+        if (r == OK && T.n_report >= 0) {
+            const int key = mouse_char(c);
+            if (key == TUI_KEY_NONE) continue;
+            return key;
+        }
+        T.skip = 0;
+        T.n_report = r == KEY_CODE_YES && c == CODE_MOUSE ? 0 : -1;
+        if (T.n_report == 0) continue;
+        if (r == KEY_CODE_YES && c == CODE_MOUSE_OLD) { /* a terminal that knows no text form: three bytes that are not keys */
+            T.skip = 3;
+            continue;
+        }
         if (r == KEY_CODE_YES && c == CODE_PASTE_BEGIN) {
             T.pasting = true;
             moa_buf_clear(&T.paste);

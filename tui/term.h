@@ -23,6 +23,7 @@ typedef struct term_config {
     int rows, cols;     /* headless: the size */
     const char *color;  /* auto, never, 8, 256, 24bit; NULL: auto */
     bool ascii;         /* --ascii; else by locale */
+    bool mouse;           /* clicks and the wheel come as keys */
     const char *log_path; /* where fd 2 goes while the screen is up; NULL: nowhere */
 } term_config;
 
@@ -48,6 +49,10 @@ int term_fd(void); /* to poll for input; -1 headless */
  * term_pasted(). *gone: the terminal went away. Never blocks. */
 int term_key(bool *gone);
 const char *term_pasted(size_t *n); /* raw bytes of the last paste, borrowed until the next term_key */
+/* Clicks and the wheel as keys (TUI_KEY_CLICK ...), or left to the terminal; where the last one was, from 0. */
+void term_mouse(bool on);
+bool term_mouse_on(void);
+void term_mouse_at(int *y, int *x);
 void term_push_key(int key);        /* comes out of term_key before what is typed (scripts) */
 void term_push_paste(const char *bytes, size_t n);
 

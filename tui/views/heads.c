@@ -287,6 +287,17 @@ static void draw_legend(tui_app *app, viz_pane p, int y, const grid *g, int metr
     if (marked > 0) viz_printf(p, y, p.w > x + 13 ? p.w - 12 : x + 2, viz_bold(VIZ_ACCENT), "* %d marked", marked);
 }
 
+/* the head of the cell; of two layers in a row the upper first, the lower at a second click */
+static void click_head(tui_app *app, int y, int x, int64_t size) {
+    if (!app->plan.now) return;
+    const geometry g = fit(app, (int)(size >> 16) - 2, (int)(size & 0xffff));
+    int32_t h = 0, layer = g.top + (g.half ? 2 * y : y);
+    while (h + 1 < g.n_head && head_x(&g, h + 1) <= x) h++;
+    if (layer >= app->plan.now->n_layer || x < head_x(&g, 0)) return;
+    if (g.half && layer == app->cursor.layer && h == app->cursor.head && layer + 1 < app->plan.now->n_layer) layer++;
+    tui_cursor_move(app, layer, h);
+}
+
 static void draw_grid(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     char title[64], note[96];
     const int metric = (int)vars(app)->v[V_METRIC];
@@ -307,8 +318,9 @@ static void draw_grid(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     const viz_pane cells = viz_pane_sub(in, 1, 0, in.h - 2, in.w);
     draw_cells(app, cells, &geo, &g, metric);
     draw_marks(app, cells, &geo);
+    tui_hit_add(app, viz_pane_rect(cells), click_head, (int64_t)in.h << 16 | in.w);
     if (metric == M_INFLUENCE && !tui_influence_at(app, 0)) viz_text_cut(in, in.h - 1, 0, in.w, viz_fg(VIZ_WARN), "No influence yet: screen 8 measures it.");
-    else if (!t && metric != M_SPAN && metric != M_RULE && metric != M_INFLUENCE) viz_text_cut(in, in.h - 1, 0, in.w, viz_fg(VIZ_WARN), "Nothing measured yet: R runs with full attention.");
+    else if (!t && metric != M_SPAN && metric != M_RULE && metric != M_INFLUENCE) viz_text_cut(in, in.h - 1, 0, in.w, viz_fg(VIZ_WARN), in.w < 49 ? "Not measured yet: R runs the prompt." : "Nothing measured yet: R runs with full attention.");
     else draw_legend(app, in, in.h - 1, &g, metric);
     grid_free(&g);
 }
@@ -457,7 +469,7 @@ static void draw_cover(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     int32_t n_bin;
     const float *hist = app->plan.now ? tui_run_hist(tui_truth(app), app->cursor.layer, app->cursor.head, &n_bin) : NULL;
     if (!hist) {
-        viz_text_cut(in, 0, 0, in.w, viz_fg(VIZ_DIM), "Known after a run: R, best with full attention.");
+        viz_text_wrap(in, 0, 0, in.w, 2, viz_fg(VIZ_DIM), "Known after a run: R, best with full attention.");
         return;
     }
     tui_head_figures f;

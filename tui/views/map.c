@@ -25,7 +25,7 @@ static tui_run *run_of(tui_app *app) { return &app->runs[app->newest]; }
 
 static viz_rect map_pane(tui_app *app) {
     viz_rect panes[TUI_PANES_MAX];
-    const tui_frame f = tui_layout_frame(app->canvas->rows, app->canvas->cols);
+    const tui_frame f = tui_frame_now(app);
     const int focus = f.size == TUI_SMALL ? TUI_MAP_MAP : vars(app)->focus; /* a hidden map is asked for as if it were shown */
     const tui_layout_ask ask = {TUI_LAYOUT_MAP, f.size, f.body, focus, false};
     (void)tui_layout_panes(&ask, panes);
@@ -511,17 +511,33 @@ static void draw_picture(picture *p, const tui_map_window *w, bool focus) {
     }
 }
 
+/* the cursor to the middle of the cell's queries and keys */
+static void click_map(tui_app *app, int y, int x, int64_t half) {
+    tui_map_window w;
+    viz_axis q, k;
+    if (!app->map.there || !tui_map_window_of(app, vars(app), map_pane(app), &w)) return;
+    tui_map_axes(&app->map, &w.geo, &q, &k);
+    const int row = y * (int)half;
+    if (row >= q.cells || x >= k.cells) return;
+    app->cursor.query = (viz_axis_first(&q, row) + viz_axis_end(&q, row) - 1) / 2;
+    app->cursor.key = (viz_axis_first(&k, x) + viz_axis_end(&k, x) - 1) / 2;
+    if (app->cursor.key > app->cursor.query) app->cursor.key = app->cursor.query;
+    vars(app)->v[V_FOLLOW_OFF] = 1;
+    refresh(app);
+}
+
 static void draw_map(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     tui_map_window w;
     tui_view_state *v = vars(app);
     const bool there = tui_map_window_of(app, v, rect, &w) && app->map.there && app->map.slot == app->newest;
     if (!there) {
         viz_pane in = viz_box(viz_pane_of(c, rect), "Map", NULL, focus);
-        viz_text_cut(in, 0, 1, in.w - 1, viz_fg(VIZ_DIM), missing(app));
+        viz_text_wrap(in, 0, 1, in.w - 2, in.h, viz_fg(VIZ_DIM), missing(app));
         return;
     }
     picture p = {.app = app, .v = v, .m = &app->map, .g = w.geo, .all = viz_pane_of(c, rect), .plot = viz_pane_of(c, w.geo.plot)};
     if (picture_make(&p)) draw_picture(&p, &w, focus);
+    tui_hit_add(app, w.geo.plot, click_map, w.geo.half);
     picture_free(&p);
 }
 

@@ -230,6 +230,16 @@ static void unit_line(tui_app *app, viz_pane in, int y, const tui_mem_unit *u, u
     viz_cursor(in, y, 0);
 }
 
+static void click_unit(tui_app *app, int y, int x, int64_t first) {
+    const tui_view_state *v = vars(app);
+    int32_t n;
+    (void)x;
+    tui_mem_unit *u = tui_mem_list(app, v->v[V_DOWN] ? app->cursor.layer : -1, !v->v[V_BY_LAYER], &n);
+    const int32_t i = (int32_t)first + y;
+    if (u && i < n) tui_cursor_move(app, u[i].layer, u[i].kv >= 0 ? u[i].kv * group_size(app) : app->cursor.head);
+    free(u);
+}
+
 static void draw_layers(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     tui_view_state *v = vars(app);
     char title[64];
@@ -260,6 +270,7 @@ static void draw_layers(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) 
     if (first > n - rows) first = n - rows;
     if (first < 0) first = 0;
     v->v[V_SCROLL] = first;
+    tui_hit_add(app, (viz_rect){in.y + 1, in.x, rows, in.w}, click_unit, first);
     for (int32_t i = 0; i < rows && first + i < n; i++) unit_line(app, in, 1 + i, &u[first + i], most);
     free(u);
 }

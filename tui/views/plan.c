@@ -212,6 +212,15 @@ static void scrollbar(viz_pane box, int32_t first, int32_t shown, int32_t n) {
     for (int i = 0; i < len; i++) viz_text(box, 1 + at + i, box.w - 1, viz_fg(VIZ_DIM), box.c->caps.utf8 ? "┃" : "#");
 }
 
+static void click_row(tui_app *app, int y, int x, int64_t first) {
+    int32_t n = 0;
+    (void)x;
+    row *r = app->plan.now ? rows_of(app, &n) : NULL;
+    const int32_t i = (int32_t)first + y;
+    if (r && i < n) tui_cursor_move(app, r[i].at / app->plan.now->n_head, r[i].at % app->plan.now->n_head);
+    free(r);
+}
+
 static void draw_table(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     tui_view_state *v = vars(app);
     char title[192], note[96];
@@ -238,6 +247,7 @@ static void draw_table(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     if (first > n - shown) first = n - shown;
     if (first < 0) first = 0;
     v->v[V_SCROLL] = first;
+    tui_hit_add(app, (viz_rect){in.y + 1, in.x, shown, in.w}, click_row, first);
     for (int32_t i = 0; i < shown && first + i < n; i++) table_row(app, in, 1 + i, r[first + i].at, r[first + i].at == cursor_at(app));
     if (n == 0) viz_text(in, 1, 2, viz_fg(VIZ_DIM), app->plan.filter[0] ? "No head fits; :filter alone shows all again." : "No head is marked; m shows all again.");
     scrollbar(box, first, shown, n);
@@ -276,7 +286,7 @@ static void checks(tui_app *app, viz_pane in, int y, const moa_plan_at_n *d) {
     const bool ascii = !app->caps.utf8;
     if (y < in.h)
         viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "span %s to %s, mean %s", viz_count_text(a, d->span_min), viz_count_text(b, d->span_max),
-                   viz_count_text(c, (int64_t)d->span_mean));
+                   viz_count_text(c, llround(d->span_mean)));
     if (y < in.h) viz_printf(in, y++, 0, viz_fg(VIZ_DIM), "density %.3f   full heads %.0f%%", d->kv_density, 100 * d->dense_share);
     if (y < in.h) {
         const char *yes = ascii ? "ok" : "✓";

@@ -135,10 +135,27 @@ static void run_title(const tui_app *app, const tui_run *r, char *out, size_t n)
     (void)snprintf(out, n, "%s  #%d", is_a(app, r) ? "A full attention" : "B plan", r->number);
 }
 
+static void select_token(tui_app *app, int32_t at);
+
+/* value: the run's slot, first line shown, cells of a line */
+static void click_token(tui_app *app, int y, int x, int64_t value) {
+    const tui_slot slot = (tui_slot)(value >> 56);
+    const tui_run *r = &app->runs[slot];
+    tui_flow f = {0};
+    if (slot != app->cursor.run && app->runs[TUI_A].number && app->runs[TUI_B].number) app->cursor.run = slot;
+    if (tui_flow_tokens(&f, r, r->n_prompt, r->n_token, true, !app->caps.utf8) && tui_flow_wrap(&f, (int)(value & 0xffff))) {
+        const int32_t at = tui_flow_token_under(&f, (int32_t)(value >> 16 & 0x7fffffff) + y, x);
+        if (at >= 0 && at < r->n_token) select_token(app, at);
+    }
+    tui_flow_free(&f);
+}
+
 void tui_output_draw(tui_app *app, viz_canvas *c, viz_rect rect, const tui_run *r, bool focus) {
     tui_view_state *v = vars(app);
     char title[64] = "Output", note[96] = "";
     const int tint = tint_of(app, (int)v->v[V_TINT], r);
+    const bool pair = tui_view_at(app->view) == &tui_view_compare; /* each side is one run's, there or not */
+    if (pair && !r->number) (void)snprintf(title, sizeof title, "%s", is_a(app, r) ? "A full attention" : "B plan");
     if (r->number) {
         run_title(app, r, title, sizeof title);
         if (r->stale) (void)snprintf(note, sizeof note, "of another prompt");
@@ -149,7 +166,8 @@ void tui_output_draw(tui_app *app, viz_canvas *c, viz_rect rect, const tui_run *
     if (r->number) viz_text(box, 0, 3, viz_bold(is_a(app, r) ? VIZ_RUN_A : VIZ_RUN_B), is_a(app, r) ? "A" : "B");
     in = viz_pane_sub(in, 0, 1, in.h, in.w - 2);
     if (!r->number) {
-        viz_text(in, 0, 0, viz_fg(VIZ_DIM), "r runs under the plan, R with full attention, c compares.");
+        viz_text_wrap(in, 0, 0, in.w, in.h, viz_fg(VIZ_DIM), !pair ? "r runs under the plan, R with full attention, c compares. New here? :tour shows on this model, in five steps, what spans are." :
+                      is_a(app, r) ? "R runs the prompt with full attention." : "r runs it under the plan.");
         return;
     }
     tui_flow f = {0};
@@ -163,6 +181,7 @@ void tui_output_draw(tui_app *app, viz_canvas *c, viz_rect rect, const tui_run *
         const ink k = {app, r, tint, v->v[V_FOLLOW_OFF] ? at : -1, tui_divergence(app), app->caps.depth};
         tui_flow_draw(&f, in, first, style_of, (void *)(uintptr_t)&k);
         if (focus) v->v[V_WIDTH] = in.w;
+        tui_hit_add(app, viz_pane_rect(in), click_token, (int64_t)(r - app->runs) << 56 | (int64_t)first << 16 | in.w);
     }
     tui_flow_free(&f);
     if (r->state == TUI_RUN_FAILED) viz_text_cut(in, in.h - 1, 0, in.w, viz_bold(VIZ_BAD), r->failed);

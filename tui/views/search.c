@@ -112,11 +112,27 @@ static void draw_total(tui_app *app, viz_pane in, int y) {
     if (locked && x + (int)strlen(locked) + 2 < in.w) viz_text_right(in, y, x + 1, in.w - x - 2, viz_fg(VIZ_ACCENT), locked);
 }
 
+static void click_step(tui_app *app, int y, int x, int64_t row) {
+    (void)y, (void)x;
+    vars(app)->v[V_ROW] = row;
+}
+
+static void click_plan(tui_app *app, int y, int x, int64_t first) {
+    (void)x;
+    if ((int)first + y < app->planner->n_found + app->planner->n_reference) app->planner->selected = (int)first + y;
+}
+
 static void draw_steps(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     const tui_planner *p = app->planner;
     char number[24];
     const char *locked = rect.h - 2 < N_ROW + 1 ? locked_text(app, number) : NULL; /* no room for its row */
-    viz_pane in = viz_box(viz_pane_of(c, rect), "Search", locked ? locked : *p->source ? p->source : NULL, focus);
+    const char *note = locked ? locked : *p->source ? p->source : NULL;
+    viz_pane in = viz_pane_of(c, rect);
+    if (rect.h == N_ROW + 1) { /* 80x24: every row is there, the frame is not */
+        const int x = viz_text(in, 0, 0, viz_bold(focus ? VIZ_FRAME_FOCUS : VIZ_TITLE), "Search");
+        if (note) viz_text_right(in, 0, x + 1, in.w - x - 2, viz_fg(VIZ_DIM), note);
+        in = viz_pane_sub(in, 1, 0, in.h - 1, in.w);
+    } else in = viz_box(in, "Search", note, focus);
     int spare = in.h - N_ROW - 1, y = 0;
     const bool texts = spare >= 2 * TUI_STEP_COUNT, bar = spare >= 1 && p->running >= 0;
     const int first = spare < 0 && vars(app)->v[V_ROW] > N_ROW / 2 ? -spare - 1 : 0; /* few rows: the half with the cursor */
@@ -125,6 +141,7 @@ static void draw_steps(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
         int setting;
         row_of(row, &step, &setting);
         if (texts && setting < 0 && row > 0) y++;
+        tui_hit_add(app, (viz_rect){in.y + y, in.x, 1, in.w}, click_step, row);
         draw_row(app, in, y++, row, focus);
         if (setting >= 0) continue;
         const tui_step_info *i = &p->steps[step];
@@ -207,6 +224,7 @@ static void draw_plans(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     if (top > n_rows(p) - shown) top = n_rows(p) - shown;
     if (top < 0) top = 0;
     vars(app)->v[V_TOP] = top;
+    tui_hit_add(app, (viz_rect){in.y + 1, in.x, shown, in.w}, click_plan, top);
     for (int i = 0; i < shown && top + i < n_rows(p); i++) plans_row(app, in, 1 + i, top + i, &cols, focus);
 }
 
