@@ -9,12 +9,18 @@
 #   half       50 % of the KV memory, a rule a KV group, in rounds from full attention                          plans/both-rounds-group-0.5
 #   uniform    the same from uniform windows: of running text full attention has next to no slope, a plan that cuts has   both-uniform-group-0.5
 #   again      the same from --start PLAN, what an earlier run came to                                         both-again-group-0.5
-#   main       the best of these by the judged loss (both-best-group-0.5): the task at all lengths but the farthest
+#   choose     one of these by more questions and texts than a refinement can ask, none of them evaluated on (seed 7, other stretches of
+#              calibration/): of the plans that cost texts less than 1 % of perplexity the one with the most right answers; where none costs so
+#              little, the one that costs texts least                                                             both-chosen-group-0.5
+#   main       that one, or the best by the judged loss (both-best-group-0.5): the task at all lengths but the farthest
 #   text       perplexity of held-out texts: full attention, uniform windows, that plan
 #   far        the task at the farthest length
 #   quarter    25 %, from that plan: effective context is the longest length with nine of ten right, over the mean span: 3 needs a third or less
 #   heads      50 %, from that plan, a rule a query head, the KV memory counted by the widest head of a group
 #   most       75 %, from that plan
+#   third      32 %, from that plan, which is what three times the mean span asks for
+#   others     75 and 25 % at once at all lengths, uniform windows beside them
+#   passkey    retrieval models: passkeys under full attention, uniform windows and that plan
 #   finer      lengths between, for the effective context; full attention too
 #   measures   cross-entropy and margin, joint, abs and signed, at once (`profile`, `search`), 50 %, a rule a group
 #   grid       margin by the three measures at 25, 50 and 75 %, a rule a group and a rule a query head
@@ -45,7 +51,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-all="items half uniform again main text far quarter heads most finer measures grid kinds texts"
+all="items half uniform again choose main text far third quarter heads most others passkey finer measures grid kinds texts"
 [ -n "$stages" ] || stages=$all
 for stage in $stages; do
     case " $all " in *" $stage "*) ;; *) echo "proof_rounds.sh: $stage is no stage: $all" >&2; exit 2 ;; esac
@@ -101,7 +107,8 @@ has() { [ $print = 1 ] || [ -e "$(best "$1")" ]; }
 
 # evaluate NAME TASK LENGTHS ITEMS PLAN...; those that are there
 evaluate() {
-    local name=$1 what=$2 at=$3 items=$4 plans=() docs=() given=() p q; shift 4
+    local name=$1 what=$2 at=$3 items=$4 plans=() docs=() given=() p q seed=2 from=heldout; shift 4
+    case $name in choose-*) seed=7 from=calibration ;; esac
     [ -n "$at" ] || return 0
     for p in "$@"; do
         case $known$what$p in "1${task}full" | "1${task}uniform:0.5") [ "$name" = $task-finer ] || continue ;; esac
@@ -110,9 +117,9 @@ evaluate() {
         given+=("$p"); plans+=(--plan "$p")
     done
     [ ${#given[@]} -gt 0 ] || return 0
-    case $what in ppl) docs=(--docs "$corpus/heldout") ;; esac
+    case $what in ppl) docs=(--docs "$corpus/$from") ;; esac
     [ -e "$out/eval/$name.json" ] || [ $print = 1 ] || printf '%s\n' "$what" "$at" "$items" "${given[@]}" > "$out/eval/$name.args"
-    step "eval-$name" "$out/eval/$name.json" eval "$model" --task "$what" --lengths "$at" --items "$items" --seed 2 "${plans[@]}" \
+    step "eval-$name" "$out/eval/$name.json" eval "$model" --task "$what" --lengths "$at" --items "$items" --seed $seed "${plans[@]}" \
         ${docs[@]+"${docs[@]}"} --device "$device" --json "$out/eval/$name.json"
 }
 calibrate() { # KIND
@@ -158,6 +165,29 @@ if there:
     os.makedirs(os.path.dirname(sys.argv[1]), exist_ok=True)
     shutil.copy(min(there, key=of.get), sys.argv[1])
     print("judged, against full attention's %.4f:" % min(full), {p.split("/")[-2]: round(x, 4) for p, x in of.items()})
+P
+}
+# as said at the top; RESULT VARIANT...
+chosen() {
+    local result=$1 p files=() lengths_all=$cal${extend:+,${extend%%,*}}; shift
+    has "$result" && [ $print = 0 ] && return 0
+    for p in "$@"; do [ -e "$(best "$p")" ] && files+=("$(best "$p")"); done
+    [ ${#files[@]} -gt 0 ] || [ $print = 1 ] || return 0
+    evaluate choose-$task $task "$lengths_all" $((n_main * 4 / 5)) "$@"
+    evaluate choose-ppl ppl $ppl $((n_ppl * 2)) full "$@"
+    if [ $print = 1 ]; then echo "$result: chosen of $*"; return 0; fi
+    python3 - "$out/eval/choose-$task.json" "$out/eval/choose-ppl.json" "$(best "$result")" <<'P' || failed=1
+import json, math, os, shutil, sys
+right = {p["plan"]: sum(x["right"] for n in p["lengths"] for x in n["items"]) for p in json.load(open(sys.argv[1]))["plans"]}
+texts = {p["plan"]: [x["loss"] for n in p["lengths"] for x in n["items"]] for p in json.load(open(sys.argv[2]))["plans"]}
+full = texts["full"]
+rise = {p: math.expm1(sum(a - b for a, b in zip(texts[p], full)) / len(full)) for p in right if p in texts}
+within = {p: x for p, x in rise.items() if x < .01}
+one = max(within, key=lambda p: (right[p], -rise[p])) if within else min(rise, key=rise.get)
+for p in rise:
+    print("%-24s %d right, perplexity %+.2f %%%s" % (p.split("/")[-2], right[p], 100 * rise[p], "  <- chosen" if p == one else ""))
+os.makedirs(os.path.dirname(sys.argv[3]), exist_ok=True)
+shutil.copy(one, sys.argv[3])
 P
 }
 profile() { # KIND margin|cross-entropy
@@ -209,26 +239,42 @@ kinds() {
     evaluate $task-kinds $task $few $n_few "${list[@]}"
     evaluate ppl-kinds ppl $ppl $((n_ppl / 2 + 1)) full "${list[@]}"
 }
+# the plan that goes on: the chosen one, else the best by the judged loss
+it() {
+    it=both-chosen-group-0.5
+    [ -e "$(best $it)" ] && return 0
+    it=both-best-group-0.5
+    better $it both-rounds-group-0.5 both-uniform-group-0.5 both-again-group-0.5
+}
 run() {
-    local d p m list
+    local d p m list it
+    case $1 in items | half | uniform | again | choose) ;; *) it ;; esac
     case $1 in
     items) calibrate $task && text ;;
     half) refine rounds group 0.5 "$n_round" "$cap" ;;
     uniform) refine uniform group 0.5 "$n_round" $((cap * 3 / 2)) uniform:0.5 ;;
     again) [ -z "$begin_at" ] || refine again group 0.5 "$n_round" $((cap * 3 / 2)) "$begin_at" ;;
-    main) better both-best-group-0.5 both-rounds-group-0.5 both-uniform-group-0.5 both-again-group-0.5
-        evaluate $task-half $task $lengths $n_main both-best-group-0.5 full uniform:0.5 ;;
+    choose) if [ -n "$begin_at" ] && [ $print = 0 ]; then mkdir -p "$out/plans/both-start-group-0.5" && cp "$begin_at" "$(best both-start-group-0.5)"; fi
+        chosen both-chosen-group-0.5 both-{rounds,uniform,again,start}-group-0.5 ;;
+    main)
+        evaluate $task-half $task $lengths $n_main $it full uniform:0.5 ;;
     text) at_once both-margin-group-0.5
-        evaluate ppl-half ppl $ppl $n_ppl full both-best-group-0.5 uniform:0.5 both-margin-group-0.5 both-rounds-group-0.5 both-uniform-group-0.5 ;;
-    far) evaluate $task-far $task "$far" $n_main both-best-group-0.5 full uniform:0.5 ;;
-    quarter) refine rounds group 0.25 "$n_round" "$cap" "$(best both-best-group-0.5)" && at_once both-margin-group-0.25
+        evaluate ppl-half ppl $ppl $n_ppl full $it uniform:0.5 both-margin-group-0.5 both-rounds-group-0.5 both-uniform-group-0.5 ;;
+    far) evaluate $task-far $task "$far" $n_main $it full uniform:0.5 ;;
+    third) refine rounds group 0.32 "$n_round" "$cap" "$(best $it)"
+        evaluate $task-third $task "$lengths" $n_main both-rounds-group-0.32
+        evaluate ppl-third ppl $ppl $n_ppl full both-rounds-group-0.32 uniform:0.32 ;;
+    others) at_once both-margin-group-0.75 both-margin-group-0.25
+        evaluate $task-others $task "$lengths${far:+,$far}" $n_main both-margin-group-0.75 both-margin-group-0.25 uniform:0.75 uniform:0.25 ;;
+    passkey) [ $task = passkey ] || evaluate passkey-half passkey "$lengths" $((n_main / 2)) full uniform:0.5 $it ;;
+    quarter) refine rounds group 0.25 "$n_round" "$cap" "$(best $it)" && at_once both-margin-group-0.25
         evaluate $task-quarter $task "$(echo $lengths | cut -d, -f 1-4)" $n_main both-rounds-group-0.25 &&
             evaluate $task-quarter-others $task $few $n_few both-margin-group-0.25 uniform:0.25 ;;
-    heads) refine rounds head 0.5 "$n_round" "$cap" "$(best both-best-group-0.5)" && at_once both-margin-head-0.5
+    heads) refine rounds head 0.5 "$n_round" "$cap" "$(best $it)" && at_once both-margin-head-0.5
         evaluate $task-heads $task $few $n_main both-rounds-head-0.5 both-margin-head-0.5 ;;
-    most) refine rounds group 0.75 "$n_round" "$cap" "$(best both-best-group-0.5)" && at_once both-margin-group-0.75
+    most) refine rounds group 0.75 "$n_round" "$cap" "$(best $it)" && at_once both-margin-group-0.75
         evaluate $task-most $task $few $n_few both-rounds-group-0.75 both-margin-group-0.75 uniform:0.75 ;;
-    finer) evaluate $task-finer $task "$finer" $n_main full both-best-group-0.5 both-rounds-group-0.25 ;;
+    finer) evaluate $task-finer $task "$finer" $n_main full $it both-rounds-group-0.32 both-rounds-group-0.25 ;;
     measures)
         list=("$task"-{margin,margin.abs,margin.signed,joint,abs,signed}-group-0.5)
         profile $task margin && profile $task cross-entropy && searches "${list[@]}"

@@ -13,7 +13,8 @@ expect 0 rounds --print
 cp "$temp/out" "$temp/all"
 expect 0 rounds --print --known
 for x in "calibrate-retrieval: .* --only-right" "refine-rounds-group-0.5: .* --text-weight 20 .* --density 0.5" "refine-rounds-head-0.5: .* --plan .*/both-best-group-0.5/best.json" "refine-rounds-group-0.25: .* --plan .*/both-best" "search both-margin-head-0.5" \
-    "refine-uniform-group-0.5: .* --plan uniform:0.5" "eval-retrieval-far: .* 16384" "eval-ppl-half: .* --plan full" "search retrieval-margin.signed-head-0.75" "search spread-margin-group-0.5" "profile-text-cross-entropy"; do
+    "refine-uniform-group-0.5: .* --plan uniform:0.5" "eval-retrieval-far: .* 16384" "eval-ppl-half: .* --plan full" "search retrieval-margin.signed-head-0.75" "search spread-margin-group-0.5" \
+    "eval-choose-ppl: .* --seed 7 .*/calibration" "both-chosen-group-0.5: chosen of both-rounds" "refine-rounds-group-0.32: " "eval-passkey-half: .* --plan uniform:0.5" "eval-retrieval-others: .*16384" "profile-text-cross-entropy"; do
     grep -q -- "^$x" "$temp/all" && grep -q -- "^$x" "$temp/out" || complain "the list lacks $x"
 done
 grep -q "^eval-retrieval-half: .* --plan full" "$temp/all" || complain "full attention is not asked"
@@ -41,6 +42,25 @@ evaluate() { # NAME TASK ITEMS PLAN...
     [ $task = retrieval ] || docs=(--docs "$source/README.md")
     expect 0 "$moascope" eval "$tiny" --task $task --lengths 256 --items $items "${plans[@]}" ${docs[@]+"${docs[@]}"} --device cpu --json "$p/eval/$name.json"
 }
+# one of two plans by the rule: text may lose less than a hundredth, then right answers, counted again here
+mkdir -p "$temp/corpus/calibration" "$temp/chosen/plans"/both-{rounds,start}-group-0.5
+cp "$source/README.md" "$temp/corpus/calibration/a.txt"
+cp "$plan" "$temp/chosen/plans/both-rounds-group-0.5/best.json"
+python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); d["betas"] = [[0.9] * len(x) for x in d["betas"]]; d["alphas"] = [[0] * len(x) for x in d["alphas"]]; json.dump(d, open(sys.argv[2], "w"))' \
+    "$plan" "$temp/wide.json"
+expect 0 "$source/scripts/proof_rounds.sh" "$tiny" "$temp/chosen" --set tiny --stages choose --start "$temp/wide.json" --corpus "$temp/corpus" --device cpu --moascope "$moascope"
+python3 - "$temp/chosen" <<'P' || complain "chosen: $(cat "$temp/out")"
+import json, math, sys
+d = sys.argv[1]
+ppl = {p["plan"]: p["lengths"][0] for p in json.load(open(d + "/eval/choose-ppl.json"))["plans"]}
+ask = {p["plan"]: p["lengths"] for p in json.load(open(d + "/eval/choose-passkey.json"))["plans"]}
+assert len(ask) == 2 and len(ppl) == 3 and all(sum(len(n["items"]) for n in x) > 0 for x in ask.values())
+mean = lambda p: sum(i["loss"] for i in ppl[p]["items"]) / len(ppl[p]["items"])
+rise = {p: math.exp(mean(p) - mean("full")) - 1 for p in ask}
+right = {p: sum(i["right"] for n in x for i in n["items"]) for p, x in ask.items()}
+order = sorted(ask, key=lambda p: (0, -right[p], rise[p]) if rise[p] < .01 else (1, rise[p], 0))
+assert json.load(open(order[0])) == json.load(open(d + "/plans/both-chosen-group-0.5/best.json")), (rise, right)
+P
 evaluate ppl-a ppl 8 full uniform:0.5
 evaluate ppl-b ppl 4 "$plan"
 expect 0 python3 -B "$source/scripts/proof_table.py" "$p" --data "$temp/data2.jsonl" --md "$temp/t.md"
