@@ -147,6 +147,15 @@ expect 0 "$moascope" run "$llama" -p "$text$text" -n 4 --temp 0 --ignore-eos --p
 cmp -s "$temp/m.npz" "$temp/m2.npz" || complain "the same run gives another maps file"
 expect 1 "$moascope" run "$llama" -p a -n 1 --maps /nowhere/m.npz
 expect 1 "$moascope" run "$llama" -p a -n 1 --json /nowhere/a.json
+# where a result cannot be written is said before the work, with nothing printed
+for option in --json --logits --maps --stats; do
+  "$moascope" run "$llama" -p abc -n 5 $option /nowhere/at/all > "$temp/out" 2> "$temp/err"
+  [ $? -eq 1 ] && [ ! -s "$temp/out" ] && grep -q '/nowhere/at/all: cannot write there' "$temp/err" || complain "$option into a folder that is not there: $(cat "$temp/out" "$temp/err")"
+  "$moascope" run "$llama" -p abc -n 5 $option "$temp" > "$temp/out" 2> "$temp/err"
+  [ $? -eq 1 ] && [ ! -s "$temp/out" ] && grep -q 'it is a folder' "$temp/err" || complain "$option into a folder's own name: $(cat "$temp/err")"
+done
+"$moascope" run "$llama" -n 5 < /dev/null > "$temp/out" 2> "$temp/err"
+[ $? -eq 2 ] && grep -q 'no prompt: --prompt TEXT' "$temp/err" || complain "a run without a prompt: $(cat "$temp/err")"
 [ -w /dev/full ] && { "$moascope" run "$llama" -p a -n 5 > /dev/full 2> "$temp/err"; [ $? -eq 1 ] || complain "a full disk behind stdout"; }
 # ^C: what was made is kept, exit code 130
 timeout --preserve-status -s INT 0.5 "$moascope" run "$llama" -p "$text" -n 3700 --temp 0 --ignore-eos --reference --json "$temp/c.json" --logits "$temp/c.npy" > "$temp/out" 2> "$temp/err"

@@ -189,7 +189,9 @@ moa_status moa_load_text(const moa_args *args, const moa_model *model, const cha
                                         {MOA_ROLE_USER, text, n}};
         s = moa_chat_encode(model, messages + !system, system ? 2 : 1, true, &out->data, &out->n, err);
     }
-    if (s == MOA_OK && out->n == 0) s = moa_fail(err, MOA_E_USAGE, "the prompt has no tokens");
+    const bool given = moa_args_has(args, MOA_OPT_PROMPT) || moa_args_has(args, MOA_OPT_PROMPT_FILE) || moa_args_has(args, MOA_OPT_PROMPTS);
+    if (s == MOA_OK && out->n == 0)
+        s = moa_fail(err, MOA_E_USAGE, given ? "the prompt has no tokens" : "no prompt: --prompt TEXT, --prompt-file FILE (-: standard input) or --ids FILE");
     if (s != MOA_OK) {
         free(out->data);
         *out = (moa_id_list){0};

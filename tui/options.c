@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "tui/batch/batch.h"
 
@@ -170,6 +172,19 @@ static moa_status parse_option(moa_args *a, int argc, char **argv, int *i, moa_e
     return s;
 }
 
+moa_status moa_args_place(const char *path, moa_err *err) {
+    char folder[4096];
+    struct stat st;
+    if (!path || strcmp(path, "-") == 0) return MOA_OK;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+        return S_ISDIR(st.st_mode) ? moa_fail(err, MOA_E_IO, "%s: cannot write there: it is a folder", path) : MOA_OK;
+    const char *slash = strrchr(path, '/');
+    const size_t n = !slash ? 0 : slash == path ? 1 : (size_t)(slash - path);
+    if (n >= sizeof folder) return moa_fail(err, MOA_E_IO, "cannot write to a path of more than %zu bytes", sizeof folder - 1);
+    (void)snprintf(folder, sizeof folder, "%.*s", n ? (int)n : 1, n ? path : ".");
+    return access(folder, W_OK | X_OK) == 0 ? MOA_OK : moa_fail(err, MOA_E_IO, "%s: cannot write there: %s", path, strerror(errno));
+}
+
 moa_status moa_args_parse(moa_args *a, const moa_batch *command, int argc, char **argv, moa_err *err) {
     moa_status s = MOA_OK;
     *a = (moa_args){.command = command};
@@ -195,6 +210,9 @@ moa_status moa_args_parse(moa_args *a, const moa_batch *command, int argc, char 
         s = moa_fail(err, MOA_E_USAGE, "%s: one word too many; usage: moascope %s %.*s",
                      a->words[a->n_word - 1], command->name, (int)strcspn(command->usage, "\n"),
                      command->usage);
+    static const int files[] = {MOA_OPT_JSON, MOA_OPT_LOGITS, MOA_OPT_MAPS, MOA_OPT_STATS};
+    for (size_t i = 0; s == MOA_OK && i < sizeof files / sizeof *files; i++)
+        if (moa_args_has(a, files[i])) s = moa_args_place(moa_args_text(a, files[i]), err);
 out:
     if (s != MOA_OK) moa_args_free(a);
     return s;

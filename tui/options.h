@@ -124,6 +124,9 @@ typedef struct moa_args {
  * min and max of words are checked against the command's, unless --help is given. */
 moa_status moa_args_parse(moa_args *a, const moa_batch *command, int argc, char **argv, moa_err *err);
 void moa_args_free(moa_args *a);
+/* Could a file be made there? Asked before work of hours, not after it: parse asks it for --json, --logits, --maps and --stats. "-" and NULL: yes.
+ * E_IO else. */
+moa_status moa_args_place(const char *path, moa_err *err);
 
 /* Given on the command line (or in the environment)? */
 bool moa_args_has(const moa_args *a, int id);

@@ -336,6 +336,7 @@ static moa_status run(const moa_args *args, moa_err *err) {
     if (!data) MOA_TRY(moa_fail(err, MOA_E_USAGE, "which items? --data DATA.jsonl, as `moascope calibrate` writes it"));
     if (!moa_args_has(args, MOA_OPT_LENGTHS)) MOA_TRY(moa_fail(err, MOA_E_USAGE, "which lengths? --lengths 512,1024"));
     if (!moa_args_has(args, MOA_OPT_OUTPUT)) MOA_TRY(moa_fail(err, MOA_E_USAGE, "where to? -o INFLUENCE.npz"));
+    MOA_TRY(moa_args_place(moa_args_text(args, MOA_OPT_OUTPUT), err));
     MOA_TRY(moa_items_read(&items, data, err));
     MOA_TRY(moa_load(&j.loaded, args, 0, err));
     MOA_TRY(take_lengths(&j, err));
