@@ -423,23 +423,29 @@ static void on_profile(void *user, int32_t done, int32_t total) {
     moa_progress_show(j->args, "refine", j->done + 4.0 * j->lengths[0] * done / total, j->total, "tokens");
 }
 
+/* as many at once as go together */
 static moa_status profile_lot(job *j, moa_profile *p, int32_t n_tok, const lot *t, bool margin,
                               moa_influence *to, moa_err *err) {
-    moa_status s = moa_influence_open(to, &j->loaded.model->shape, n_tok, err);
     const bool planned = moa_plan_describe(plan_at(j), n_tok, 0).dense_share < 1;
-    for (int32_t i = 0; i < t->n_profile && s == MOA_OK; i++) {
-        const moa_tokens *item = &t->items.data[i];
-        const moa_profile_item one = {.ids = item->ids,
-                                      .n = item->n,
-                                      .supervise_from = item->supervise_from,
+    moa_profile_item *items = calloc((size_t)t->n_profile + 1, sizeof *items);
+    moa_status s = items ? moa_influence_open(to, &j->loaded.model->shape, n_tok, err)
+                         : moa_fail(err, MOA_E_MEMORY, "no memory for %d items", t->n_profile);
+    for (int32_t i = 0; i < t->n_profile && s == MOA_OK; i++)
+        items[i] = (moa_profile_item){.ids = t->items.data[i].ids,
+                                      .n = t->items.data[i].n,
+                                      .supervise_from = t->items.data[i].supervise_from,
                                       .cancelled = moa_interrupted,
                                       .progress = on_profile,
                                       .user = j,
                                       .rules = planned ? plan_at(j)->rules : NULL,
                                       .margin = margin};
-        s = moa_profile_add(p, &one, to, NULL, err);
-        j->done += 5.0 * item->n;
+    for (int32_t i = 0, n; i < t->n_profile && s == MOA_OK; i += n) {
+        n = moa_profile_take(p, items + i, t->n_profile - i);
+        s = moa_profile_add_all(p, items + i, n, to, NULL, err);
+        for (int32_t k = i; k < i + n; k++)
+            j->done += 5.0 * items[k].n;
     }
+    free(items);
     return s;
 }
 
