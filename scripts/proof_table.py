@@ -43,7 +43,7 @@ def plan_name(spec):
 # --- from the folders -------------------------------------------------------------------------------------------------------------
 
 def of_length(base, plan, length, items, whole, settings):
-    r = dict(base, kind="eval", plan=plan, length=length, n=len(items), whole=whole)
+    r = dict(base, kind=base.get("kind", "eval"), plan=plan, length=length, n=len(items), whole=whole)
     r["kv_density"] = sum(x["kv_density"] for x in items) / len(items)
     if settings.get("span_mean") is not None:
         r["span_mean"] = settings["span_mean"]
@@ -64,6 +64,8 @@ def from_eval(folder, name, base):
     with open(path + ".args", encoding="utf-8") as f:
         args = f.read().splitlines()
     specs, base = args[3:], dict(base, task=args[0])
+    if name.startswith("choose-"):  # other questions and texts than those of the tables
+        base["kind"] = "choose"
     out = []
     if os.path.exists(path + ".json"):
         d = read_json(path + ".json")
@@ -307,6 +309,28 @@ def refine_table(m, out):
     out.append("")
 
 
+def choose_table(m, out):
+    """the choice among refined plans, counted again: right answers over all lengths, the change of perplexity on texts"""
+    asked, texts = {}, {}
+    for r in m.records:
+        if r["kind"] == "choose" and r.get("whole", True):
+            of = texts if r["task"] == "ppl" else asked
+            of.setdefault(r["plan"], {})[r["length"]] = r
+    plans = [p for p in asked if p in texts and "full" in texts]
+    if not plans:
+        return
+    out.append("Chosen by other questions and texts (seed 7; less than 1 % of perplexity, then the most right answers):\n")
+    out.append("| plan | right | of | perplexity, % |")
+    out.append("|---|---|---|---|")
+    for p in plans:
+        d = [a - b for n, r in texts[p].items() for a, b in zip(r["loss"], texts["full"][n]["loss"])]
+        mean = sum(d) / len(d)
+        error = math.sqrt(sum((x - mean) ** 2 for x in d) / (len(d) - 1) / len(d)) if len(d) > 1 else math.nan
+        out.append(f"| `{p}` | {sum(r['right'].count('1') for r in asked[p].values())} | {sum(r['n'] for r in asked[p].values())} | "
+                   f"{100 * math.expm1(mean):+.2f} ± {200 * error:.2f} n={len(d)} |")
+    out.append("")
+
+
 def verdict(ok):
     return "met" if ok else "**missed**"
 
@@ -390,6 +414,7 @@ def markdown(records):
             retrieval_table(m, task, out)
         ppl_table(m, out)
         refine_table(m, out)
+        choose_table(m, out)
         goals(m, out)
         pipeline(m, out)
     return "\n".join(out).rstrip() + "\n"

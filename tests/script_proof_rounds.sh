@@ -61,6 +61,18 @@ right = {p: sum(i["right"] for n in x for i in n["items"]) for p, x in ask.items
 order = sorted(ask, key=lambda p: (0, -right[p], rise[p]) if rise[p] < .01 else (1, rise[p], 0))
 assert json.load(open(order[0])) == json.load(open(d + "/plans/both-chosen-group-0.5/best.json")), (rise, right)
 P
+expect 0 python3 -B "$source/scripts/proof_table.py" "$temp/chosen" --data "$temp/chosen.jsonl" --md "$temp/chosen.md"
+grep -q '"kind": "eval"' "$temp/chosen.jsonl" && complain "what chooses stands among the evaluations"
+python3 - "$temp" <<'P' || complain "the choice's table: $(cat "$temp/chosen.md")"
+import json, math, sys
+d, text = sys.argv[1] + "/chosen", open(sys.argv[1] + "/chosen.md").read()
+ppl = {p["plan"]: p["lengths"][0]["items"] for p in json.load(open(d + "/eval/choose-ppl.json"))["plans"]}
+for p in json.load(open(d + "/eval/choose-passkey.json"))["plans"]:
+    items = [i for n in p["lengths"] for i in n["items"]]
+    rise = sum(a["loss"] - b["loss"] for a, b in zip(ppl[p["plan"]], ppl["full"])) / len(ppl["full"])
+    row = "| `%s` | %d | %d | %+.2f " % (p["plan"].split("/")[-2], sum(i["right"] for i in items), len(items), 100 * math.expm1(rise))
+    assert row in text, row
+P
 evaluate ppl-a ppl 8 full uniform:0.5
 evaluate ppl-b ppl 4 "$plan"
 expect 0 python3 -B "$source/scripts/proof_table.py" "$p" --data "$temp/data2.jsonl" --md "$temp/t.md"
