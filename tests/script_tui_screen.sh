@@ -208,6 +208,54 @@ S
 wait
 has changed2.txt "changed on disk"; has diff.txt "On disk"; has forced.txt "Saved"
 
+# --- small screens: nothing is cut that a sentence needs, nothing collides; names say what is shown ---------------------------------------
+play 80x24 "tok_s=400 'name=Tiny with a name of some length' 'shape=4 4 2 8 1000 8192'" -n 700 <<'S' || fail "small screens: exit code $? $(cat err)"
+:sync loaded
+8
+:dump s8.txt
+3
+:dump s3.txt
+5
+:dump s5.txt
+:prompt what stood in the ledger, and who wrote it there?
+1
+r
+:wait 0.8
+:dump s1.txt
+:stop
+:sync ran
+4
+:dump s4.txt
+2 ?
+:dump sh.txt
+:view plan
+:dump shp.txt
+3
+:dump sh3.txt
+:set-rule L0.* w=128
+:dump own.txt
+:set gen 20
+R
+:sync a
+c
+:sync c
+]
+:dump hot.txt
+:plan save! here.json
+D
+:dump diff.txt
+S
+for row in '6 Try' 'passkey at' 'items  *5'; do has_re s8.txt "$row"; done
+[ "$(tr -d '│─╭╮╰╯\n' < s3.txt | tr -s ' ' | grep -c ':prompt open FILE reads one\.')" = 1 ] || fail "the empty map's sentence is cut: $(head -5 s3.txt)"
+has s5.txt "─ A full attention ─" && has s5.txt "─ B plan ─"
+has_re s1.txt '[×x] +[0-9]+/700' # the ratio, a blank, the tokens
+has s4.txt "mean 768"
+has sh.txt "Keys and commands: Heads" && has shp.txt "Keys and commands: Plan" # the help goes with the screen below it
+lacks sh3.txt "Keys and commands" && has sh3.txt "3 MAP"
+has_re own.txt 'own plan ●1' && lacks own.txt "full attent"
+has diff.txt "On disk → on the screen"
+lacks err "stands out"
+
 # --- wrong usage -------------------------------------------------------------------------------------------------------------------------
 for args in "--size 0x5 --script script" "--size 80x24" "--color pink --size 80x24 --script script" "--prompt a --prompt-file b"; do
   # shellcheck disable=SC2086

@@ -276,6 +276,7 @@ void tui_key_in(tui_app *app, int key) {
         return;
     }
     app->n_held = 0;
+    app->n_seen = app->n_log;
     if (key == TUI_KEY_CLICK || key == TUI_KEY_WHEEL_UP || key == TUI_KEY_WHEEL_DOWN) {
         int y, x;
         term_mouse_at(&y, &x);

@@ -331,6 +331,7 @@ struct tui_app {
     int pending[4], n_pending, count; /* keys of a sequence typed so far */
     tui_line log[TUI_LOG_MAX]; int n_log; /* newest at (n_log - 1) % TUI_LOG_MAX */
     double said_at;
+    int n_seen; /* n_log when the last key came: lines after it may take two rows */
     int n_held; /* n_log at the last warning, while the message line keeps it: until a key, or TUI_HOLD_S; 0: none */
     char sync[64];     /* token of `:sync`, shown in the status line when idle */
     tui_hit hits[TUI_HITS_MAX]; int n_hit; /* of the picture last drawn; the later lies on top */

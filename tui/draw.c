@@ -63,7 +63,9 @@ static void status_line(tui_app *app, viz_pane p) {
     viz_text_cut(p, 0, x_n, x_plan - x_n - 1, dim, text);
     if (app->plan.now) {
         const bool dirty = tui_plan_dirty(app);
-        int x = x_plan + viz_clean(p, 0, x_plan, x_kv - x_plan - 6, s, app->plan.shown);
+        const int room = x_kv - x_plan - 6;
+        /* what began as full attention and was edited is not that any more */
+        int x = x_plan + (dirty && !*app->plan.path ? viz_text(p, 0, x_plan, s, "own plan") : viz_clean(p, 0, x_plan, room, s, app->plan.shown));
         if (dirty) {
             (void)snprintf(text, sizeof text, " ●%d", tui_plan_edits(app));
             x += viz_text(p, 0, x, (viz_style){VIZ_ACCENT, VIZ_BG_BAR, VIZ_A_BOLD}, text);
@@ -175,7 +177,7 @@ static void prompt_line(tui_app *app, viz_pane p, viz_pane all, int y) {
     else if (app->n_log > 0 && app->said_at > 0) {
         const tui_line *l = tui_said(app);
         const viz_style s = viz_fg(tones[l->tone]);
-        if (y > 3 && moa_text_cells(l->text, strlen(l->text)) > p.w - 2) { /* a sentence is read to its end: the row above is lent to it */
+        if (y > 3 && app->n_log > app->n_seen && moa_text_cells(l->text, strlen(l->text)) > p.w - 2) { /* a sentence is read to its end: the row above is lent to it, until a key comes */
             viz_fill(all, y - 1, 0, 1, all.w, viz_fg(VIZ_TEXT), " ");
             (void)viz_text_wrap(all, y - 1, 1, all.w - 2, 2, s, l->text);
         } else viz_text_cut(p, 0, 1, p.w - 2, s, l->text);

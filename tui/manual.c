@@ -145,8 +145,10 @@ void moa_manual_page(moa_buf *out) {
                      ".SH NAME\nmoascope \\- attention spans of language models, head by head, in a terminal\n"
                      ".SH SYNOPSIS\n.nf\n\\fBmoascope\\fR [\\fIMODEL\\fR] [\\fIoptions\\fR]\n\\fBmoascope\\fR \\fICOMMAND\\fR ...\n.fi\n"
                      ".SH DESCRIPTION\nWithout a command the workbench opens: a full screen that loads a model, runs it under a span rule for each "
-                     "head, shows what every head attends to, and what a change of a rule costs and saves. \\fB?\\fR tells its keys. The "
-                     "commands do the same work without a screen.\n.PP\nMODEL is a GGUF file, a folder of config.json, *.safetensors and "
+                     "head, shows what every head attends to, and what a change of a rule costs and saves. \\fB?\\fR tells its keys, "
+                     "\\fB:tour\\fR shows on the model itself what spans, sink, windows, plans and the KV memory are. Clicks select, twice on the same "
+                     "place is Enter, the wheel scrolls and zooms the map; Shift with the button stays the terminal's, to mark text and copy it; "
+                     "\\fB:set mouse off\\fR or \\fB\\-\\-mouse off\\fR leaves all of it to the terminal. The commands do the same work without a screen.\n.PP\nMODEL is a GGUF file, a folder of config.json, *.safetensors and "
                      "tokenizer.json, or a name found in the usual model folders.\n.SH OPTIONS OF THE WORKBENCH\n");
     man_command(&moa_batch_workbench, out);
     moa_buf_str(out, ".SH COMMANDS\n");

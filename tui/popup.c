@@ -188,7 +188,7 @@ static void draw_rows(tui_app *app, viz_pane p) {
         if (i == app->popup_at && !palette) viz_cursor(in, y, 15);
         if (i == app->popup_at && p.c->caps.depth == VIZ_MONO) viz_text(in, y, 0, viz_on(VIZ_ACCENT, bg), ">");
     }
-    viz_text(in, in.h - 1, 1, viz_on(VIZ_DIM, VIZ_BG_POPUP), palette ? "type to narrow · Enter runs · Esc closes" : "j k move · Enter runs the row · 1-8 screens · q closes");
+    viz_text(in, in.h - 1, 1, viz_on(VIZ_DIM, VIZ_BG_POPUP), palette ? "type to narrow · Enter runs · Esc closes" : "j k move · Enter runs the row · 1-8 screens · q closes · mouse, too");
 }
 
 static void draw_undo(tui_app *app, viz_pane p) {
@@ -207,7 +207,7 @@ static void draw_undo(tui_app *app, viz_pane p) {
 
 static void draw_text(tui_app *app, viz_pane p) {
     const int n = count(app);
-    int w = 24;
+    int w = moa_text_cells(app->popup_title, strlen(app->popup_title)) + 18; /* and the note beside it */
     for (const char *s = app->popup_text.data ? app->popup_text.data : ""; *s;) {
         const size_t k = strcspn(s, "\n");
         const int cells = moa_text_cells(s, k);

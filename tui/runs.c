@@ -262,7 +262,7 @@ moa_status tui_run_start(tui_app *app, tui_slot slot, moa_err *err) {
     app->runs[slot].job = m.job;
     app->slot_running = (int)slot;
     app->newest = slot;
-    if (slot != TUI_F) app->cursor.run = slot;
+    app->cursor.run = slot == TUI_F ? TUI_A : slot; /* comparing is of A's tokens: ] goes to those that the plan changes */
     app->link.state = TUI_LINK_BUSY;
     app->engine_has_run = false; /* until it says STARTED */
     journal_run_begin(app, slot);

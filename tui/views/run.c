@@ -402,14 +402,18 @@ moa_status tui_token_last(tui_app *app, const tui_args *a, moa_err *err) {
 static moa_status hot(tui_app *app, int dir, moa_err *err) {
     const tui_run *r = tui_output_focused(app);
     const int tint = tint_of(app, (int)vars(app)->v[V_TINT], r);
-    for (int32_t i = tui_output_selected(app, r) + dir; i >= 0 && i < r->n_token; i += dir) {
+    const int32_t from = tui_output_selected(app, r);
+    for (int32_t k = 1; k <= r->n_token; k++) { /* round the end, as the search goes: after a run the cursor is on the last token */
+        const int32_t i = (int32_t)(((int64_t)from + (int64_t)dir * k + r->n_token) % r->n_token);
         const double t = tint_value(app, tint, r, i);
         if (i == tui_divergence(app) || (!isnan(t) && t > 0.5)) {
             select_token(app, i);
+            if (i == from) tui_say(app, TUI_INFO, "No other token stands out");
+            else if ((i - from) * dir < 0) tui_say(app, TUI_INFO, dir > 0 ? "Past the end: from the first token on" : "Past the beginning: from the last token back");
             return MOA_OK;
         }
     }
-    return moa_fail(err, MOA_E_FAILED, "no token stands out that way");
+    return moa_fail(err, MOA_E_FAILED, "no token stands out");
 }
 moa_status tui_token_hot_next(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a;
