@@ -53,8 +53,14 @@ deaths() {
   keys 4
   see ' -64 +1 ' # and so is the edit
   keys 1 r
+  see 'Start it again\?'
+  keys n
+  see 'engine ended'
+  cmd 'run' # typed, it is told
   see 'engine restart'
-  cmd 'engine restart'
+  keys r
+  see 'Start it again\?'
+  keys y
   see 'ready'
   settle
   keys r

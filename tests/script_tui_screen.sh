@@ -252,6 +252,7 @@ has_re s1.txt '[×x] +[0-9]+/700' # the ratio, a blank, the tokens
 has s4.txt "mean 768"
 has sh.txt "Keys and commands: Heads" && has shp.txt "Keys and commands: Plan" # the help goes with the screen below it
 lacks sh3.txt "Keys and commands" && has sh3.txt "3 MAP"
+lacks s4.txt "windowed run" # a plan that cuts nothing saw everything
 has_re own.txt 'own plan ●1' && lacks own.txt "full attent"
 has diff.txt "On disk → on the screen"
 lacks err "stands out"

@@ -249,6 +249,7 @@ const char *tui_head_class(const tui_app *app, int32_t layer, int32_t head);
 void tui_head_describe(const tui_app *app, int32_t layer, int32_t head, tui_head_figures *out);
 /* the run whose histograms are the best truth: A if it has them, else B; NULL: none */
 const tui_run *tui_truth(const tui_app *app);
+bool tui_run_saw_all(const tui_run *r); /* full attention, or a plan whose spans are all as long as the run: no key was cut */
 
 typedef struct tui_kv {
     uint64_t plan, dense, mha; /* bytes at n tokens, whole pages; 0 without a model */

@@ -302,18 +302,27 @@ moa_status tui_kill_engine(tui_app *app, moa_err *err) {
     return MOA_OK;
 }
 
+static moa_status start_again(tui_app *app, moa_err *err) { return tui_engine_start(app, NULL, err); }
+
+/* a run is wanted and the engine has ended: a key asks, a typed command is told */
+static bool offer_engine(tui_app *app, const tui_args *a) {
+    if (app->link.state != TUI_LINK_DEAD || !a->from_key) return false;
+    tui_ask(app, "The engine ended. Start it again?", start_again);
+    return true;
+}
+
 static moa_status run_run(tui_app *app, const tui_args *a, moa_err *err) {
-    (void)a;
+    if (offer_engine(app, a)) return MOA_OK;
     return tui_run_start(app, TUI_B, err);
 }
 static moa_status run_full(tui_app *app, const tui_args *a, moa_err *err) {
-    (void)a;
+    if (offer_engine(app, a)) return MOA_OK;
     return tui_run_start(app, TUI_A, err);
 }
 
 /* A's tokens through the plan: needs A's logits in the engine, so a dense run comes first when there is none of this prompt */
 static moa_status run_compare(tui_app *app, const tui_args *a, moa_err *err) {
-    (void)a;
+    if (offer_engine(app, a)) return MOA_OK;
     moa_err why = {0};
     if (tui_run_start(app, TUI_F, &why) == MOA_OK) return MOA_OK;
     const tui_run *full = &app->runs[TUI_A];

@@ -419,6 +419,13 @@ int32_t tui_plan_n(const tui_app *app) {
     return n < 1 ? 1 : n;
 }
 
+bool tui_run_saw_all(const tui_run *r) {
+    if (r->dense) return true;
+    for (int64_t i = 0; r->spans && i < (int64_t)r->n_layer * r->n_head; i++)
+        if (r->spans[i] < r->n_reserved) return false;
+    return r->spans != NULL;
+}
+
 const tui_run *tui_truth(const tui_app *app) {
     static const tui_slot order[] = {TUI_A, TUI_F, TUI_B};
     for (int i = 0; i < 3; i++) {
@@ -487,7 +494,7 @@ void tui_head_describe(const tui_app *app, int32_t layer, int32_t head, tui_head
     if (!truth || truth->n_layer != p->now->n_layer || truth->n_head != p->now->n_head) return;
     int32_t n_bin;
     const float *h = tui_run_hist(truth, layer, head, &n_bin);
-    out->cover_dense = truth->dense;
+    out->cover_dense = tui_run_saw_all(truth);
     if (h) {
         out->cover = moa_coverage(h, n_bin, out->span);
         out->span95 = moa_coverage_span(h, n_bin, 0.95);

@@ -304,7 +304,7 @@ static void draw_grid(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     const tui_run *t = tui_truth(app);
     (void)snprintf(title, sizeof title, "Heads");
     if (app->plan.now) (void)snprintf(title, sizeof title, "Heads  %d x %d", app->plan.now->n_layer, app->plan.now->n_head);
-    (void)snprintf(note, sizeof note, "%s%s", metrics[metric].title, !t || metric == M_SPAN || metric == M_RULE || metric == M_INFLUENCE ? "" : t->dense ? "" : " (windowed run)");
+    (void)snprintf(note, sizeof note, "%s%s", metrics[metric].title, !t || metric == M_SPAN || metric == M_RULE || metric == M_INFLUENCE || tui_run_saw_all(t) ? "" : " (windowed run)");
     viz_pane in = viz_box(viz_pane_of(c, rect), title, note, focus);
     in = viz_pane_sub(in, 0, 1, in.h, in.w - 2);
     if (!app->plan.now) {

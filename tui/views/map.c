@@ -774,7 +774,7 @@ static void draw_cdf(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     const int32_t s95 = moa_coverage_span(h, n_bin, 0.95), s99 = moa_coverage_span(h, n_bin, 0.99);
     (void)snprintf(text, sizeof text, "95%% needs %s  99%% %s", viz_count_text(a, s95), viz_count_text(b, s99));
     if (rows + 2 < in.h) viz_text_cut(in, rows + 2, 0, in.w, viz_fg(VIZ_DIM), text);
-    (void)snprintf(text, sizeof text, "%s #%d, all queries", truth->dense ? "full attention" : "windowed run", truth->number);
+    (void)snprintf(text, sizeof text, "%s #%d, all queries", truth->dense ? "full attention" : tui_run_saw_all(truth) ? "run" : "windowed run", truth->number);
     if (rows + 3 < in.h) viz_text_cut(in, rows + 3, 0, in.w, viz_fg(VIZ_FAINT), text);
     free(cum);
 }

@@ -231,7 +231,7 @@ static void draw_table(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     if (app->plan.now && app->plan.filter[0])
         (void)snprintf(title, sizeof title, "%d of %d heads  %s", n, app->plan.now->n_layer * app->plan.now->n_head, app->plan.filter);
     else if (app->plan.now) (void)snprintf(title, sizeof title, "Rules  %d layers x %d heads", app->plan.now->n_layer, app->plan.now->n_head);
-    (void)snprintf(note, sizeof note, "%s%s sort: %s%s", v->v[V_ONLY] ? "only marked  " : "", !truth ? "nothing measured: r or R runs " : truth->dense ? "" : "from a windowed run ",
+    (void)snprintf(note, sizeof note, "%s%s sort: %s%s", v->v[V_ONLY] ? "only marked  " : "", !truth ? "nothing measured: r or R runs " : tui_run_saw_all(truth) ? "" : "from a windowed run ",
                    sort_names[v->v[V_SORT]], v->v[V_DESCEND] ? " down" : "");
     viz_pane box = viz_pane_of(c, rect), in = viz_box(box, title, note, focus);
     if (!app->plan.now) {
