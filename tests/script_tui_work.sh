@@ -156,4 +156,6 @@ for size in "80 24" "120 40" "200 50"; do
 done
 : >"$work/fake"
 paint=$("$here/first_paint.py" $((MOA_TEST_SLOW > 1 ? 3 : 9)) Prompt env TERM=screen-256color "$moa" Fake --engine "$fake load_ms=3000" --no-session) || fail "first_paint.py: $paint"
-verdict "three sizes; $paint"
+answer=$("$here/key_answer.py" 6 $((50 * MOA_TEST_SLOW)) env TERM=screen-256color "$moa" Fake --engine "$fake tok_s=40 'shape=30 9 3 64 1000 8192'" --no-session --no-restore \
+  -n 4000 --prompt 'what stood in the ledger') || fail "key_answer.py: $answer"
+verdict "three sizes; $paint; $answer"

@@ -1,6 +1,6 @@
 /* app.c -- the loop, the keys, the start and the end of the workbench.
  *
- *   turn: script -> signals -> keys -> engine -> draw (at most 20 times a second, 10 while tokens stream) -> poll
+ *   turn: script -> signals -> keys -> engine -> draw (at most 20 times a second, 10 while tokens stream, 60 after a key) -> poll
  *
  * Nothing in a turn waits: the only sleep is poll() over the tty, the engine's pipe and the signal pipe. */
 #include "tui/app.h"
@@ -510,11 +510,12 @@ static void wait_for_something(tui_app *app, double frame_at) {
 
 static void loop(tui_app *app) {
     double drawn_at = 0;
+    bool answers = false; /* a key came since the last picture: whoever pressed it waits for it */
     while (!app->quit) {
         app->now = clock_s();
         if (app->script) tui_script_step(app);
         signals(app);
-        (void)keys(app);
+        answers = keys(app) > 0 || answers;
         if (app->resized) fit_screen(app);
         tui_link_flush(app);
         if (app->link.fd_in > 0) tui_link_read(app);
@@ -524,9 +525,9 @@ static void loop(tui_app *app) {
         journal_tick(app);
         if (app->tour) tui_tour_turn(app);
         app->now = clock_s();
-        const double period = app->slot_running >= 0 || tui_planner_busy(app) ? 0.1 : 0.05;
+        const double period = answers ? 0.016 : app->slot_running >= 0 || tui_planner_busy(app) ? 0.1 : 0.05;
         if (app->dirty_screen && app->now - drawn_at >= period) {
-            app->dirty_screen = false;
+            app->dirty_screen = answers = false;
             tui_draw(app);
             if (!term_draw(app->canvas)) app->dirty_screen = true;
             drawn_at = app->now;

@@ -103,6 +103,20 @@ static void click_tab(tui_app *app, int y, int x, int64_t view) {
     tui_view_switch(app, (int)view);
 }
 
+/* the head under the cursor; marks and the group lock before it, since edits go to them: as much as there is room for */
+static void tabs_right(const tui_app *app, viz_pane p, int x) {
+    char head[16], marked[32] = "", text[80];
+    int32_t n = 0;
+    for (int32_t k = 0; app->plan.marks && k < app->plan.now->n_layer * app->plan.now->n_head; k++) n += app->plan.marks[k];
+    (void)snprintf(head, sizeof head, "L%02d H%02d", app->cursor.layer, app->cursor.head);
+    if (n) (void)snprintf(marked, sizeof marked, "%d marked", n);
+    (void)snprintf(text, sizeof text, "%s%s%s%s", app->plan.group_lock ? "group lock  " : "", marked, n ? "  " : "", head);
+    if (x + (int)strlen(text) >= p.w) (void)snprintf(text, sizeof text, "%s", n ? marked : head);
+    if (x + (int)strlen(text) >= p.w && n) (void)snprintf(text, sizeof text, "*%d", n);
+    const int w = (int)strlen(text);
+    if (x + w < p.w) viz_text(p, 0, p.w - 1 - w, n ? viz_fg(VIZ_ACCENT) : viz_fg(VIZ_DIM), text);
+}
+
 static void tabs(tui_app *app, viz_pane p) {
     int x = 1, need = 1 + 9; /* the head on the right, too */
     for (int i = 0; i < tui_view_count(); i++) need += 4 + (int)strlen(tui_view_at(i)->title);
@@ -125,13 +139,7 @@ static void tabs(tui_app *app, viz_pane p) {
         const int w = b.data ? moa_text_cells(b.data, b.size) + 1 : 0; /* a blank before it */
         if (w) viz_text_right(p, 0, p.w - 1 - (w < 24 ? w : 24), w < 24 ? w : 24, viz_bold(VIZ_GOOD), b.data);
         moa_buf_free(&b);
-    } else if (app->plan.now) {
-        char text[64];
-        (void)snprintf(text, sizeof text, "group lock  L%02d H%02d", app->cursor.layer, app->cursor.head);
-        const char *shown = app->plan.group_lock && x + (int)strlen(text) < p.w ? text : text + strlen("group lock  ");
-        const int w = (int)strlen(shown);
-        if (x + w < p.w) viz_text(p, 0, p.w - 1 - w, viz_fg(VIZ_DIM), shown);
-    }
+    } else if (app->plan.now) tabs_right(app, p, x);
 }
 
 /* --- prompt and footer --------------------------------------------------------------------------------------------------------- */
