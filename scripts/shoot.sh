@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the pictures of docs/screens from the real program: SmolLM2 on the CPU, a fixed prompt, greedy. shoot.sh BUILD [MODEL]
-# run, heads, map, plan, memory, compare as text (120x40) and as SVG. What they show is measured anew each time; only speeds differ.
+# run, heads, map, plan, memory, compare, a step of the tour as text (120x40) and as SVG. What they show is measured anew each time; only speeds differ.
 set -eu
 cd "$(dirname "$0")/.."
 build=${1:?usage: shoot.sh BUILD [MODEL]}
@@ -24,11 +24,20 @@ mkdir -p "$out"
     echo ":go L14.H3" # it copies: after "behind the" it looks at what followed that before, which its new window loses
     for view in run heads map plan memory compare; do
         echo ":view $view"
+        [ $view = compare ] && echo "] ] ] Enter" # the heads to blame for one of its tokens
         echo ":sync"
         echo ":sync"
         echo ":dump $work/$view.txt txt"
         echo ":dump $work/$view.svg svg"
     done
+    echo ":tour"
+    echo "Enter Enter"
+    echo ":sync step 3: a window"
+    for _ in 1 2; do echo "<"; done
+    echo ":sync"
+    echo ":sync"
+    echo ":dump $work/tour.txt txt"
+    echo ":dump $work/tour.svg svg"
     echo ":quit!"
 } >"$work/script"
 

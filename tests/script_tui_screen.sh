@@ -232,6 +232,11 @@ r
 :dump shp.txt
 3
 :dump sh3.txt
+:unmark
+:sync
+:mark L0-1.*
+:dump marked.txt
+:unmark
 :set-rule L0.* w=128
 :dump own.txt
 :set gen 20
@@ -253,7 +258,9 @@ has s4.txt "mean 768"
 has sh.txt "Keys and commands: Heads" && has shp.txt "Keys and commands: Plan" # the help goes with the screen below it
 lacks sh3.txt "Keys and commands" && has sh3.txt "3 MAP"
 lacks s4.txt "windowed run" # a plan that cuts nothing saw everything
-has_re own.txt 'own plan ●1' && lacks own.txt "full attent"
+has_re marked.txt "(8 marked|[*]8) *$"
+lacks_re own.txt "(8 marked|[*]8) *$"
+has_re own.txt 'own plan ●[0-9]' && lacks own.txt "full attent"
 has diff.txt "On disk → on the screen"
 lacks err "stands out"
 

@@ -528,7 +528,14 @@ static moa_status mark(tui_app *app, const tui_args *a, bool on, moa_err *err) {
     return s;
 }
 static moa_status run_mark(tui_app *app, const tui_args *a, moa_err *err) { return mark(app, a, true, err); }
-static moa_status run_unmark(tui_app *app, const tui_args *a, moa_err *err) { return mark(app, a, false, err); }
+static moa_status run_unmark(tui_app *app, const tui_args *a, moa_err *err) {
+    const size_t n = app->plan.now ? (size_t)app->plan.now->n_layer * (size_t)app->plan.now->n_head : 0;
+    if (n && a->argc == 0 && !(app->plan.marks && memchr(app->plan.marks, 1, n))) {
+        tui_say(app, TUI_INFO, "No head is marked"); /* what was asked for is so */
+        return MOA_OK;
+    }
+    return mark(app, a, false, err);
+}
 
 static moa_status run_undo(tui_app *app, const tui_args *a, moa_err *err) {
     for (int i = 0; i < (a->count > 1 ? a->count : 1); i++)

@@ -31,7 +31,9 @@ static moa_status each_target(tui_app *app, const edit *e, tui_rule_fn fn, moa_e
     edit copy = *e;
     const int32_t changed = tui_plan_edit(app, mask, what, fn, &copy);
     free(mask);
-    if (changed == 0) tui_say(app, TUI_INFO, "Nothing changes: %s", what);
+    if (changed == 0 && e->by != 0) /* a step beyond the shortest or the longest */
+        tui_say(app, TUI_INFO, "Nothing changes: %s; a span goes from %d, sink and newest block, to all of N", what, MOA_SPAN_MIN);
+    else if (changed == 0) tui_say(app, TUI_INFO, "Nothing changes: %s", what);
     else if (changed > 1) tui_say(app, TUI_INFO, "%s (%d changed); u undoes", what, changed);
     return MOA_OK;
 }
