@@ -108,5 +108,26 @@ for mode in 24bit 256 8 never; do
         [ "$(wc -L < m.txt)" -le "${size%x*}" ] || fail "$size $mode: wider than the screen"
     done
 done
+# more heads than cells across: the grid follows the cursor, its title says which heads are shown, a click takes the one that is seen
+play 80x24 "tok_s=0 'shape=20 64 8 8 1000 4096'" <<'S' || fail "64 heads: exit code $? $(cat err)"
+:sync loaded
+2
+.9
+:dump left.txt
+:go L10.H63
+:dump right.txt
+:go L10.H40
+:sync
+:mouse click 4 7
+:dump clicked.txt
+:resize 200x50
+:dump all.txt
+S
+has left.txt "Heads  20 x 64  H00-3" && has right.txt "-63 ─" && lacks left.txt " 60 "
+has right.txt " 60" && lacks right.txt " 0   4 "
+first=$(grep -oE 'x 64  H[0-9]+' clicked.txt | grep -oE '[0-9]+$')
+has clicked.txt "─ L00 H$(printf %02d $((10#$first + 1))) " # the second cell: frame, blank and label take 6
+lacks all.txt "64  H"
+
 [ $bad = 0 ] && echo "heads: all there"
 exit $bad

@@ -16,7 +16,7 @@
 #include "tui/search.h"
 #include "viz/ramp.h"
 
-enum { V_METRIC, V_TOP, V_RANGE_AT }; /* metric shown; first layer shown; where a range of marks began + 1, 0: none */
+enum { V_METRIC, V_TOP, V_RANGE_AT, V_LEFT }; /* metric shown; first layer shown; where a range of marks began + 1, 0: none; first head shown */
 
 /* name, title of the grid, scale of its legend: 0 a share 0..1, 1 its own range, 2 categories */
 #define METRIC_MAP(X)                                                                                        \
@@ -151,9 +151,10 @@ typedef struct geometry {
     int cell_w, gap; /* cells of a head, between KV groups */
     bool half;       /* two layers a row */
     int32_t group, n_head, top, shown; /* heads of a KV group; first layer shown, layers that fit */
+    int32_t left, end;                 /* heads shown: [left, end) */
 } geometry;
 
-static int head_x(const geometry *g, int32_t head) { return X_GRID + head * g->cell_w + head / g->group * g->gap; }
+static int head_x(const geometry *g, int32_t head) { return X_GRID + (head - g->left) * g->cell_w + (head / g->group - g->left / g->group) * g->gap; }
 static int grid_w(const geometry *g) { return head_x(g, g->n_head - 1) + g->cell_w; }
 
 static geometry fit(tui_app *app, int h, int w) {
@@ -162,6 +163,15 @@ static geometry fit(tui_app *app, int h, int w) {
     if (g.group < 2) g.gap = 0;
     while (grid_w(&g) > w && g.cell_w > 1) g.cell_w--;
     if (grid_w(&g) > w) g.gap = 0;
+    const int32_t across = grid_w(&g) > w ? w - X_GRID : n_head; /* a cell each, and still not all: the rest is to the side */
+    int32_t left = (int32_t)vars(app)->v[V_LEFT];
+    if (app->cursor.head < left) left = app->cursor.head;
+    if (app->cursor.head >= left + across) left = app->cursor.head - across + 1;
+    if (left > n_head - across) left = n_head - across;
+    if (left < 0) left = 0;
+    vars(app)->v[V_LEFT] = left;
+    g.left = left;
+    g.end = left + across < n_head ? left + across : n_head;
     g.half = n_layer > h && viz_caps_half(app->caps);
     g.shown = g.half ? 2 * h : h;
     if (g.half && g.cell_w > 3) g.cell_w = 3; /* no room for figures anyway */
@@ -228,7 +238,7 @@ static void draw_cells(tui_app *app, viz_pane p, const geometry *geo, const grid
         const int32_t l = geo->top + i;
         const int y = geo->half ? i / 2 : i;
         viz_printf(p, y, 0, viz_fg(l == app->cursor.layer || (geo->half && l + 1 == app->cursor.layer) ? VIZ_TEXT : VIZ_DIM), "L%02d", l);
-        for (int32_t h = 0; h < plan->n_head; h++) {
+        for (int32_t h = geo->left; h < geo->end; h++) {
             const double *v = &g->v[(size_t)l * (size_t)plan->n_head + (size_t)h];
             if (!geo->half) cell_wide(app, p, y, head_x(geo, h), geo->cell_w, g, metric, *v);
             else cell_half(app, p, y, head_x(geo, h), geo->cell_w, g, metric, v[0], l + 1 < plan->n_layer ? v[plan->n_head] : (double)NAN);
@@ -238,7 +248,7 @@ static void draw_cells(tui_app *app, viz_pane p, const geometry *geo, const grid
 
 static void draw_marks(tui_app *app, viz_pane p, const geometry *geo) {
     for (int32_t i = 0; i < geo->shown && geo->top + i < app->plan.now->n_layer; i++)
-        for (int32_t h = 0; h < app->plan.now->n_head; h++) {
+        for (int32_t h = geo->left; h < geo->end; h++) {
             const bool here = geo->top + i == app->cursor.layer && h == app->cursor.head;
             const int y = geo->half ? i / 2 : i, x = head_x(geo, h);
             if (tui_plan_marked(app, geo->top + i, h)) viz_text(p, y, x, viz_bold(VIZ_ACCENT), "*");
@@ -253,7 +263,7 @@ static void draw_marks(tui_app *app, viz_pane p, const geometry *geo) {
 
 static void draw_heads_row(viz_pane p, const geometry *g) {
     char text[16];
-    for (int32_t h = 0, last = -9; h < g->n_head; h++) {
+    for (int32_t h = g->left, last = -9; h < g->end; h++) {
         const int n = snprintf(text, sizeof text, "%d", h), x = head_x(g, h) + (g->cell_w > n ? (g->cell_w - n) / 2 : 0);
         if (x < last + 2 && g->cell_w < 3) continue;
         if (g->cell_w < 3 && h % 4 != 0) continue;
@@ -291,9 +301,9 @@ static void draw_legend(tui_app *app, viz_pane p, int y, const grid *g, int metr
 static void click_head(tui_app *app, int y, int x, int64_t size) {
     if (!app->plan.now) return;
     const geometry g = fit(app, (int)(size >> 16) - 2, (int)(size & 0xffff));
-    int32_t h = 0, layer = g.top + (g.half ? 2 * y : y);
-    while (h + 1 < g.n_head && head_x(&g, h + 1) <= x) h++;
-    if (layer >= app->plan.now->n_layer || x < head_x(&g, 0)) return;
+    int32_t h = g.left, layer = g.top + (g.half ? 2 * y : y);
+    while (h + 1 < g.end && head_x(&g, h + 1) <= x) h++;
+    if (layer >= app->plan.now->n_layer || x < head_x(&g, g.left)) return;
     if (g.half && layer == app->cursor.layer && h == app->cursor.head && layer + 1 < app->plan.now->n_layer) layer++;
     tui_cursor_move(app, layer, h);
 }
@@ -305,6 +315,11 @@ static void draw_grid(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     (void)snprintf(title, sizeof title, "Heads");
     if (app->plan.now) (void)snprintf(title, sizeof title, "Heads  %d x %d", app->plan.now->n_layer, app->plan.now->n_head);
     (void)snprintf(note, sizeof note, "%s%s", metrics[metric].title, !t || metric == M_SPAN || metric == M_RULE || metric == M_INFLUENCE || tui_run_saw_all(t) ? "" : " (windowed run)");
+    if (app->plan.now) {
+        const geometry g = fit(app, rect.h - 4, rect.w - 4);
+        const size_t n = strlen(title);
+        if (g.end - g.left < g.n_head) (void)snprintf(title + n, sizeof title - n, "  H%02d-%02d", g.left, g.end - 1);
+    }
     viz_pane in = viz_box(viz_pane_of(c, rect), title, note, focus);
     in = viz_pane_sub(in, 0, 1, in.h, in.w - 2);
     if (!app->plan.now) {
@@ -320,7 +335,7 @@ static void draw_grid(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
     draw_marks(app, cells, &geo);
     tui_hit_add(app, viz_pane_rect(cells), click_head, (int64_t)in.h << 16 | in.w);
     if (metric == M_INFLUENCE && !tui_influence_at(app, 0)) viz_text_cut(in, in.h - 1, 0, in.w, viz_fg(VIZ_WARN), "No influence yet: screen 8 measures it.");
-    else if (!t && metric != M_SPAN && metric != M_RULE && metric != M_INFLUENCE) viz_text_cut(in, in.h - 1, 0, in.w, viz_fg(VIZ_WARN), in.w < 49 ? "Not measured yet: R runs the prompt." : "Nothing measured yet: R runs with full attention.");
+    else if (!t && metric != M_SPAN && metric != M_RULE && metric != M_INFLUENCE) viz_text_cut(in, in.h - 1, 0, in.w, viz_fg(VIZ_WARN), !app->model.loaded ? "No model: .9 shows the plan's rules." : in.w < 49 ? "Not measured yet: R runs the prompt." : "Nothing measured yet: R runs with full attention.");
     else draw_legend(app, in, in.h - 1, &g, metric);
     grid_free(&g);
 }

@@ -150,7 +150,7 @@ static void note_of(const tui_app *app, const tui_head_figures *f, int32_t at, c
     if (f->rule.alpha + f->rule.beta * len <= 0) (void)snprintf(out, n, "<= 0, min 128");
     else if (f->span >= len) (void)snprintf(out, n, "full");
     else if (!isnan(f->worst_cover) && f->worst_cover < 0.5) (void)snprintf(out, n, "worst %s", viz_percent_text(t, f->worst_cover, 0));
-    else if (f->is_widest && f->group_span > MOA_SPAN_MIN) (void)snprintf(out, n, "sets group");
+    else if (f->is_widest && app->model.loaded && f->group_span > MOA_SPAN_MIN) (void)snprintf(out, n, "sets group");
     (void)at;
 }
 
