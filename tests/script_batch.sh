@@ -147,6 +147,15 @@ expect 0 "$moascope" run "$llama" -p "$text$text" -n 4 --temp 0 --ignore-eos --p
 cmp -s "$temp/m.npz" "$temp/m2.npz" || complain "the same run gives another maps file"
 expect 1 "$moascope" run "$llama" -p a -n 1 --maps /nowhere/m.npz
 expect 1 "$moascope" run "$llama" -p a -n 1 --json /nowhere/a.json
+# a command spelled wrong is no model's name; a model's name is no command
+for word in serach benhc evall plna; do
+  "$moascope" $word < /dev/null > "$temp/out" 2> "$temp/err"
+  [ $? -eq 2 ] && grep -q "did you mean '" "$temp/err" || complain "moascope $word: $(cat "$temp/err")"
+done
+for word in SmolLM2 qwen ./serach bench.gguf x; do
+  "$moascope" $word < /dev/null > "$temp/out" 2> "$temp/err"
+  [ $? -eq 2 ] && grep -q 'not a terminal' "$temp/err" || complain "moascope $word: $(cat "$temp/err")"
+done
 # where a result cannot be written is said before the work, with nothing printed
 for option in --json --logits --maps --stats; do
   "$moascope" run "$llama" -p abc -n 5 $option /nowhere/at/all > "$temp/out" 2> "$temp/err"

@@ -72,6 +72,11 @@ see 'on or off' && see 'ended with 2\.'
 sh_line "clear; $(fake_line --mouse off --no-restore --no-session)"
 see '1 *RUN' && see ready
 is mouse_any_flag 0 && ok || fail '--mouse off, and it is asked for'
+ui_end
+sh_line "clear; $(fake_line --no-restore --no-session)"
+see '1 *RUN' && see ready
+until_ 5 is mouse_any_flag 1 && ok || fail 'not asked for after --mouse off'
 cmd 'crash yes' # whatever ends it
 see 'segmentation'
+is mouse_any_flag 0 && ok || fail 'after a crash the terminal still reports the mouse'
 verdict 'clicks, wheel, broken reports, on and off'

@@ -2,6 +2,7 @@
 #include <locale.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/text.h"
 #include "tui/app.h"
@@ -37,13 +38,45 @@ static int run_command(const moa_batch *command, int argc, char **argv) {
     return code;
 }
 
+/* how many letters must be changed, added or left out to make one word of the other; words of at most 15 letters, else 15 */
+static int letters_apart(const char *a, const char *b) {
+    int row[17];
+    const int n = (int)strlen(b);
+    if (n > 15 || strlen(a) > 15) return 15;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int above = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int best = above + (a[i - 1] != b[j - 1]);
+            if (row[j] + 1 < best) best = row[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            above = row[j];
+            row[j] = best;
+        }
+    }
+    return row[n];
+}
+
+/* the command that was meant by a word that is none and names no file: a full screen that looks for such a model would be no answer */
+static const char *meant(const char *word) {
+    const char *best = NULL;
+    int apart = 3;
+    if (strlen(word) < 3 || *word == '-' || strpbrk(word, "./") || access(word, F_OK) == 0) return NULL;
+    for (const moa_batch *const *c = moa_batch_table; *c; c++) {
+        const int k = letters_apart(word, (*c)->name);
+        if (k < apart && k * 2 <= (int)strlen(word)) apart = k, best = (*c)->name;
+    }
+    return best;
+}
+
 static void print_help(void) {
     (void)printf("usage: moascope [MODEL] [options]       the workbench (full screen)\n"
                  "       moascope COMMAND ...             the same work without a screen\n\n");
     for (const moa_batch *const *c = moa_batch_table; *c; c++)
         (void)printf("  %-10s  %s\n", (*c)->name, (*c)->help);
     (void)printf(
-        "\n`moascope COMMAND --help` tells a command's options, `moascope --version` what was built.\n"
+        "\n`moascope COMMAND --help` tells a command's options, `moascope man` all of them, `moascope --version` what was built.\n"
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 input not valid or not supported, 4 out of memory,\n"
         "5 device failed, 130 interrupted.\n");
 }
@@ -68,6 +101,11 @@ int main(int argc, char **argv) {
     }
     if (help) {
         (void)fprintf(stderr, "moascope help: there is no command '%s'\n", argv[2]);
+        return 2;
+    }
+    const char *near = meant(word);
+    if (near) {
+        (void)fprintf(stderr, "moascope: there is no command '%s'; did you mean '%s'? (a model of that name: --model %s)\n", word, near, word);
         return 2;
     }
     return tui_workbench(argc, argv);
