@@ -129,5 +129,48 @@ first=$(grep -oE 'x 64  H[0-9]+' clicked.txt | grep -oE '[0-9]+$')
 has clicked.txt "─ L00 H$(printf %02d $((10#$first + 1))) " # the second cell: frame, blank and label take 6
 lacks all.txt "64  H"
 
+# the text tinted by one query: its cut is the row's, keys and clicks move the query, what was cut is told apart, t goes back
+play 120x40 "tok_s=0 'shape=4 4 2 8 1000 4096'" --prompt "$(seq -s ' the ' 1 150)" -n 40 <<'S' || fail "text: exit code $? $(cat err)"
+:sync loaded
+R
+:sync run
+:plan set uniform:0.5
+:go L1.H1
+3
+:sync map
+:at 250 10
+t
+:sync row
+:wait 0.2
+:dump text.txt
+:dump text.names names
+h h
+:sync left
+:dump left.txt
+k
+:sync up
+:dump up.txt
+:mouse click 3 3
+:sync click
+:dump first.txt
+:resize 60x16
+:sync small
+:dump small.txt
+:resize 120x40
+t
+:sync back
+:dump back.txt
+S
+has text.txt "L01 H01  what token 250 looks at"
+cut=$(grep -oE 'cuts [0-9.]+%' text.txt | grep -oE '[0-9.]+%')
+[ -n "$cut" ] && has_re text.txt "this q .*cut ${cut//./\\.}|Keys of query 250 . cut ${cut//./\\.}"
+[ "$cut" != 0.0% ] || fail "a span of half the text cuts nothing of an even head"
+has left.txt "what token 248 looks at"
+up=$(grep -oE 'what token [0-9]+' up.txt | grep -oE '[0-9]+')
+[ "${up:-999}" -lt 248 ] && [ "${up:-0}" -gt 180 ] || fail "a line up from 248 is ${up:-nothing}"
+row=$(grep -oE 'what token [0-9]+' first.txt | grep -oE '[0-9]+')
+[ "${row:-999}" -lt "${up:-0}" ] || fail "a click on the first line went to ${row:-nothing}"
+has small.txt "what token" && has back.txt "mass lift" && lacks back.txt "looks at"
+
 [ $bad = 0 ] && echo "heads: all there"
 exit $bad

@@ -27,6 +27,7 @@ enum {
     V_FOLLOW_OFF, /* the cursor does not go with the newest token */
     V_INFLUENCE,  /* the head's influence in place of its attention */
     V_SIGNED,     /* of its influence: signed, not absolute */
+    V_TEXT,       /* the text tinted by the query's row in place of the map: cells of a line + 1; 0: the map */
 };
 enum { TUI_RANGE_AUTO, TUI_RANGE_OWN, TUI_RANGE_FIXED, TUI_RANGE_N };
 enum { TUI_SINK_SPLIT, TUI_SINK_SHOW, TUI_SINK_RENORM, TUI_SINK_HIDE, TUI_SINK_N };

@@ -15,6 +15,7 @@
 #include "tui/internal.h"
 #include "tui/mapview.h"
 #include "tui/search.h"
+#include "tui/textview.h"
 #include "viz/png.h"
 
 enum { CONTEXT_TOKENS = 24, TOP_MAX = 64, FOLLOW_EACH = 16 };
@@ -780,10 +781,11 @@ static void draw_cdf(tui_app *app, viz_canvas *c, viz_rect rect, bool focus) {
 }
 
 static void draw(tui_app *app, viz_canvas *c, const viz_rect *p) {
-    const tui_view_state *v = vars(app);
+    tui_view_state *v = vars(app);
     const int focus = v->focus;
     tui_map_window w;
     if (!viz_rect_empty(p[TUI_MAP_MAP]) && v->v[V_INFLUENCE]) tui_influence_draw(app, c, p[TUI_MAP_MAP], focus == TUI_MAP_MAP, v->v[V_SIGNED] != 0);
+    else if (!viz_rect_empty(p[TUI_MAP_MAP]) && v->v[V_TEXT]) v->v[V_TEXT] = 1 + tui_text_draw(app, c, p[TUI_MAP_MAP], focus == TUI_MAP_MAP);
     else if (!viz_rect_empty(p[TUI_MAP_MAP])) draw_map(app, c, p[TUI_MAP_MAP], focus == TUI_MAP_MAP);
     if (!viz_rect_empty(p[TUI_MAP_CURSOR])) {
         (void)tui_map_window_of(app, vars(app), map_pane(app), &w);
@@ -821,6 +823,11 @@ static moa_status move_by(tui_app *app, int dq, int dk, moa_err *err) {
     if (!tui_map_window_of(app, v, map_pane(app), &w)) return moa_fail(err, MOA_E_FAILED, "%s", missing(app));
     if (dq && in_row_list(app)) {
         row_to(app, v->v[V_ROW_AT] + dq);
+        return MOA_OK;
+    }
+    if (v->v[V_TEXT] && !v->v[V_INFLUENCE]) { /* the cursor goes over the text */
+        v->v[V_FOLLOW_OFF] = 1;
+        tui_text_move(app, (int)v->v[V_TEXT] - 1, dq, dk);
         return MOA_OK;
     }
     tui_cursor *c = &app->cursor;
@@ -1025,6 +1032,14 @@ static moa_status show_row(tui_app *app, const tui_args *a, moa_err *err) {
     refresh(app);
     return MOA_OK;
 }
+static moa_status show_text(tui_app *app, const tui_args *a, moa_err *err) {
+    (void)a, (void)err;
+    tui_view_state *v = vars(app);
+    v->v[V_TEXT] = !v->v[V_TEXT];
+    v->focus = TUI_MAP_MAP;
+    refresh(app);
+    return MOA_OK;
+}
 static moa_status show_cdf(tui_app *app, const tui_args *a, moa_err *err) {
     (void)a, (void)err;
     side(app, 1, false);
@@ -1109,6 +1124,7 @@ static const tui_command commands[] = {
     {"zoom whole", "0", NULL, "everything", "whole", NULL, 0, zoom_whole, NULL},
     {"zoom", "Enter", NULL, "four times as close (in the list: to that key)", NULL, NULL, 0, enter, NULL},
     {"row", "e", NULL, "the cursor's query key by key, largest first; again: back to the map", "row", NULL, 0, show_row, NULL},
+    {"text", "t", NULL, "the text tinted by what the query looks at, and what its span cuts; again: the map", "text", NULL, 0, show_text, NULL},
     {"distances", "d", NULL, "how much of the mass lies within a distance", "distance", NULL, 0, show_cdf, NULL},
     {"mask", "a", NULL, "the run's own mask, or all keys (from the run's q and k)", "mask", NULL, 0, turn_mask, NULL},
     {"pool", "m", NULL, "cells show their mass or their largest A", "mass/max", NULL, 0, turn_pool, NULL},
