@@ -1124,7 +1124,7 @@ static const tui_command commands[] = {
     {"zoom whole", "0", NULL, "everything", "whole", NULL, 0, zoom_whole, NULL},
     {"zoom", "Enter", NULL, "four times as close (in the list: to that key)", NULL, NULL, 0, enter, NULL},
     {"row", "e", NULL, "the cursor's query key by key, largest first; again: back to the map", "row", NULL, 0, show_row, NULL},
-    {"text", "t", NULL, "the text tinted by what the query looks at, and what its span cuts; again: the map", "text", NULL, 0, show_text, NULL},
+    {"text", "t", NULL, "the text tinted by what the query looks at, and what is cut; again: the map", "text", NULL, 0, show_text, NULL},
     {"distances", "d", NULL, "how much of the mass lies within a distance", "distance", NULL, 0, show_cdf, NULL},
     {"mask", "a", NULL, "the run's own mask, or all keys (from the run's q and k)", "mask", NULL, 0, turn_mask, NULL},
     {"pool", "m", NULL, "cells show their mass or their largest A", "mass/max", NULL, 0, turn_pool, NULL},
